@@ -1,0 +1,275 @@
+//! Compares the matcher with iced-x86: same length and operands for what it accepts, and nothing of the whitelist missed.
+
+use std::vec;
+use std::vec::Vec;
+
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use proptest::prelude::*;
+
+use super::*;
+
+/// Every prefix byte of 64-bit code.
+fn prefix_bytes() -> impl Iterator<Item = u8> + Clone {
+    [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3].into_iter().chain(0x40..=0x4f)
+}
+
+/// No prefix, every prefix, every pair.
+fn prefix_sets() -> Vec<Vec<u8>> {
+    let mut sets = vec![vec![]];
+    sets.extend(prefix_bytes().map(|p| vec![p]));
+    sets.extend(prefix_bytes().flat_map(|p| prefix_bytes().map(move |q| vec![p, q])));
+    sets
+}
+
+fn iced(bytes: &[u8]) -> Option<Instruction> {
+    let insn = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).decode();
+    (insn.code() != Code::INVALID).then_some(insn)
+}
+
+/// Number of a 16-, 32- or 64-bit general register.
+fn number(reg: Register) -> u8 {
+    assert!(reg.is_gpr16() || reg.is_gpr32() || reg.is_gpr64(), "{reg:?}");
+    reg.number() as u8
+}
+
+fn width(bytes: usize) -> Width {
+    match bytes {
+        1 => Width::Byte,
+        2 => Width::Word,
+        4 => Width::Dword,
+        8 => Width::Qword,
+        _ => panic!("{bytes}"),
+    }
+}
+
+fn segment(insn: &Instruction) -> Base {
+    match insn.segment_prefix() {
+        Register::FS => Base::Fs,
+        Register::GS => Base::Gs,
+        _ => Base::Flat,
+    }
+}
+
+/// What a full decoder makes of the whitelisted instructions.
+fn expected(insn: &Instruction) -> Option<Op> {
+    let gpr = |op| Gpr::new_truncated(number(insn.op_register(op)));
+    let port = |op: u32| match insn.op_kind(op) {
+        OpKind::Immediate8 => Port::Immediate(insn.immediate8()),
+        _ => Port::Dx,
+    };
+    let cr = |reg: Register| match reg {
+        Register::CR0 => Some(ControlReg::Cr0),
+        Register::CR2 => Some(ControlReg::Cr2),
+        Register::CR3 => Some(ControlReg::Cr3),
+        Register::CR4 => Some(ControlReg::Cr4),
+        _ => None,
+    };
+    let string = |mem_op: u32| {
+        let kind = insn.op_kind(mem_op);
+        StringIo {
+            width: width(insn.memory_size().size()),
+            repeat: insn.has_rep_prefix() || insn.has_repne_prefix(),
+            address32: matches!(kind, OpKind::MemoryESEDI | OpKind::MemorySegESI),
+            base: if matches!(kind, OpKind::MemorySegESI | OpKind::MemorySegRSI) {
+                segment(insn)
+            } else {
+                Base::Flat
+            },
+        }
+    };
+    Some(match insn.code() {
+        Code::Mov_r64_cr => Op::ReadCr { cr: cr(insn.op1_register())?, to: gpr(0) },
+        Code::Mov_cr_r64 => Op::WriteCr { cr: cr(insn.op0_register())?, from: gpr(1) },
+        Code::Mov_r64_dr => Op::ReadDr { dr: insn.op1_register().number() as u8, to: gpr(0) },
+        Code::Mov_dr_r64 => Op::WriteDr { dr: insn.op0_register().number() as u8, from: gpr(1) },
+        Code::Clts => Op::Clts,
+        Code::Cli => Op::Cli,
+        Code::Sti => Op::Sti,
+        Code::Cpuid => Op::Cpuid,
+        Code::Rdmsr => Op::Rdmsr,
+        Code::Wrmsr => Op::Wrmsr,
+        Code::Rdtsc => Op::Rdtsc,
+        Code::Rdtscp => Op::Rdtscp,
+        Code::Xsetbv => Op::Xsetbv,
+        Code::Wbinvd | Code::Wbnoinvd => Op::Wbinvd,
+        _ => match insn.mnemonic() {
+            Mnemonic::In => Op::In { port: port(1), width: width(insn.op0_register().size()) },
+            Mnemonic::Out => Op::Out { port: port(0), width: width(insn.op1_register().size()) },
+            Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => Op::Ins(string(0)),
+            Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => Op::Outs(string(1)),
+            _ => return None,
+        },
+    })
+}
+
+fn compare_privileged(bytes: &[u8]) {
+    let ours = privileged(bytes);
+    let theirs = iced(bytes).and_then(|i| Some(Insn { len: i.len() as u8, op: expected(&i)? }));
+    assert_eq!(ours, theirs, "{bytes:02x?}");
+}
+
+/// All prefix pairs, all opcodes of one byte and of two bytes after 0F, and all ModRM bytes where there is one.
+#[test]
+fn privileged_agrees_with_iced_over_all_opcodes() {
+    let mut accepted = 0;
+    for set in prefix_sets() {
+        let mut bytes = set.clone();
+        bytes.extend([0, 0, 0x12, 0x34, 0x56, 0x78, 0x9a]);
+        let at = set.len();
+        for opcode in 0..=255u8 {
+            bytes[at] = opcode;
+            // The byte after matters to IN/OUT (port) and to the two-byte opcodes.
+            let seconds = if matches!(opcode, 0x0f | 0xe4..=0xe7) { 0..=255u8 } else { 0xa2..=0xa2 };
+            for second in seconds {
+                bytes[at + 1] = second;
+                let modrms = match (opcode, second) {
+                    (0x0f, 0x01 | 0x20..=0x23) => 0..=255u8,
+                    _ => 0x12..=0x12,
+                };
+                for modrm in modrms {
+                    bytes[at + 2] = modrm;
+                    compare_privileged(&bytes);
+                    accepted += u64::from(privileged(&bytes).is_some());
+                }
+            }
+        }
+    }
+    // The comparison is about something: the whitelist was met many times.
+    assert!(accepted > 500_000, "{accepted}");
+}
+
+#[test]
+fn an_instruction_cut_short_or_too_long_is_refused() {
+    assert_eq!(privileged(&[]), None);
+    assert_eq!(privileged(&[0x0f]), None);
+    assert_eq!(privileged(&[0x0f, 0x20]), None);
+    assert_eq!(privileged(&[0xe4]), None);
+    let mut long = vec![0x66; 14];
+    long.push(0xfa);
+    assert_eq!(privileged(&long), Some(Insn { len: 15, op: Op::Cli }));
+    long.insert(0, 0x66);
+    assert_eq!(privileged(&long), None);
+}
+
+fn expected_store(insn: &Instruction) -> Option<Store> {
+    if insn.op0_kind() != OpKind::Memory {
+        return None;
+    }
+    let size = insn.memory_size().size();
+    if size != 4 && size != 8 || insn.has_rep_prefix() || insn.has_repne_prefix() {
+        return None;
+    }
+    let source = match insn.op1_kind() {
+        OpKind::Register if insn.op1_register().is_gpr32() || insn.op1_register().is_gpr64() => {
+            Source::Reg(Gpr::new_truncated(number(insn.op1_register())))
+        }
+        OpKind::Immediate8 => Source::Imm(i32::from(insn.immediate8() as i8)),
+        OpKind::Immediate8to32 => Source::Imm(insn.immediate8to32()),
+        OpKind::Immediate8to64 => Source::Imm(insn.immediate8to64() as i32),
+        OpKind::Immediate32 => Source::Imm(insn.immediate32() as i32),
+        OpKind::Immediate32to64 => Source::Imm(insn.immediate32to64() as i32),
+        _ => return None,
+    };
+    let reg = || match source {
+        Source::Reg(r) => Some(r),
+        Source::Imm(_) => None,
+    };
+    let op = match insn.mnemonic() {
+        Mnemonic::Mov => StoreOp::Mov(source),
+        Mnemonic::Xchg => StoreOp::Xchg(reg()?),
+        Mnemonic::Cmpxchg => StoreOp::Cmpxchg(reg()?),
+        Mnemonic::And => StoreOp::And(source),
+        Mnemonic::Or => StoreOp::Or(source),
+        Mnemonic::Xor => StoreOp::Xor(source),
+        Mnemonic::Bts => StoreOp::Bts(source),
+        Mnemonic::Btr => StoreOp::Btr(source),
+        _ => return None,
+    };
+    // Moves of segment registers and to absolute 64-bit addresses are stores the matcher does not know.
+    if matches!(insn.code(), Code::Mov_moffs64_RAX | Code::Mov_moffs32_EAX) {
+        return None;
+    }
+    let (base, disp) = match insn.memory_base() {
+        Register::None => (None, insn.memory_displacement64()),
+        Register::RIP | Register::EIP => {
+            // iced gives the target; the matcher the distance from the next instruction.
+            (Some(MemBase::NextRip), insn.memory_displacement64().wrapping_sub(insn.len() as u64))
+        }
+        reg => (Some(MemBase::Reg(Gpr::new_truncated(number(reg)))), insn.memory_displacement64()),
+    };
+    let index = match insn.memory_index() {
+        Register::None => None,
+        reg => Some((Gpr::new_truncated(number(reg)), insn.memory_index_scale().trailing_zeros() as u8)),
+    };
+    Some(Store {
+        op,
+        width: width(size),
+        mem: Mem { segment: segment(insn), base, index, disp: disp as i32, address32: false },
+        lock: insn.has_lock_prefix(),
+    })
+}
+
+fn compare_store(bytes: &[u8]) -> bool {
+    let ours = store(bytes);
+    let theirs = iced(bytes).and_then(|i| Some(Insn { len: i.len() as u8, op: expected_store(&i)? }));
+    // iced has no flag for the address size: take it from the prefixes, which the other comparison covers.
+    let address32 = ours.is_some_and(|i| i.op.mem.address32);
+    if let Some(insn) = ours {
+        let prefixes = bytes.iter().take_while(|b| prefix_bytes().any(|p| p == **b));
+        assert_eq!(insn.op.mem.address32, prefixes.clone().any(|b| *b == 0x67), "{bytes:02x?}");
+    }
+    let theirs = theirs.map(|mut i| {
+        i.op.mem.address32 = address32;
+        i
+    });
+    assert_eq!(ours, theirs, "{bytes:02x?}");
+    ours.is_some()
+}
+
+#[test]
+fn store_agrees_with_iced_over_all_opcodes_and_modrm() {
+    let mut accepted = 0u64;
+    let opcodes: Vec<Vec<u8>> = (0..=255u8)
+        .filter(|b| *b != 0x0f)
+        .map(|b| vec![b])
+        .chain((0..=255u8).map(|b| vec![0x0f, b]))
+        .collect();
+    let singles: Vec<Vec<u8>> = prefix_sets().into_iter().filter(|s| s.len() < 2).collect();
+    for set in &singles {
+        for opcode in &opcodes {
+            for modrm in 0..=255u8 {
+                for sib in [0x00, 0x25, 0x65, 0xa4, 0xed] {
+                    let mut bytes = set.clone();
+                    bytes.extend(opcode);
+                    bytes.extend([modrm, sib, 0x81, 0x12, 0x34, 0xf6, 0x78, 0x9a, 0xbc, 0xde, 0xf0, 0x11]);
+                    accepted += u64::from(compare_store(&bytes));
+                }
+            }
+        }
+    }
+    assert!(accepted > 50_000, "{accepted}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Up to four prefixes, a likely opcode, and random bytes.
+    #[test]
+    fn random_instructions_agree(
+        prefixes in prop::collection::vec(prop::sample::select(prefix_bytes().collect::<Vec<_>>()), 0..5),
+        opcode in prop::sample::select(vec![
+            vec![0x0f, 0x20], vec![0x0f, 0x22], vec![0x0f, 0x21], vec![0x0f, 0x23], vec![0x0f, 0x01], vec![0x0f, 0x09],
+            vec![0x0f, 0xa2], vec![0x6c], vec![0x6d], vec![0x6e], vec![0x6f], vec![0xe5], vec![0xef], vec![0xfb],
+            vec![0x09], vec![0x21], vec![0x31], vec![0x81], vec![0x83], vec![0x87], vec![0x89], vec![0xc7],
+            vec![0x0f, 0xab], vec![0x0f, 0xb1], vec![0x0f, 0xb3], vec![0x0f, 0xba], vec![],
+        ]),
+        tail in prop::collection::vec(any::<u8>(), 0..12),
+    ) {
+        let mut bytes = prefixes;
+        bytes.extend(opcode);
+        bytes.extend(tail);
+        bytes.truncate(MAX_LENGTH);
+        compare_privileged(&bytes);
+        compare_store(&bytes);
+    }
+}

@@ -1,1 +1,58 @@
-fn main() {}
+//! `cargo xtask`: the one tool of this repository.
+//!
+//! One file per command; what several commands share is in `sh` (child processes, echoed), `recipe` (the only place
+//! that knows rustc flags), `images` (what can be booted), `archive` (what dom0 finds beside itself), `qemu` (the machine
+//! and how its end is read) and `xen` (Debian's Xen as the reference).
+
+#![forbid(unsafe_code)]
+
+mod archive;
+mod boot;
+mod build;
+mod doctor;
+mod images;
+mod qemu;
+mod recipe;
+mod run;
+mod setup;
+mod sh;
+mod xen;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Builds, boots, tests and audits Xenolith.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say which tools are there, which are missing, and the line that installs each
+    Doctor(doctor::Args),
+    /// Install what is missing (as root), or print the exact lines
+    Setup(setup::Args),
+    /// Build the hypervisor, dom0 and all guest images
+    Build(build::Args),
+    /// Boot Xenolith with dom0 in QEMU: the terminal becomes dom0's shell
+    Run(run::Args),
+    /// Boot any 64-bit PV ELF kernel as dom0 of Xenolith, or of Debian's Xen
+    Boot(boot::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Doctor(args) => doctor::main(args),
+        Command::Setup(args) => setup::main(args),
+        Command::Build(args) => build::main(args),
+        Command::Run(args) => run::main(args),
+        Command::Boot(args) => boot::main(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

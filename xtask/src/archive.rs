@@ -1,0 +1,72 @@
+//! The one module that Xenolith is booted with: dom0's ELF, and behind it, from the next page boundary on, what ring 0
+//! never reads: dom0's own module. For our dom0 that is a tar archive of guest images and domain descriptions.
+
+use crate::build::{self, Built};
+use crate::images::{Kind, Workspace};
+use crate::sh;
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+
+/// Where domain descriptions are kept; each one is packed.
+const DESCRIPTIONS: &str = "dom0/domains";
+
+/// Name of the file in the archive that holds shell commands, one a line.
+const EXEC: &str = "etc/exec";
+
+/// Packs the boot archive: `images/NAME` for every guest image, each `NAME.toml`, and `etc/exec` if there are commands.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn pack(workspace: &Workspace, built: &Built, exec: &[String]) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for image in workspace.guests.iter().filter(|image| image.kind != Kind::Dom0) {
+        let path =
+            built.guests.get(&image.name).with_context(|| format!("`{}` was not built", image.name))?;
+        let bytes = sh::read(&build::stripped(workspace, path)?)?;
+        append(&mut tar, &format!("images/{}", image.name), &bytes)?;
+    }
+    for path in descriptions()? {
+        let name = path.file_name().context("a description has a file name")?.to_string_lossy();
+        append(&mut tar, &name, &sh::read(&path)?)?;
+    }
+    if !exec.is_empty() {
+        append(&mut tar, EXEC, (exec.join("\n") + "\n").as_bytes())?;
+    }
+    tar.into_inner().context("cannot finish the boot archive")
+}
+
+fn descriptions() -> Result<Vec<PathBuf>> {
+    let dir = sh::root().join(DESCRIPTIONS);
+    let mut found = Vec::new();
+    if dir.is_dir() {
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ext| ext == "toml") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, bytes: &[u8]) -> Result<()> {
+    // No owner, no date: the same input gives the same archive.
+    let mut header = tar::Header::new_ustar();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, bytes).with_context(|| format!("cannot pack {name}"))
+}
+
+/// Writes a kernel and, page-aligned after it, its module; returns the file for QEMU's `-initrd`.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn join(kernel: &Path, module: Option<&[u8]>, out: &Path) -> Result<()> {
+    let mut bytes = sh::read(kernel)?;
+    if let Some(module) = module {
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        bytes.extend_from_slice(module);
+    }
+    sh::write(out, &bytes)
+}

@@ -1,0 +1,84 @@
+//! `cargo xtask build`: the hypervisor, dom0 and all guest images.
+
+use crate::images::{Image, Workspace};
+use crate::{recipe, sh};
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Build only the hypervisor
+    #[arg(long)]
+    hypervisor: bool,
+    /// Build only these guest images (by name)
+    names: Vec<String>,
+}
+
+/// What a build left behind, ready to boot.
+pub struct Built {
+    /// The hypervisor.
+    pub hypervisor: PathBuf,
+    /// Guest images by name, as linked.
+    pub guests: BTreeMap<String, PathBuf>,
+}
+
+pub fn main(args: Args) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    if args.names.is_empty() {
+        show(&hypervisor(&workspace)?)?;
+    }
+    if !args.hypervisor {
+        let images = if args.names.is_empty() {
+            workspace.guests.iter().collect()
+        } else {
+            args.names.iter().map(|name| workspace.guest(name)).collect::<Result<Vec<&Image>>>()?
+        };
+        recipe::guests(&workspace, &images)?.iter().try_for_each(|path| show(path))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(path: &Path) -> Result<()> {
+    let bytes = std::fs::metadata(path).with_context(|| format!("cannot find {}", path.display()))?.len();
+    let path = path.strip_prefix(sh::root()).unwrap_or(path);
+    println!("{} ({} KiB with debug information)", path.display(), bytes.div_ceil(1024));
+    Ok(())
+}
+
+/// Builds everything.
+///
+/// # Errors
+/// When something does not build.
+pub fn everything(workspace: &Workspace) -> Result<Built> {
+    let hypervisor = hypervisor(workspace)?;
+    let images: Vec<&Image> = workspace.guests.iter().collect();
+    let paths = recipe::guests(workspace, &images)?;
+    let guests = images.iter().map(|image| image.name.clone()).zip(paths).collect();
+    Ok(Built { hypervisor, guests })
+}
+
+/// Builds the hypervisor.
+///
+/// # Errors
+/// When it does not build.
+pub fn hypervisor(workspace: &Workspace) -> Result<PathBuf> {
+    recipe::hypervisor(workspace)
+}
+
+/// A copy of an image without debug information, for the boot archive; symbols stay.
+///
+/// # Errors
+/// When objcopy (it comes with gcc) is missing or refuses the file.
+pub fn stripped(workspace: &Workspace, image: &Path) -> Result<PathBuf> {
+    let name = image.file_name().context("an image has a file name")?;
+    let out = workspace.target_dir.join("image/boot").join(name);
+    let newer =
+        |a: &Path, b: &Path| Some(a.metadata().ok()?.modified().ok()? > b.metadata().ok()?.modified().ok()?);
+    if newer(&out, image) != Some(true) {
+        std::fs::create_dir_all(workspace.target_dir.join("image/boot"))?;
+        sh::run(Command::new("objcopy").arg("--strip-debug").args([image, out.as_path()]))?;
+    }
+    Ok(out)
+}

@@ -1,0 +1,453 @@
+//! The machine: QEMU's command line in one place, and how the end of a run is read.
+
+use crate::sh;
+use anyhow::{Context, Result, bail};
+use std::fmt;
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// The default CPU model: it has NX, SMEP, SMAP, XSAVE, FSGSBASE and RDRAND under TCG. x2APIC is off because QEMU 10.0
+/// aborts with `-icount` when it is used; the other features are ones that TCG lacks and would warn about.
+pub const CPU: &str = "EPYC,-x2apic,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec";
+
+/// I/O port of QEMU's isa-debug-exit device, named to the hypervisor on its command line.
+const EXIT_PORT: u16 = 0xf4;
+
+/// Oldest QEMU whose figures and verdicts are ours; older ones have bugs that some cases touch.
+pub const WANTED_MAJOR: u32 = 10;
+
+/// Who is booted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Host {
+    /// This hypervisor.
+    Xenolith,
+    /// Debian's Xen 4.17, the reference.
+    Xen,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Host::Xenolith => "xenolith",
+            Host::Xen => "xen",
+        })
+    }
+}
+
+/// Options that every booting command has.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Machine {
+    /// Memory of the machine
+    #[arg(long, default_value = "512M", value_name = "SIZE")]
+    pub mem: String,
+    /// Number of CPUs
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub smp: u32,
+    /// How QEMU runs the CPU: tcg works everywhere, kvm needs /dev/kvm
+    #[arg(long, default_value = "tcg", value_name = "ACCEL")]
+    pub accel: String,
+    /// CPU model (see `qemu-system-x86_64 -cpu help`)
+    #[arg(long, default_value = CPU, value_name = "MODEL", hide_default_value = true)]
+    pub cpu: String,
+    /// Let the clock advance with executed instructions: the same counts on every machine
+    #[arg(long)]
+    pub icount: bool,
+    /// One more word for QEMU's command line (repeatable)
+    #[arg(long = "qemu-arg", value_name = "WORD", allow_hyphen_values = true)]
+    pub qemu_args: Vec<String>,
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine {
+            mem: "512M".into(),
+            smp: 1,
+            accel: "tcg".into(),
+            cpu: CPU.into(),
+            icount: false,
+            qemu_args: Vec::new(),
+        }
+    }
+}
+
+impl Machine {
+    /// QEMU with everything but what is booted; the serial line is on stdio, with QEMU's escape character ctrl-a.
+    pub fn command(&self) -> Command {
+        let mut qemu = Command::new(program());
+        qemu.args(["-machine", "q35", "-accel", &self.accel, "-cpu", &self.cpu]);
+        qemu.args(["-m", &self.mem, "-smp", &self.smp.to_string()]);
+        qemu.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-serial",
+            "mon:stdio",
+        ]);
+        qemu.args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=0x04")]);
+        if self.icount {
+            qemu.args(["-icount", "shift=0,sleep=off", "-rtc", "clock=vm,base=2024-01-01T00:00:00"]);
+        }
+        qemu.args(&self.qemu_args);
+        qemu
+    }
+
+    /// Boots Xenolith: `module` is dom0's ELF (and what follows it), `words` are for the hypervisor, `cmdline` for dom0.
+    pub fn xenolith(&self, image: &Path, module: &Path, words: &str, cmdline: &str) -> Command {
+        let mut append = format!("debug-exit={EXIT_PORT:#x}");
+        if !words.is_empty() {
+            append = format!("{append} {words}");
+        }
+        if !cmdline.is_empty() {
+            append = format!("{append} --- {cmdline}");
+        }
+        let mut qemu = self.command();
+        qemu.arg("-kernel").arg(image).arg("-initrd").arg(module).arg("-append").arg(append);
+        qemu
+    }
+
+    /// Boots Debian's Xen with a kernel as dom0.
+    pub fn xen(
+        &self,
+        image: &Path,
+        kernel: &Path,
+        module: Option<&Path>,
+        words: &str,
+        cmdline: &str,
+    ) -> Command {
+        let mut append = String::from("com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all");
+        if self.accel == "tcg" {
+            // TCG does not raise #NM in XSAVE and XRSTOR: lazily switched vector state would get lost.
+            append += " spec-ctrl=eager-fpu";
+        }
+        if self.icount {
+            // Xen's mwait idle dies of #GP under icount with an EPYC.
+            append += " max_cstate=0";
+        }
+        if !words.is_empty() {
+            append = format!("{append} {words}");
+        }
+        // QEMU's multiboot loader separates modules by commas; a doubled one stands for itself.
+        let mut initrd = kernel.to_string_lossy().replace(',', ",,");
+        if !cmdline.is_empty() {
+            initrd = format!("{initrd} {}", cmdline.replace(',', ",,"));
+        }
+        if let Some(module) = module {
+            initrd = format!("{initrd},{}", module.to_string_lossy().replace(',', ",,"));
+        }
+        let mut qemu = self.command();
+        qemu.arg("-kernel").arg(image).args(["-initrd", &initrd, "-append", &append]);
+        qemu
+    }
+}
+
+/// QEMU's program: `QEMU` in the environment overrides it.
+pub fn program() -> std::ffi::OsString {
+    std::env::var_os("QEMU").unwrap_or_else(|| "qemu-system-x86_64".into())
+}
+
+/// Major and minor version of QEMU, or `None` when there is none.
+pub fn version() -> Option<(u32, u32)> {
+    let line = sh::version(program(), &["--version"])?;
+    let words = line.split_once("version ")?.1;
+    let mut numbers = words.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// dom0 asked for power off.
+    Poweroff,
+    /// dom0 asked for a reboot.
+    Reboot,
+    /// dom0 asked to be suspended.
+    Suspend,
+    /// dom0 crashed, or said so.
+    Crash,
+    /// dom0's watchdog ran out.
+    Watchdog,
+    /// The hypervisor itself panicked.
+    Panic,
+    /// The machine reset or QEMU was quit: nobody gave a reason (a triple fault looks like this).
+    Reset,
+    /// The time was up and QEMU was stopped.
+    Timeout,
+    /// QEMU refused to run or died.
+    Qemu,
+}
+
+impl End {
+    /// From QEMU's exit status: isa-debug-exit turns a code into `code << 1 | 1`.
+    pub fn from_status(status: ExitStatus) -> End {
+        match status.code() {
+            Some(0) => End::Reset,
+            Some(0x21) => End::Poweroff,
+            Some(0x23) => End::Reboot,
+            Some(0x25) => End::Suspend,
+            Some(0x27) => End::Crash,
+            Some(0x29) => End::Watchdog,
+            Some(0x41) => End::Panic,
+            _ => End::Qemu,
+        }
+    }
+
+    /// From what real Xen prints at its end; it then halts or waits without ending QEMU.
+    pub fn from_xen_line(line: &str) -> Option<End> {
+        if line.contains("Panic on CPU") {
+            return Some(End::Panic);
+        }
+        let what = line.split_once("Hardware Dom0 ")?.1;
+        match what {
+            _ if what.starts_with("halted") => Some(End::Poweroff),
+            _ if what.starts_with("crashed") => Some(End::Crash),
+            _ if what.starts_with("shutdown: watchdog") => Some(End::Watchdog),
+            _ if what.starts_with("shutdown: rebooting") => Some(End::Reboot),
+            _ if what.starts_with("shutdown (unknown reason 2)") => Some(End::Suspend),
+            _ => None,
+        }
+    }
+
+    /// What a command that booted something exits with.
+    pub fn exit_code(self) -> ExitCode {
+        ExitCode::from(match self {
+            End::Poweroff => 0,
+            End::Qemu => 1,
+            End::Reboot => 3,
+            End::Suspend => 4,
+            End::Crash => 5,
+            End::Watchdog => 6,
+            End::Panic => 7,
+            End::Timeout => 8,
+            End::Reset => 9,
+        })
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            End::Poweroff => "dom0 powered off",
+            End::Reboot => "dom0 asked for a reboot",
+            End::Suspend => "dom0 suspended",
+            End::Crash => "dom0 crashed",
+            End::Watchdog => "dom0's watchdog fired",
+            End::Panic => "the hypervisor panicked",
+            End::Reset => "the machine was reset or QEMU was quit, without a shutdown reason",
+            End::Timeout => "time is up",
+            End::Qemu => "QEMU itself failed",
+        })
+    }
+}
+
+/// Text to type once a pattern has been printed.
+pub struct Step {
+    /// What to wait for, from where the last step matched on.
+    pub wait: regex::Regex,
+    /// What to type then.
+    pub send: String,
+}
+
+/// What a watched run gave.
+pub struct Watched {
+    /// Everything on the serial line (and QEMU's own complaints, when `quiet`).
+    pub text: String,
+    /// How it ended.
+    pub end: End,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// How to watch a run.
+pub struct Watch<'a> {
+    /// Who runs, for reading the end.
+    pub host: Host,
+    /// Stop QEMU after this long.
+    pub timeout: Option<Duration>,
+    /// Keep the output to ourselves instead of showing it as it comes.
+    pub quiet: bool,
+    /// What to type, and when.
+    pub steps: &'a [Step],
+}
+
+/// Boots with the serial line on our terminal; nobody but the user reads it.
+///
+/// # Errors
+/// When QEMU cannot be started.
+pub fn interact(mut qemu: Command) -> Result<End> {
+    sh::echo(&qemu);
+    let status = qemu.status().context("cannot start QEMU (`cargo xtask setup` installs it)")?;
+    Ok(End::from_status(status))
+}
+
+/// Boots and reads the serial line until the end.
+///
+/// # Errors
+/// When QEMU cannot be started.
+pub fn watch(mut qemu: Command, how: &Watch) -> Result<Watched> {
+    let start = Instant::now();
+    if !how.quiet {
+        sh::echo(&qemu);
+    }
+    let typing = !how.steps.is_empty();
+    qemu.stdin(match () {
+        () if typing => Stdio::piped(),
+        () if !how.quiet && std::io::stdin().is_terminal() => Stdio::inherit(),
+        () => Stdio::null(),
+    });
+    qemu.stdout(Stdio::piped()).stderr(if how.quiet { Stdio::piped() } else { Stdio::inherit() });
+    let mut child = qemu.spawn().context("cannot start QEMU (`cargo xtask setup` installs it)")?;
+    let mut stdin = child.stdin.take();
+    let (sender, bytes) = mpsc::channel();
+    if let Some(stderr) = child.stderr.take() {
+        forward(stderr, sender.clone());
+    }
+    forward(child.stdout.take().context("QEMU's stdout")?, sender);
+
+    let mut seen = Vec::new();
+    let mut steps = how.steps.iter().peekable();
+    let mut matched = 0;
+    let mut end = None;
+    // Where the line starts that we have not looked at yet.
+    let mut fresh = 0;
+    loop {
+        let left = how.timeout.map_or(Duration::from_secs(3600), |t| t.saturating_sub(start.elapsed()));
+        match bytes.recv_timeout(left) {
+            Ok(chunk) => {
+                if !how.quiet {
+                    let mut out = std::io::stdout().lock();
+                    // Somebody who reads only the first lines may close the pipe; the run goes on to its verdict.
+                    let _ = out.write_all(&chunk).and_then(|()| out.flush());
+                }
+                seen.extend_from_slice(&chunk);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                if how.timeout.is_none() {
+                    continue;
+                }
+                end = Some(End::Timeout);
+                break;
+            }
+        }
+        if let (Some(step), Some(stdin)) = (steps.peek(), stdin.as_mut()) {
+            let text = String::from_utf8_lossy(seen.get(matched..).unwrap_or_default()).into_owned();
+            if let Some(found) = step.wait.find(&text) {
+                matched += found.end();
+                // QEMU may be gone already; its end says so better.
+                let _ = stdin.write_all(step.send.as_bytes()).and_then(|()| stdin.flush());
+                steps.next();
+            }
+        }
+        if how.host == Host::Xen && end.is_none() {
+            while let Some(length) = seen.get(fresh..).and_then(|rest| rest.iter().position(|b| *b == b'\n'))
+            {
+                let line = String::from_utf8_lossy(&seen[fresh..fresh + length]);
+                end = end.or(End::from_xen_line(&line));
+                fresh += length + 1;
+            }
+            if end.is_some() {
+                break;
+            }
+        }
+    }
+    if let Some(end) = end {
+        stop(&mut child);
+        // What was still under way.
+        while let Ok(chunk) = bytes.recv_timeout(Duration::from_millis(200)) {
+            seen.extend_from_slice(&chunk);
+        }
+        return Ok(done(seen, end, start));
+    }
+    let status = child.wait().context("cannot wait for QEMU")?;
+    Ok(done(seen, End::from_status(status), start))
+}
+
+fn done(seen: Vec<u8>, end: End, start: Instant) -> Watched {
+    let text = String::from_utf8_lossy(&seen).replace('\r', "");
+    Watched { text, end, took: start.elapsed() }
+}
+
+fn forward(mut from: impl Read + Send + 'static, to: mpsc::Sender<Vec<u8>>) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if to.send(buffer[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+/// Stops QEMU kindly first: it has the terminal's settings to put back.
+fn stop(child: &mut Child) {
+    let _ = Command::new("kill").arg(child.id().to_string()).status();
+    for _ in 0..20 {
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Fails, with the next step, when QEMU is missing; warns when it is old.
+///
+/// # Errors
+/// When there is no QEMU, and we cannot install it.
+pub fn require() -> Result<()> {
+    match version() {
+        Some((major, _)) if major >= WANTED_MAJOR => Ok(()),
+        Some((major, minor)) => {
+            eprintln!(
+                "warning: QEMU {major}.{minor} is older than {WANTED_MAJOR}: 64-bit `int n` gives wrong error codes in \
+                 it, and test cases that this touches are skipped by name (`cargo xtask setup` installs a newer one)"
+            );
+            Ok(())
+        }
+        None if sh::is_root() && std::env::var_os("QEMU").is_none() => {
+            eprintln!("QEMU is missing; installing it, as `cargo xtask setup` does");
+            crate::setup::install_qemu()
+        }
+        None => {
+            bail!(
+                "`{}` does not run; as root, `cargo xtask setup` installs it:\n{}",
+                program().display(),
+                crate::setup::qemu_lines().join("\n")
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_last_words_of_xen() {
+        let end = |line| End::from_xen_line(line);
+        assert_eq!(end("(XEN) Hardware Dom0 halted: halting machine"), Some(End::Poweroff));
+        assert_eq!(end("(XEN) Hardware Dom0 crashed: rebooting machine in 5 seconds."), Some(End::Crash));
+        assert_eq!(end("(XEN) Hardware Dom0 shutdown: rebooting machine"), Some(End::Reboot));
+        assert_eq!(end("(XEN) Hardware Dom0 shutdown: watchdog rebooting machine"), Some(End::Watchdog));
+        assert_eq!(end("(XEN) Panic on CPU 0:"), Some(End::Panic));
+        assert_eq!(end("(XEN) *** Building a PV Dom0 ***"), None);
+    }
+
+    #[test]
+    fn hands_the_command_lines_over_verbatim() {
+        let machine = Machine::default();
+        let line = sh::line(&machine.xenolith(Path::new("hv"), Path::new("dom0"), "loglvl=all", "a  --- b"));
+        assert!(line.contains("'debug-exit=0xf4 loglvl=all --- a  --- b'"), "{line}");
+        let line =
+            sh::line(&machine.xen(Path::new("xen"), Path::new("k,1"), Some(Path::new("m")), "", "x=1,2"));
+        assert!(line.contains("'k,,1 x=1,,2,m'"), "{line}");
+    }
+}

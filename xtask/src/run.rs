@@ -1,0 +1,65 @@
+//! `cargo xtask run`: Xenolith, dom0 and the guests of the boot archive, from one command.
+
+use crate::images::{Kind, Workspace};
+use crate::qemu::{self, End, Host, Machine, Watch};
+use crate::{archive, build};
+use anyhow::{Context, Result};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run these shell commands (separated by `;`) without a terminal; exit with 0 only if all succeed
+    #[arg(long, value_name = "COMMANDS")]
+    exec: Option<String>,
+    /// Words for the hypervisor's command line; after ` --- `, words for dom0
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    append: String,
+    /// Stop after this many seconds (0: never; with --exec, 300 unless given)
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+pub fn main(args: Args) -> Result<ExitCode> {
+    qemu::require()?;
+    let workspace = Workspace::load()?;
+    let dom0 = workspace.guests.iter().find(|image| image.kind == Kind::Dom0).context(
+        "dom0/Cargo.toml: there is no dom0 image yet; `cargo xtask boot IMAGE` boots other kernels",
+    )?;
+    let built = build::everything(&workspace)?;
+    let commands = args.exec.as_deref().map(split).unwrap_or_default();
+    let kernel = build::stripped(&workspace, built.guests.get(&dom0.name).context("dom0 was not built")?)?;
+    let module = workspace.target_dir.join("image/boot/module");
+    archive::join(&kernel, Some(&archive::pack(&workspace, &built, &commands)?), &module)?;
+    let (words, cmdline) = args.append.split_once(" --- ").unwrap_or((&args.append, ""));
+    let qemu = args.machine.xenolith(&built.hypervisor, &module, words, cmdline);
+
+    let end = if args.exec.is_none() && std::io::stdin().is_terminal() {
+        eprintln!("The terminal is dom0's console. To leave: `poweroff` in its shell, or ctrl-a x.");
+        qemu::interact(qemu)?
+    } else {
+        let seconds = args.timeout.unwrap_or(if args.exec.is_some() { 300 } else { 0 });
+        let timeout = (seconds > 0).then(|| Duration::from_secs(seconds));
+        qemu::watch(qemu, &Watch { host: Host::Xenolith, timeout, quiet: false, steps: &[] })?.end
+    };
+    if end != End::Poweroff {
+        eprintln!("xtask: {end}");
+    }
+    Ok(end.exit_code())
+}
+
+/// Commands from the words after `--exec`.
+fn split(text: &str) -> Vec<String> {
+    text.split([';', '\n']).map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn commands_are_separated_by_semicolons() {
+        assert_eq!(super::split("list; create a.toml;;\n top "), ["list", "create a.toml", "top"]);
+    }
+}

@@ -1,0 +1,158 @@
+//! `cargo xtask setup`: installs what is missing, or prints the exact lines.
+
+use crate::images::Workspace;
+use crate::{doctor, sh, xen};
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// How much a tool matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing works without it.
+    Required,
+    /// Some tests are skipped without it.
+    Testing,
+    /// Only more comfortable.
+    Nice,
+}
+
+const SOURCE_FILE: &str = "/etc/apt/sources.list.d/bookworm-backports.list";
+
+pub fn main(args: Args) -> Result<ExitCode> {
+    let missing: Vec<_> =
+        doctor::examine().into_iter().filter(|f| f.state.is_err() && f.need != Need::Nice).collect();
+    if missing.is_empty() {
+        println!("Nothing to do: everything is there.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let by_root = |name: &str| !matches!(name, "xen" | "rustc" | "rustfmt" | "clippy");
+    if !args.dry_run && missing.iter().any(|f| f.name == "xen") {
+        // Fetching needs no root: the package is unpacked, never installed.
+        xen::image(&Workspace::load()?.target_dir)?;
+    }
+    let mut left = false;
+    for finding in missing.iter().filter(|f| f.name != "xen" || args.dry_run) {
+        if !args.dry_run && sh::is_root() && by_root(finding.name) {
+            println!("Installing {} ({})", finding.name, finding.purpose);
+            match finding.name {
+                "qemu" => install_qemu()?,
+                _ => finding.install.iter().try_for_each(|line| shell(line))?,
+            }
+        } else {
+            left |= !args.dry_run;
+            let who = if by_root(finding.name) { " (as root)" } else { "" };
+            println!("For {}{who}:", finding.name);
+            finding.install.iter().for_each(|line| println!("    {line}"));
+        }
+    }
+    Ok(if left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The line that installs a Debian package.
+pub fn apt(package: &str) -> String {
+    format!("apt-get install --yes --no-install-recommends {package}")
+}
+
+/// Lines that install a QEMU that is new enough, for this distribution.
+pub fn qemu_lines() -> Vec<String> {
+    let mut lines = Vec::new();
+    if is_bookworm() {
+        if !has_backports() {
+            lines.push(format!("echo '{}' > {SOURCE_FILE}", source_line()));
+        }
+        lines.push("apt-get update".into());
+        lines.push(format!("{} -t bookworm-backports", apt("qemu-system-x86")));
+    } else {
+        lines.push("apt-get update".into());
+        lines.push(apt("qemu-system-x86"));
+    }
+    lines
+}
+
+/// Installs QEMU, as root.
+///
+/// # Errors
+/// When apt fails.
+pub fn install_qemu() -> Result<()> {
+    if is_bookworm() && !has_backports() {
+        println!("Debian 12 has QEMU 7.2; version 10 is in bookworm-backports.");
+        println!("Adding this apt source as {SOURCE_FILE}: {}", source_line());
+    }
+    qemu_lines().iter().try_for_each(|line| shell(line))
+}
+
+fn shell(line: &str) -> Result<()> {
+    println!("+ {line}");
+    let status = Command::new("sh")
+        .args(["-c", line])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status()
+        .context("cannot start sh")?;
+    if !status.success() {
+        bail!("`{line}` failed ({status})");
+    }
+    Ok(())
+}
+
+fn is_bookworm() -> bool {
+    std::fs::read_to_string("/etc/os-release").is_ok_and(|text| text.contains("VERSION_CODENAME=bookworm"))
+}
+
+fn sources() -> Vec<String> {
+    let mut files = vec![Path::new("/etc/apt/sources.list").to_path_buf()];
+    if let Ok(dir) = std::fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(dir.filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    files.iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect()
+}
+
+fn has_backports() -> bool {
+    let active = |line: &&str| !line.trim_start().starts_with('#');
+    sources().iter().any(|text| text.lines().filter(active).any(|line| line.contains("bookworm-backports")))
+}
+
+/// The apt source of the backports, on the mirror that the machine already uses.
+fn source_line() -> String {
+    let mirror = sources().iter().find_map(|text| mirror(text));
+    format!("deb {} bookworm-backports main", mirror.as_deref().unwrap_or("http://deb.debian.org/debian"))
+}
+
+/// Finds the mirror of the suite `bookworm` in the text of an apt source file, in either of its two formats.
+fn mirror(text: &str) -> Option<String> {
+    let one_line = text.lines().find_map(|line| {
+        let mut words = line.split_whitespace().filter(|word| !word.starts_with('[') && !word.ends_with(']'));
+        let (kind, address, suite) = (words.next()?, words.next()?, words.next()?);
+        (kind == "deb" && suite == "bookworm").then(|| address.to_owned())
+    });
+    one_line.or_else(|| {
+        text.split("\n\n").find_map(|stanza| {
+            let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name));
+            let suites = field("Suites:")?;
+            suites.split_whitespace().any(|suite| suite == "bookworm").then_some(())?;
+            field("URIs:")?.split_whitespace().next().map(str::to_owned)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mirror;
+
+    #[test]
+    fn takes_the_mirror_that_the_machine_uses() {
+        let old = "# a comment\ndeb [arch=amd64] http://mirror.example/debian bookworm main contrib\n";
+        assert_eq!(mirror(old).as_deref(), Some("http://mirror.example/debian"));
+        let new = "Types: deb\nURIs: http://security.example/d\nSuites: bookworm-security\n\n\
+                   Types: deb\nURIs: https://mirror.example/d\nSuites: bookworm bookworm-updates\n";
+        assert_eq!(mirror(new).as_deref(), Some("https://mirror.example/d"));
+        assert_eq!(mirror("deb http://other.example stable main"), None);
+    }
+}

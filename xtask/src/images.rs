@@ -35,7 +35,7 @@ pub enum Kind {
     Dom0,
     /// A cargo example of guest-sdk.
     Example,
-    /// A package below guest-sdk/examples.
+    /// A package below guest-sdk (its examples and demos).
     Demo,
     /// A package below tests/conformance.
     Conformance,
@@ -119,7 +119,7 @@ fn is(target: &Target, kind: &str) -> bool {
 fn kind(manifest: &Path, target: &Target) -> Option<Kind> {
     let room = |prefix: &str| manifest.starts_with(prefix);
     match () {
-        () if room("guest-sdk/examples") && is(target, "bin") => Some(Kind::Demo),
+        () if room("guest-sdk") && is(target, "bin") => Some(Kind::Demo),
         () if manifest == Path::new("guest-sdk/Cargo.toml") && is(target, "example") => Some(Kind::Example),
         () if !is(target, "bin") => None,
         () if room("dom0") => Some(Kind::Dom0),

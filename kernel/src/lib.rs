@@ -1,6 +1,26 @@
+//! Xenolith's hypervisor: policy as safe code over the seam [`platform::Platform`], mechanism in `arch`.
+//!
+//! A tour from reset to idle: `arch::x86_64::boot` reaches long mode and fills the machine's description; `main.rs` makes the
+//! one [`hypervisor::Hypervisor`], builds dom0 ([`build_dom`]) and calls [`Hypervisor::prepare_resume`]. From then on every
+//! entry (hypercall, exception, interrupt) comes through `arch::x86_64::entry`, does its work and ends in `prepare_resume`,
+//! which fires timers, chooses the vCPU to run, delivers its events, or idles.
+//!
+//! [`Hypervisor::prepare_resume`]: hypervisor::Hypervisor::prepare_resume
 #![no_std]
 
-#[cfg(test)]
+extern crate alloc;
+#[cfg(any(test, feature = "sim"))]
 extern crate std;
 
+pub mod access;
+pub mod domain;
+pub mod evtchn;
+pub mod grant;
+pub mod hypercall;
+pub mod hypervisor;
+pub mod mm;
+pub mod platform;
+pub mod sched;
+pub mod sync;
+pub mod time;
 pub mod trap;

@@ -1,0 +1,122 @@
+//! Domains, their virtual CPUs, and the table of all domains.
+#![forbid(unsafe_code)]
+
+mod crash;
+mod registry;
+mod regs;
+mod vcpu;
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+
+use hypercall_abi::{DomId, Mfn, VcpuId};
+
+pub use crash::reason;
+pub use registry::Registry;
+pub use regs::*;
+pub use vcpu::*;
+
+use crate::access::Rights;
+use crate::sync::{RankedMutex, rank};
+
+/// Where a domain is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Life {
+    /// Usable.
+    Alive = 0,
+    /// Being torn down: no new reference to its frames, ports or grants.
+    Dying = 1,
+    /// Torn down; only its number is still taken.
+    Dead = 2,
+}
+
+/// A domain: an isolated guest with its memory, vCPUs, event channels and grants.
+pub struct Domain {
+    /// Its number.
+    pub id: DomId,
+    /// 16 bytes that the toolstack chose (a UUID).
+    pub handle: [u8; 16],
+    /// What it may do beside using its own resources.
+    pub rights: RankedMutex<Rights, { rank::RIGHTS }>,
+    /// Its virtual CPUs; the length is fixed at creation.
+    pub vcpus: Box<[Vcpu]>,
+    /// The frames it owns.
+    pub pages: RankedMutex<crate::mm::PageList, { rank::PAGE_LIST }>,
+    /// Its shared_info frame: the hypervisor's, shared with the domain.
+    pub shared_info: Mfn,
+    /// Event channels.
+    pub events: RankedMutex<crate::evtchn::PortTable, { rank::EVENTS }>,
+    /// Grant table and mappings.
+    pub grants: RankedMutex<crate::grant::GrantTable, { rank::GRANTS }>,
+    /// `vm_assist` types that are on, a bit each.
+    pub vm_assist: AtomicU32,
+    /// Times it was paused by the control interface; it runs only at 0.
+    pub pauses: AtomicU32,
+    /// Whether it shut down, and why (`shutdown_reason` is valid then).
+    pub is_shut_down: AtomicBool,
+    /// Reason given to `sched_op(shutdown)`.
+    pub shutdown_reason: AtomicU32,
+    life: AtomicU8,
+    /// Progress of teardown (see `domain::teardown`).
+    pub teardown: RankedMutex<crate::mm::Teardown, { rank::TEARDOWN }>,
+}
+
+/// What a new domain is made from.
+pub struct DomainConfig {
+    /// Its number.
+    pub id: DomId,
+    /// Chosen by the toolstack.
+    pub handle: [u8; 16],
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u32,
+    /// Most frames it may own.
+    pub max_pages: u64,
+    /// Rights beyond its own resources.
+    pub rights: Rights,
+    /// Frame for its shared_info.
+    pub shared_info: Mfn,
+}
+
+impl Domain {
+    /// A domain without memory, all vCPUs down, paused once.
+    pub fn new(config: DomainConfig) -> Domain {
+        Domain {
+            id: config.id,
+            handle: config.handle,
+            rights: RankedMutex::new(config.rights),
+            vcpus: (0..config.vcpus).map(|i| Vcpu::new(VcpuId::new(i))).collect(),
+            pages: RankedMutex::new(crate::mm::PageList::new(config.max_pages)),
+            shared_info: config.shared_info,
+            events: RankedMutex::new(crate::evtchn::PortTable::new()),
+            grants: RankedMutex::new(crate::grant::GrantTable::new()),
+            vm_assist: AtomicU32::new(0),
+            pauses: AtomicU32::new(1),
+            is_shut_down: AtomicBool::new(false),
+            shutdown_reason: AtomicU32::new(0),
+            life: AtomicU8::new(Life::Alive as u8),
+            teardown: RankedMutex::new(crate::mm::Teardown::new()),
+        }
+    }
+
+    /// Where it is in its life.
+    pub fn life(&self) -> Life {
+        match self.life.load(Ordering::Acquire) {
+            0 => Life::Alive,
+            1 => Life::Dying,
+            _ => Life::Dead,
+        }
+    }
+
+    /// Moves it on in its life. It never goes back: an earlier stage than the present one is ignored.
+    pub fn set_life(&self, life: Life) {
+        self.life.fetch_max(life as u8, Ordering::AcqRel);
+    }
+
+    /// Whether its vCPUs may run at all.
+    pub fn may_run(&self) -> bool {
+        self.pauses.load(Ordering::Acquire) == 0
+            && !self.is_shut_down.load(Ordering::Acquire)
+            && self.life() == Life::Alive
+    }
+}

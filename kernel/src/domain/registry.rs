@@ -1,0 +1,96 @@
+//! The table of all domains: the one place that turns a domain number into a domain.
+
+use alloc::collections::BTreeSet;
+use alloc::sync::Arc;
+
+use hashbrown::HashMap;
+use hypercall_abi::DomId;
+
+use super::Domain;
+use crate::sync::{RankedMutex, rank};
+
+/// All domains by number. It grows at domain creation only.
+pub struct Registry {
+    table: RankedMutex<Table, { rank::REGISTRY }>,
+}
+
+struct Table {
+    domains: HashMap<u16, Arc<Domain>>,
+    /// The same numbers in order, for walks.
+    order: BTreeSet<u16>,
+    next: u16,
+}
+
+impl Registry {
+    /// A table without domains.
+    pub fn new() -> Registry {
+        Registry {
+            table: RankedMutex::new(Table { domains: HashMap::new(), order: BTreeSet::new(), next: 0 }),
+        }
+    }
+
+    /// The domain numbered `id`, dying or not.
+    pub fn get(&self, id: DomId) -> Option<Arc<Domain>> {
+        self.table.lock().domains.get(&id.get()).cloned()
+    }
+
+    /// A number that no domain has, the one after the last given out first: numbers are reused as late as possible.
+    pub fn free_id(&self) -> Option<DomId> {
+        let mut table = self.table.lock();
+        let limit = DomId::FIRST_RESERVED.get();
+        let start = table.next;
+        let mut id = start;
+        loop {
+            let next = if id + 1 >= limit { 1 } else { id + 1 };
+            if !table.domains.contains_key(&id) {
+                table.next = next;
+                return Some(DomId::new(id));
+            }
+            id = next;
+            if id == start {
+                return None;
+            }
+        }
+    }
+
+    /// Enters a domain. Returns false when its number is taken.
+    pub fn insert(&self, domain: Arc<Domain>) -> bool {
+        let mut table = self.table.lock();
+        let id = domain.id.get();
+        if !table.order.insert(id) {
+            return false;
+        }
+        table.domains.insert(id, domain);
+        true
+    }
+
+    /// Forgets a domain; it goes when the last reference does.
+    pub fn remove(&self, id: DomId) -> Option<Arc<Domain>> {
+        let mut table = self.table.lock();
+        table.order.remove(&id.get());
+        table.domains.remove(&id.get())
+    }
+
+    /// How many domains there are.
+    pub fn len(&self) -> usize {
+        self.table.lock().domains.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The domain with the smallest number that is at least `id`: for walking the table in order.
+    pub fn at_or_after(&self, id: DomId) -> Option<Arc<Domain>> {
+        let table = self.table.lock();
+        let number = *table.order.range(id.get()..).next()?;
+        table.domains.get(&number).cloned()
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Registry::new()
+    }
+}

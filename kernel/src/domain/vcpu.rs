@@ -1,0 +1,326 @@
+//! A virtual CPU: what its owner alone may touch, and what everybody may.
+//!
+//! The CPU that runs a vCPU *owns* its [`VcpuState`], boxed: no lock guards it, and nobody else can reach it. While the
+//! vCPU is off, the state is parked in its [`Vcpu`]. What others touch while it runs (events, wake-ups, accounting) is in
+//! `Vcpu`, as atomics or under small locks.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use hypercall_abi::{Mfn, VcpuId};
+
+use super::{Domain, GuestRegs};
+use crate::platform::{CpuId, Platform};
+use crate::sync::{RankedMutex, rank};
+
+/// What the guest asked for, per trap vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrapEntry {
+    /// Handler address, 0 for none.
+    pub address: u64,
+    /// Code selector of the handler.
+    pub cs: u16,
+    /// Bits 0-1: least privilege that may raise it by software; bit 2: mask events on delivery.
+    pub flags: u8,
+}
+
+/// A callback that the guest registered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Callback {
+    /// Handler address, 0 for none.
+    pub address: u64,
+    /// Whether events are masked on delivery.
+    pub mask_events: bool,
+}
+
+/// The callbacks of a vCPU.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Callbacks {
+    pub event: Callback,
+    pub failsafe: Callback,
+    pub syscall: Callback,
+    pub syscall32: Callback,
+    pub sysenter: Callback,
+    pub nmi: Callback,
+}
+
+/// Data selectors, loaded and saved at vCPU switches only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DataSelectors {
+    pub es: u16,
+    pub ds: u16,
+    pub fs: u16,
+    pub gs: u16,
+}
+
+/// Most frames a guest's GDT may have: the hypervisor's own descriptors follow them.
+pub const GDT_FRAMES: usize = 14;
+
+/// The guest's GDT: frames typed as descriptor pages, one type reference each.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GuestGdt {
+    /// The frames, in order; `None` behind the last.
+    pub frames: [Option<Mfn>; GDT_FRAMES],
+    /// Number of entries.
+    pub entries: u32,
+}
+
+/// The guest's LDT, faulted in page by page.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GuestLdt {
+    /// Linear address of the table.
+    pub base: u64,
+    /// Number of entries.
+    pub entries: u32,
+    /// Frames that are in the window; each holds a descriptor-page type reference.
+    pub frames: [Option<Mfn>; 16],
+}
+
+/// Vector registers of a vCPU, 64-byte aligned for XSAVE.
+pub struct VectorState(Box<[VectorLine]>);
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
+struct VectorLine([u8; 64]);
+
+impl VectorState {
+    /// The initial state on this machine.
+    pub fn new<P: Platform>(platform: &P) -> VectorState {
+        let lines = platform.vector_state_size().div_ceil(64);
+        let mut state = VectorState(alloc::vec![VectorLine([0; 64]); lines].into_boxed_slice());
+        platform.init_vector_state(state.bytes_mut());
+        state
+    }
+    /// The whole area, for XSAVE and XRSTOR.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        zerocopy::IntoBytes::as_mut_bytes(&mut *self.0)
+    }
+}
+
+/// The state of a vCPU that only the CPU running it (or the holder of its parked box) may touch.
+#[repr(C, align(64))]
+pub struct VcpuState {
+    /// Saved by the entry code. First, because TSS.RSP0 and the SYSCALL stub point at its end.
+    pub regs: GuestRegs,
+    /// Stack pointer the entry code continues on: the stack of the CPU that runs this vCPU.
+    pub cpu_stack: u64,
+    /// Whether the guest is in its kernel (true) or in its user mode.
+    pub kernel_mode: bool,
+    /// Whether the next resume may use SYSRET, leaving rcx and r11 as SYSRET does.
+    pub sysret_ok: bool,
+    /// Privilege the guest gave itself for I/O, 0 to 3.
+    pub iopl: u8,
+    /// Whether the guest set CR0.TS: the next vector instruction raises #NM.
+    pub task_switched: bool,
+    /// Whether a non-maskable interrupt waits to be delivered.
+    pub nmi_pending: bool,
+    /// Whether the guest is inside its NMI handler.
+    pub nmi_masked: bool,
+    /// Data selectors (valid while not running, or after `read_live_segments`).
+    pub selectors: DataSelectors,
+    /// FS base.
+    pub fs_base: u64,
+    /// GS base of the guest's kernel.
+    pub gs_base_kernel: u64,
+    /// GS base of the guest's user mode.
+    pub gs_base_user: u64,
+    /// Stack of the guest's kernel on entry from its user mode: selector and pointer.
+    pub kernel_ss: u16,
+    /// See `kernel_ss`.
+    pub kernel_sp: u64,
+    /// Root of the kernel address space; holds one L4 type reference.
+    pub kernel_root: Option<Mfn>,
+    /// Root of the user address space; holds one L4 type reference.
+    pub user_root: Option<Mfn>,
+    /// CR4 as the guest set it.
+    pub cr4: u64,
+    /// Debug registers 0-3, 6, 7 at their numbers.
+    pub debug: [u64; 8],
+    /// Descriptor tables.
+    pub gdt: GuestGdt,
+    /// See [`GuestLdt`].
+    pub ldt: GuestLdt,
+    /// Callbacks.
+    pub callbacks: Callbacks,
+    /// Port permission bitmap the guest registered: linear address and number of ports.
+    pub io_bitmap: (u64, u32),
+    /// Trap table.
+    pub traps: [TrapEntry; 256],
+    /// Vector registers while not running.
+    pub vectors: VectorState,
+    /// Steps left before a long operation must look for waiting work; refilled at each entry.
+    pub budget: crate::hypercall::Budget,
+}
+
+impl VcpuState {
+    /// The root in force: the kernel's or the user's.
+    pub fn current_root(&self) -> Option<Mfn> {
+        if self.kernel_mode { self.kernel_root } else { self.user_root }
+    }
+}
+
+/// Why a vCPU is not runnable.
+pub mod block {
+    /// Not brought up yet, or taken down.
+    pub const DOWN: u32 = 1 << 0;
+    /// Waits for an event.
+    pub const BLOCKED: u32 = 1 << 1;
+    /// Waits for a polled event channel.
+    pub const POLLING: u32 = 1 << 2;
+}
+
+/// The part of a vCPU that everybody may touch.
+pub struct Vcpu {
+    /// Its number in its domain.
+    pub id: VcpuId,
+    /// The state while nobody runs it; `None` before initialisation and while it runs.
+    pub parked: RankedMutex<Option<Box<VcpuState>>, { rank::VCPU_PARKED }>,
+    /// Whether it was ever given a context.
+    pub initialised: AtomicBool,
+    /// Reasons not to run (`block::*`).
+    pub blocked: AtomicU32,
+    /// Times it was paused by the control interface or by itself shutting down.
+    pub pauses: AtomicU32,
+    /// Machine address of its vcpu_info structure.
+    info: AtomicU64,
+    /// The CPU it last ran on.
+    pub cpu: AtomicU32,
+    /// Whether a CPU runs it now.
+    pub running: AtomicBool,
+    /// Port it polls, 0 for none or several.
+    pub polled_port: AtomicU32,
+    /// Scheduling entity, accounting and timers.
+    pub sched: crate::sched::Entity,
+    /// Run-state accounting.
+    pub runstate: RankedMutex<crate::time::RunState, { rank::RUNSTATE }>,
+    /// Timers of the guest.
+    pub timers: crate::time::VcpuTimers,
+    /// Port bound to each virtual interrupt, 0 for none.
+    pub virq_port: [AtomicU32; 24],
+}
+
+impl Vcpu {
+    /// A vCPU that is down and has no context yet.
+    pub fn new(id: VcpuId) -> Vcpu {
+        Vcpu {
+            id,
+            parked: RankedMutex::new(None),
+            initialised: AtomicBool::new(false),
+            blocked: AtomicU32::new(block::DOWN),
+            pauses: AtomicU32::new(0),
+            info: AtomicU64::new(0),
+            cpu: AtomicU32::new(0),
+            running: AtomicBool::new(false),
+            polled_port: AtomicU32::new(0),
+            sched: crate::sched::Entity::new(),
+            runstate: RankedMutex::new(crate::time::RunState::new()),
+            timers: crate::time::VcpuTimers::new(),
+            virq_port: [const { AtomicU32::new(0) }; 24],
+        }
+    }
+
+    /// Whether it wants to run, apart from its domain's pauses.
+    pub fn runnable(&self) -> bool {
+        self.blocked.load(Ordering::Acquire) == 0 && self.pauses.load(Ordering::Acquire) == 0
+    }
+
+    /// Frame and byte offset of its vcpu_info, once it has one.
+    pub fn info_location(&self) -> Option<(Mfn, usize)> {
+        let at = self.info.load(Ordering::Acquire);
+        (at != 0).then(|| (Mfn::new(at >> 12), (at & 0xfff) as usize))
+    }
+
+    /// Moves vcpu_info; the caller holds a writable reference to the frame for as long as it stays there. `offset` is a
+    /// multiple of 8 and leaves room for the structure in the page.
+    pub fn set_info_location(&self, mfn: Mfn, offset: usize) {
+        self.info.store(mfn.get() << 12 | offset as u64 & 0xff8, Ordering::Release);
+    }
+
+    /// Word `index` (0 to 7) of its vcpu_info.
+    pub fn info_word<'p, P: Platform>(&self, platform: &'p P, index: usize) -> Option<&'p AtomicU64> {
+        let (mfn, offset) = self.info_location()?;
+        platform.frame(mfn).get(offset / 8 + index)
+    }
+
+    /// Whether events are masked (no vcpu_info counts as masked).
+    pub fn upcall_masked<P: Platform>(&self, platform: &P) -> bool {
+        self.info_word(platform, 0).is_none_or(|w| w.load(Ordering::Acquire) >> 8 & 0xff != 0)
+    }
+
+    /// Sets or clears the event mask byte; returns whether it was set.
+    pub fn set_upcall_mask<P: Platform>(&self, platform: &P, masked: bool) -> bool {
+        let Some(word) = self.info_word(platform, 0) else { return true };
+        let old = if masked {
+            word.fetch_or(0x100, Ordering::AcqRel)
+        } else {
+            word.fetch_and(!0xff00, Ordering::AcqRel)
+        };
+        old >> 8 & 0xff != 0
+    }
+
+    /// Whether an upcall is due: pending and not masked.
+    pub fn upcall_due<P: Platform>(&self, platform: &P) -> bool {
+        self.info_word(platform, 0).is_some_and(|w| {
+            let w = w.load(Ordering::Acquire);
+            w & 0xff != 0 && w >> 8 & 0xff == 0
+        })
+    }
+}
+
+/// A vCPU together with the domain that keeps it alive.
+#[derive(Clone)]
+pub struct VcpuRef {
+    domain: Arc<Domain>,
+    index: usize,
+}
+
+impl VcpuRef {
+    /// The vCPU numbered `id` of `domain`, if there is one.
+    pub fn new(domain: &Arc<Domain>, id: VcpuId) -> Option<VcpuRef> {
+        let index = id.get() as usize;
+        domain.vcpus.get(index)?;
+        Some(VcpuRef { domain: domain.clone(), index })
+    }
+    /// Its domain.
+    pub fn domain(&self) -> &Arc<Domain> {
+        &self.domain
+    }
+    /// Whether both name the same vCPU.
+    pub fn same(&self, other: &VcpuRef) -> bool {
+        self.index == other.index && Arc::ptr_eq(&self.domain, &other.domain)
+    }
+}
+
+impl core::ops::Deref for VcpuRef {
+    type Target = Vcpu;
+    fn deref(&self) -> &Vcpu {
+        // In range: checked by `new`, and the slice of a domain never changes its length.
+        &self.domain.vcpus[self.index]
+    }
+}
+
+/// The vCPU that a CPU runs, with its state owned.
+pub struct Current {
+    /// Who.
+    pub vcpu: VcpuRef,
+    /// Its state.
+    pub state: Box<VcpuState>,
+}
+
+impl Current {
+    /// The domain of the vCPU that runs.
+    pub fn domain(&self) -> &Arc<Domain> {
+        self.vcpu.domain()
+    }
+}
+
+/// What a CPU keeps for itself: the policy's part of its per-CPU block.
+pub struct Cpu {
+    /// Its number.
+    pub id: CpuId,
+    /// The vCPU it runs; `None` when idle.
+    pub current: Option<Current>,
+}

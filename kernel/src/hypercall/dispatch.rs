@@ -1,0 +1,39 @@
+//! From a hypercall number to its handler, and from its result to the guest's registers.
+
+use hypercall_abi::Errno;
+
+use super::{Args, Exit, HcResult};
+use crate::domain::Current;
+use crate::hypervisor::Hypervisor;
+use crate::platform::Platform;
+
+/// Bytes of the SYSCALL instruction that a preempted hypercall executes again.
+const SYSCALL_LENGTH: u64 = 2;
+
+/// Runs the hypercall that the saved registers ask for, and stores its result in them.
+pub fn hypercall<P: Platform>(hv: &Hypervisor<P>, current: &mut Current) {
+    current.state.budget = hv.entry_budget();
+    let number = current.state.regs.rax;
+    let args = current.state.regs.args();
+    match dispatch(hv, current, number, args) {
+        Ok(value) => current.state.regs.rax = value,
+        Err(Exit::Errno(errno)) => current.state.regs.rax = errno.to_ret(),
+        Err(Exit::RegistersReplaced) => {}
+        Err(Exit::Preempted(args)) => {
+            let regs = &mut current.state.regs;
+            regs.rip = regs.rip.wrapping_sub(SYSCALL_LENGTH);
+            regs.set_args(args);
+        }
+        Err(Exit::Crash(why)) => hv.crash_current(current, why),
+    }
+}
+
+/// Calls the handler of hypercall `number`. Unknown numbers are `ENOSYS`.
+pub fn dispatch<P: Platform>(
+    _hv: &Hypervisor<P>,
+    _current: &mut Current,
+    _number: u64,
+    _args: Args,
+) -> HcResult {
+    Err(Errno::ENOSYS.into())
+}

@@ -1,0 +1,41 @@
+//! Typed copies between guest memory and the hypervisor: copy in once, decide on the copy, copy out.
+
+use hypercall_abi::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::hypervisor::Hypervisor;
+use crate::platform::Platform;
+
+impl<P: Platform> Hypervisor<P> {
+    /// Copies one `T` from guest virtual address `va` of the running vCPU. `EFAULT` when it cannot be read.
+    pub fn read_guest<T: FromBytes + IntoBytes>(&self, va: u64) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.platform.copy_from_guest(value.as_mut_bytes(), va).map_err(|_| Errno::EFAULT)?;
+        Ok(value)
+    }
+
+    /// Copies one `T` to guest virtual address `va` of the running vCPU. `EFAULT` when it cannot be written.
+    pub fn write_guest<T: IntoBytes + Immutable>(&self, va: u64, value: &T) -> Result<(), Errno> {
+        self.platform.copy_to_guest(va, value.as_bytes()).map_err(|_| Errno::EFAULT)
+    }
+
+    /// Copies element `index` of an array of `T` at `va`.
+    pub fn read_guest_item<T: FromBytes + IntoBytes>(&self, va: u64, index: u64) -> Result<T, Errno> {
+        self.read_guest(item_address::<T>(va, index)?)
+    }
+
+    /// Writes element `index` of an array of `T` at `va`.
+    pub fn write_guest_item<T: IntoBytes + Immutable>(
+        &self,
+        va: u64,
+        index: u64,
+        value: &T,
+    ) -> Result<(), Errno> {
+        self.write_guest(item_address::<T>(va, index)?, value)
+    }
+}
+
+/// Address of an array element; wrapping round the address space is a fault.
+pub fn item_address<T>(va: u64, index: u64) -> Result<u64, Errno> {
+    index.checked_mul(size_of::<T>() as u64).and_then(|o| va.checked_add(o)).ok_or(Errno::EFAULT)
+}

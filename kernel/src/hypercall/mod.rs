@@ -1,0 +1,47 @@
+//! Hypercalls: from the saved registers of a vCPU to an answer in rax.
+//!
+//! Each hypercall is a function `(&Hypervisor<P>, &mut Current, args) -> HcResult` in a file of its own that reads: decode
+//! (copy the arguments in, once), check (change nothing), act (cannot fail on arguments). Long ones do one unit, store their
+//! progress where a restart finds it, and ask their [`Budget`]; out of budget they return [`Exit::Preempted`] with the
+//! arguments to go on with, and the guest's SYSCALL instruction is executed again.
+#![forbid(unsafe_code)]
+
+mod budget;
+mod dispatch;
+mod guest_memory;
+
+pub use budget::{Budget, Preempted};
+pub use dispatch::{dispatch, hypercall};
+
+use hypercall_abi::Errno;
+
+use crate::domain::Current;
+use crate::hypervisor::Hypervisor;
+
+/// Arguments of a hypercall as the guest passed them: rdi, rsi, rdx, r10, r8, r9.
+pub type Args = [u64; 6];
+
+/// How a hypercall ends other than with a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// An error number for the guest.
+    Errno(Errno),
+    /// Stopped between two steps: to be executed again with these arguments.
+    Preempted(Args),
+    /// The registers were replaced (iret): rax is not a result.
+    RegistersReplaced,
+    /// The domain's state is past repair: crash it.
+    Crash(&'static str),
+}
+
+impl From<Errno> for Exit {
+    fn from(errno: Errno) -> Exit {
+        Exit::Errno(errno)
+    }
+}
+
+/// The result of a hypercall: what rax gets, or how else it ends.
+pub type HcResult = Result<u64, Exit>;
+
+/// The type of every hypercall handler.
+pub type Handler<P> = fn(&Hypervisor<P>, &mut Current, Args) -> HcResult;

@@ -1,0 +1,108 @@
+//! The hypervisor as one value: all state, generic over the machine.
+//!
+//! On the target there is one, a static over `arch::x86_64::Machine`; on the host, tests make as many as they like over
+//! [`platform::sim`](crate::platform::sim).
+#![forbid(unsafe_code)]
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use hypercall_abi::{DomId, VcpuId, Virq};
+
+use crate::access::Verbs;
+use crate::domain::{Registry, VcpuRef};
+use crate::hypercall::Budget;
+use crate::platform::{CpuId, Platform};
+use crate::sched::RunQueue;
+use crate::sync::{RankedMutex, rank};
+use crate::time::TimerQueue;
+
+/// What CPUs may touch of each other.
+pub struct CpuShared {
+    /// vCPUs waiting to run here.
+    pub run_queue: RankedMutex<RunQueue, { rank::RUN_QUEUE }>,
+    /// Timers of vCPUs that live here.
+    pub timers: RankedMutex<TimerQueue<VcpuRef>, { rank::TIMERS }>,
+    /// The vCPU that runs should be chosen anew before the next return to a guest.
+    pub reschedule: AtomicBool,
+    /// A timer is due.
+    pub timer_due: AtomicBool,
+    /// When the present slice ends, in nanoseconds since boot; 0 when nobody waits.
+    pub slice_end_ns: AtomicU64,
+}
+
+/// All of the hypervisor.
+pub struct Hypervisor<P: Platform> {
+    /// The machine.
+    pub platform: P,
+    /// Frames, their owners and types, and the free ones.
+    pub mm: crate::mm::Memory,
+    /// All domains.
+    pub domains: Registry,
+    /// Interrupt pins and who listens to them.
+    pub irqs: crate::evtchn::IrqTable,
+    /// Per CPU, by number.
+    pub cpus: Box<[CpuShared]>,
+    /// Steps of a long operation per entry: [`Budget::PER_ENTRY`], or what a test wants.
+    pub steps_per_entry: AtomicU32,
+}
+
+impl<P: Platform> Hypervisor<P> {
+    /// A hypervisor without domains.
+    pub fn new(platform: P, mm: crate::mm::Memory) -> Self {
+        let cpus = (0..platform.cpu_count())
+            .map(|_| CpuShared {
+                run_queue: RankedMutex::new(RunQueue::new()),
+                timers: RankedMutex::new(TimerQueue::new()),
+                reschedule: AtomicBool::new(false),
+                timer_due: AtomicBool::new(false),
+                slice_end_ns: AtomicU64::new(0),
+            })
+            .collect();
+        let irqs = crate::evtchn::IrqTable::new(platform.irq_pins());
+        Hypervisor {
+            platform,
+            mm,
+            domains: Registry::new(),
+            irqs,
+            cpus,
+            steps_per_entry: AtomicU32::new(Budget::PER_ENTRY),
+        }
+    }
+
+    /// The shared part of a CPU. Numbers come from the platform or from a vCPU that was placed: they are in range.
+    pub fn cpu(&self, id: CpuId) -> &CpuShared {
+        &self.cpus[id.0 as usize]
+    }
+
+    /// Asks a CPU to choose anew whom it runs.
+    pub fn request_reschedule(&self, id: CpuId) {
+        self.cpu(id).reschedule.store(true, Ordering::Release);
+        if id != self.platform.this_cpu() {
+            self.platform.kick(id);
+        }
+    }
+
+    /// The domain that `id` names when `caller` says it: `DOMID_SELF` is the caller.
+    pub fn resolve_domid(&self, caller: DomId, id: DomId) -> DomId {
+        if id == DomId::SELF { caller } else { id }
+    }
+
+    /// Tells whoever manages domains that one of them shut down.
+    pub fn notify_toolstack(&self) {
+        let mut from = DomId::ZERO;
+        while let Some(domain) = self.domains.at_or_after(from) {
+            if domain.rights.lock().verbs.contains(Verbs::CONTROL)
+                && let Some(vcpu) = VcpuRef::new(&domain, VcpuId::new(0))
+            {
+                self.raise_virq(&vcpu, Virq::DOM_EXC);
+            }
+            from = DomId::new(domain.id.get() + 1);
+        }
+    }
+
+    /// The budget of an entry from a guest.
+    pub fn entry_budget(&self) -> Budget {
+        Budget::new(self.steps_per_entry.load(Ordering::Relaxed))
+    }
+}

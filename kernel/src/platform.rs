@@ -1,0 +1,174 @@
+//! The seam between policy and machine: all that policy may ask of the hardware.
+//!
+//! Everything above this trait is safe code and runs unchanged on the host over [`sim`]; everything below it is
+//! `arch::x86_64`. Mechanism re-checks what policy hands it: a wrong policy may be slow or stop the host, it is never
+//! unsound.
+
+use core::sync::atomic::AtomicU64;
+
+use hypercall_abi::Mfn;
+
+use crate::domain::VcpuState;
+
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+
+/// The 512 words of one frame of RAM.
+///
+/// Frames are shared with guests that write them at any moment, so policy sees only atomics: no reference to plain memory
+/// that a guest can change ever exists.
+pub type FrameWords = [AtomicU64; 512];
+
+/// A guest address range that could not be read or written under the page tables in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault;
+
+/// A processor of the host, 0 for the one that booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CpuId(pub u32);
+
+/// A set of processors, at most 64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuSet(pub u64);
+
+impl CpuSet {
+    /// Every processor the set can name.
+    pub const ALL: CpuSet = CpuSet(u64::MAX);
+    /// The set of this one processor.
+    pub const fn one(cpu: CpuId) -> CpuSet {
+        CpuSet(1 << (cpu.0 & 63))
+    }
+    /// Whether `cpu` is in the set.
+    pub const fn contains(self, cpu: CpuId) -> bool {
+        self.0 & (1 << (cpu.0 & 63)) != 0
+    }
+}
+
+/// Which translations to drop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlbFlush {
+    /// All translations, global ones included.
+    All,
+    /// The one that maps this virtual address, in the current address space.
+    Page(u64),
+}
+
+/// How TSC ticks become nanoseconds, in the form of the PV clock: `ns = ((tsc << shift) * mul) >> 32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeScale {
+    /// Multiplier, 32-bit fixed point.
+    pub mul: u32,
+    /// Power of two applied to the tick count first (negative: to the right).
+    pub shift: i8,
+}
+
+/// Why the machine is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HaltReason {
+    /// dom0 shut down cleanly.
+    PowerOff,
+    /// dom0 asked for a reboot.
+    Reboot,
+    /// dom0 suspended itself, which nobody can resume.
+    Suspend,
+    /// dom0 crashed.
+    Crash,
+    /// dom0's watchdog fired.
+    Watchdog,
+}
+
+/// The machine below the policy.
+///
+/// All methods are called with interrupts off. Methods taking an [`Mfn`] panic when it is no frame of RAM: policy only holds
+/// frame numbers that the frame table has vouched for.
+pub trait Platform: Sync + 'static {
+    /// The words of a frame of RAM.
+    fn frame(&self, mfn: Mfn) -> &FrameWords;
+    /// Fills a frame with zeros.
+    fn zero_frame(&self, mfn: Mfn);
+    /// Copies a whole frame.
+    fn copy_frame(&self, from: Mfn, to: Mfn);
+
+    /// Copies from guest memory at `va` of the vCPU that runs here, as its kernel could read it.
+    fn copy_from_guest(&self, dst: &mut [u8], va: u64) -> Result<(), Fault>;
+    /// Copies to guest memory at `va` of the vCPU that runs here, as its kernel could write it.
+    fn copy_to_guest(&self, va: u64, src: &[u8]) -> Result<(), Fault>;
+
+    /// Makes `root` the page-table root of this CPU. Drops all non-global translations.
+    fn load_root(&self, root: Mfn);
+    /// Makes the hypervisor's own table the root of this CPU: no guest table is in use here afterwards.
+    fn load_idle_root(&self);
+    /// Fills the hypervisor's slots (256 to 271) of a guest's L4 table.
+    fn fill_hypervisor_slots(&self, l4: Mfn);
+    /// Drops translations on every CPU of `cpus`, and returns when it is done.
+    fn flush_tlb(&self, cpus: CpuSet, what: TlbFlush);
+
+    /// Nanoseconds since boot; never steps back.
+    fn now_ns(&self) -> u64;
+    /// The time-stamp counter, as a guest reads it.
+    fn tsc(&self) -> u64;
+    /// Both of one instant, for the PV clock record.
+    fn now_and_tsc(&self) -> (u64, u64);
+    /// How guests turn TSC ticks into nanoseconds.
+    fn time_scale(&self) -> TimeScale;
+    /// Wall-clock time at boot in nanoseconds since 1970.
+    fn boot_wallclock_ns(&self) -> u64;
+    /// Arms this CPU's one-shot timer for an absolute time of [`Platform::now_ns`], or stops it.
+    fn set_timer(&self, deadline_ns: Option<u64>);
+
+    /// How many CPUs are up, numbered from 0.
+    fn cpu_count(&self) -> u32;
+    /// The CPU this runs on.
+    fn this_cpu(&self) -> CpuId;
+    /// Makes another CPU leave its guest or idle loop and look at its pending work.
+    fn kick(&self, cpu: CpuId);
+    /// Waits in ring 0 for an interrupt, handles it, and returns.
+    fn wait_for_interrupt(&self);
+    /// Whether an interrupt waits to be taken on this CPU: long operations stop at the next step.
+    fn interrupt_pending(&self) -> bool;
+
+    /// Saves what the registers of this CPU still hold of `state`: vector registers, segments, bases, debug registers.
+    fn leave_vcpu(&self, state: &mut VcpuState);
+    /// Loads what ring 0 does not use itself: vector registers, segments, bases, descriptor tables, debug registers, and
+    /// points the entry code at `state`. The page-table root is loaded by the caller.
+    fn enter_vcpu(&self, state: &mut VcpuState);
+    /// Re-reads the live segment bases and selectors into `state`, for reports and context queries.
+    fn read_live_segments(&self, state: &mut VcpuState);
+    /// Applies segment bases and selectors of `state` to the CPU that runs it. Selectors that cannot be loaded become null
+    /// and are reported as `Err`.
+    fn write_live_segments(&self, state: &mut VcpuState) -> Result<(), Fault>;
+    /// Exchanges the two GS bases, as the guest moves between its kernel and user mode.
+    fn swap_guest_gs(&self, state: &mut VcpuState);
+    /// Shows the running vCPU the GDT and LDT that `state` describes.
+    fn load_descriptor_tables(&self, state: &VcpuState);
+    /// Maps the frame that holds page `page` of the running vCPU's LDT into the window (lazy LDT).
+    fn map_ldt_page(&self, page: usize, mfn: Mfn);
+    /// Loads the debug registers of `state`.
+    fn load_debug_registers(&self, state: &VcpuState);
+    /// Sets or clears CR0.TS of the running vCPU.
+    fn set_task_switched(&self, ts: bool);
+    /// Bytes of vector state per vCPU.
+    fn vector_state_size(&self) -> usize;
+    /// Puts the initial vector state into `area`, which has `vector_state_size` bytes.
+    fn init_vector_state(&self, area: &mut [u8]);
+
+    /// CPUID as the processor answers it.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// Reads a port; `size` is 1, 2 or 4.
+    fn port_in(&self, port: u16, size: u8) -> u32;
+    /// Writes a port; `size` is 1, 2 or 4.
+    fn port_out(&self, port: u16, size: u8, value: u32);
+    /// How many interrupt pins (global system interrupts) there are.
+    fn irq_pins(&self) -> u32;
+    /// Opens or shuts an interrupt pin.
+    fn mask_irq(&self, pin: u32, masked: bool);
+    /// Tells the interrupt controller that the domain has handled a level-triggered pin.
+    fn eoi_irq(&self, pin: u32);
+
+    /// Writes to the hypervisor's console.
+    fn console_write(&self, text: &[u8]);
+    /// Takes up to `buf.len()` bytes that were typed at the console; returns how many.
+    fn console_read(&self, buf: &mut [u8]) -> usize;
+    /// Stops the machine.
+    fn halt(&self, why: HaltReason) -> !;
+}

@@ -1,0 +1,55 @@
+//! Locks with ranks: the one lock order of the hypervisor.
+//!
+//! A CPU may take a lock only if its rank is higher than that of every lock it holds (debug builds check). Interrupts are off
+//! while the hypervisor runs, so a lock holder is never interrupted on its own CPU.
+
+pub mod rank;
+
+use core::ops::{Deref, DerefMut};
+
+/// A spin lock of rank `RANK` (see [`rank`]).
+pub struct RankedMutex<T, const RANK: u8> {
+    inner: spin::Mutex<T>,
+}
+
+impl<T, const RANK: u8> RankedMutex<T, RANK> {
+    /// An open lock around `value`.
+    pub const fn new(value: T) -> Self {
+        RankedMutex { inner: spin::Mutex::new(value) }
+    }
+
+    /// Waits for the lock.
+    pub fn lock(&self) -> RankedGuard<'_, T, RANK> {
+        rank::taken(RANK);
+        RankedGuard { inner: self.inner.lock() }
+    }
+
+    /// The value, through an exclusive reference: nobody else can hold the lock.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.inner.get_mut()
+    }
+}
+
+/// Gives the lock back when dropped.
+pub struct RankedGuard<'a, T, const RANK: u8> {
+    inner: spin::MutexGuard<'a, T>,
+}
+
+impl<T, const RANK: u8> Deref for RankedGuard<'_, T, RANK> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T, const RANK: u8> DerefMut for RankedGuard<'_, T, RANK> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+impl<T, const RANK: u8> Drop for RankedGuard<'_, T, RANK> {
+    fn drop(&mut self) {
+        rank::released(RANK);
+    }
+}

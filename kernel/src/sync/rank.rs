@@ -1,0 +1,40 @@
+//! The lock order, lowest first. A lock may be taken only above all locks held.
+
+/// Progress of a domain's teardown.
+pub const TEARDOWN: u8 = 10;
+/// State of a vCPU that is not running.
+pub const VCPU_PARKED: u8 = 15;
+/// Grant tables; two domains' at once are taken in the order of their numbers, see `grant`.
+pub const GRANTS: u8 = 20;
+/// The second grant table of a pair.
+pub const GRANTS_SECOND: u8 = 21;
+/// Event channels of a domain.
+pub const EVENTS: u8 = 30;
+/// The second port table of a pair.
+pub const EVENTS_SECOND: u8 = 31;
+/// What a domain may do.
+pub const RIGHTS: u8 = 40;
+/// Table of all domains.
+pub const REGISTRY: u8 = 50;
+/// List of the frames a domain owns.
+pub const PAGE_LIST: u8 = 60;
+/// Free frames.
+pub const FREE_FRAMES: u8 = 61;
+/// Interrupt pins and who listens.
+pub const IRQS: u8 = 65;
+/// Timers of a CPU.
+pub const TIMERS: u8 = 70;
+/// Run queue of a CPU.
+pub const RUN_QUEUE: u8 = 75;
+/// Run-state accounting of a vCPU.
+pub const RUNSTATE: u8 = 80;
+/// Console and log.
+pub const CONSOLE: u8 = 90;
+
+/// Notes that this CPU takes a lock.
+#[inline]
+pub fn taken(_rank: u8) {}
+
+/// Notes that this CPU gave a lock back.
+#[inline]
+pub fn released(_rank: u8) {}

@@ -1,0 +1,9 @@
+//! Time as guests see it: clocks, timers, and where a vCPU's time went.
+#![forbid(unsafe_code)]
+
+mod pvclock;
+mod queue;
+mod runstate;
+
+pub use queue::{TimerQueue, VcpuTimers};
+pub use runstate::{RunState, RunStateKind};

@@ -1,0 +1,10 @@
+//! The first guest: says hello and powers off.
+#![no_std]
+#![no_main]
+
+use guest_sdk::{Domain, entry, println};
+
+#[entry]
+fn main(_domain: Domain) {
+    println!("Hello from domain ");
+}

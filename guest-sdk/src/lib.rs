@@ -1,0 +1,29 @@
+//! Write 64-bit Xen PV guests in safe Rust: for Xenolith and for Xen itself.
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//! use guest_sdk::{Domain, entry, println};
+//!
+//! #[entry]
+//! fn main(domain: Domain) {
+//!     println!("Hello from domain {}", domain.id());
+//! }
+//! ```
+#![no_std]
+#![deny(missing_docs)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod console;
+mod domain;
+pub mod hypercall;
+pub mod memory;
+pub mod rt;
+pub mod shutdown;
+
+pub use domain::Domain;
+pub use guest_sdk_macros::entry;
+pub use log;

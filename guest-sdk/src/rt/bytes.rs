@@ -133,6 +133,7 @@ pub unsafe fn length(text: *const u8) -> usize {
 #[cfg(test)]
 mod tests {
     use super::{compare, copy, copy_overlapping, fill, length};
+    use std::{vec, vec::Vec};
 
     #[test]
     fn moves_as_std_does() {

@@ -21,6 +21,7 @@ pub mod hypervisor;
 pub mod mm;
 pub mod platform;
 pub mod sched;
+pub mod symbols;
 pub mod sync;
 pub mod time;
 pub mod trap;

@@ -1,7 +1,7 @@
 //! `cargo xtask build`: the hypervisor, dom0 and all guest images.
 
 use crate::images::{Image, Workspace};
-use crate::{recipe, sh};
+use crate::{recipe, sh, symbols};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,12 +59,17 @@ pub fn everything(workspace: &Workspace) -> Result<Built> {
     Ok(Built { hypervisor, guests })
 }
 
-/// Builds the hypervisor.
+/// Builds the hypervisor and puts its symbols in; returns the bootable ELF.
 ///
 /// # Errors
-/// When it does not build.
+/// When it does not build, or its linker script has no room for the symbols.
 pub fn hypervisor(workspace: &Workspace) -> Result<PathBuf> {
-    recipe::hypervisor(workspace)
+    let linked = recipe::hypervisor(workspace)?;
+    let out = workspace.target_dir.join("image/boot/xenolith");
+    if !is_newer(&out, &linked) {
+        symbols::fill(&linked, &out)?;
+    }
+    Ok(out)
 }
 
 /// A copy of an image without debug information, for the boot archive; symbols stay.
@@ -81,4 +86,10 @@ pub fn stripped(workspace: &Workspace, image: &Path) -> Result<PathBuf> {
         sh::run(Command::new("objcopy").arg("--strip-debug").args([image, out.as_path()]))?;
     }
     Ok(out)
+}
+
+/// Whether the first file exists and was written after the second.
+fn is_newer(a: &Path, b: &Path) -> bool {
+    let time = |path: &Path| path.metadata().and_then(|meta| meta.modified());
+    matches!((time(a), time(b)), (Ok(a), Ok(b)) if a > b)
 }

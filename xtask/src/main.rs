@@ -16,6 +16,7 @@ mod recipe;
 mod run;
 mod setup;
 mod sh;
+mod symbols;
 mod xen;
 
 use clap::{Parser, Subcommand};

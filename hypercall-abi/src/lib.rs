@@ -18,3 +18,8 @@ pub use errno::Errno;
 pub use frames::{Gfn, MachAddr, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr};
 pub use handle::GuestHandle;
 pub use ids::{DomId, GrantRef, Port, VcpuId, Virq};
+
+mod hypercalls;
+pub mod subops;
+
+pub use hypercalls::{Caller, HYPERCALL_PAGE_STUBS, HYPERCALL_STUB_SIZE, Hypercall};

@@ -2,5 +2,10 @@
 //! for it.
 #![forbid(unsafe_code)]
 
+pub mod bounce;
+pub mod cpuid;
+pub mod debug;
 pub mod decode;
+pub mod descriptor;
 mod entry;
+pub mod msr;

@@ -13,11 +13,13 @@ extern crate alloc;
 extern crate std;
 
 pub mod access;
+pub mod cmdline;
 pub mod domain;
 pub mod evtchn;
 pub mod grant;
 pub mod hypercall;
 pub mod hypervisor;
+pub mod log;
 pub mod mm;
 pub mod platform;
 pub mod sched;
@@ -25,3 +27,4 @@ pub mod symbols;
 pub mod sync;
 pub mod time;
 pub mod trap;
+pub mod x86;

@@ -42,6 +42,11 @@ impl RangeSet {
         RangeSet::default()
     }
 
+    /// Whether nothing is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether all of `first..=last` is in the set.
     pub fn contains(&self, first: u64, last: u64) -> bool {
         first <= last && self.0.iter().any(|r| r.first <= first && last <= r.last)

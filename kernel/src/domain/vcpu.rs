@@ -135,6 +135,8 @@ pub struct VcpuState {
     pub kernel_root: Option<Mfn>,
     /// Root of the user address space; holds one L4 type reference.
     pub user_root: Option<Mfn>,
+    /// A page table whose teardown a hypercall of this vCPU began and did not finish: a hint, it holds no reference.
+    pub unfinished: Option<Mfn>,
     /// CR4 as the guest set it.
     pub cr4: u64,
     /// Debug registers 0-3, 6, 7 at their numbers.

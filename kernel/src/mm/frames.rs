@@ -1,0 +1,652 @@
+//! All frames of RAM: their records, who owns them, and which are free.
+//!
+//! A frame is in one of these places, and its links belong to that place:
+//!
+//! ```text
+//!   free lists ──allocate──▶ (a caller's hands) ──assign──▶ on the list of its owner, ALLOCATED
+//!       ▲                                                        │ release: ALLOCATED goes
+//!       │                                                        ▼
+//!       │                                            on the list, kept by others' references
+//!       │                                                        │ the last general reference goes
+//!       │                                                        ▼
+//!       └──── drained: TLB debt paid, off the list ◀──── on the list, in quarantine
+//! ```
+//!
+//! * The general count of a free or quarantined frame is zero, so nobody can get a reference to it.
+//! * ALLOCATED stands for one general reference: the owner's, whether it maps the frame or not.
+//! * A frame is charged to its owner until it is drained: giving memory back while keeping it mapped gains nothing.
+//! * Free frames are unowned. DIRTY says that somebody has used a frame: it is scrubbed before the next owner sees it. RAM
+//!   that nobody has used since power-on is not scrubbed.
+//! * Dropping a reference is constant work and takes no lock: the quarantine is a chain that anybody may push to, linked
+//!   through the type words, which nobody can step while there is no reference. Draining it is done in bounded portions.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use hypercall_abi::{DomId, Mfn};
+
+use super::m2p::{self, M2p};
+use super::page_info::{Effects, Event, Refusal, TypeWord, step};
+use super::tlb_debt::{TlbClock, TlbDebt};
+use crate::page_ref::PageRef;
+use crate::platform::Platform;
+use crate::sync::{RankedMutex, rank};
+
+/// Largest order of a block the allocator keeps: 4 MiB.
+pub const MAX_ORDER: u32 = 10;
+const ORDERS: usize = MAX_ORDER as usize + 1;
+
+const NIL: u32 = u32::MAX;
+
+const ALLOCATED: u32 = 1 << 31;
+const COUNT: u32 = ALLOCATED - 1;
+
+const OWNER_MASK: u32 = 0xffff;
+const RAM: u32 = 1 << 16;
+const HYPERVISOR_PAGE: u32 = 1 << 17;
+const DIRTY: u32 = 1 << 18;
+const QUARANTINED: u32 = 1 << 19;
+const FREE_HEAD: u32 = 1 << 20;
+/// On its owner's second list: seen by the owner's teardown.
+const GIVEN_UP: u32 = 1 << 21;
+const ORDER_SHIFT: u32 = 24;
+/// Owner number of frames that no domain owns (DOMID_INVALID).
+const NOBODY: u32 = 0x7ff4;
+
+/// What is kept about each frame: 24 bytes.
+#[repr(C)]
+pub struct FrameRecord {
+    /// See [`TypeWord`].
+    word: AtomicU64,
+    /// General references, with ALLOCATED as the top bit.
+    count: AtomicU32,
+    /// Owner's number and flags. Written only while the count is zero, or (DIRTY) by nobody who could disagree.
+    owner: AtomicU32,
+    /// Links of the list the frame is in: free or its owner's. Protected by that list's lock.
+    next: AtomicU32,
+    prev: AtomicU32,
+}
+
+const _: () = assert!(size_of::<FrameRecord>() == 24);
+
+impl FrameRecord {
+    /// The record of a frame that is not RAM: nothing can be done with it.
+    pub const fn new() -> FrameRecord {
+        FrameRecord {
+            word: AtomicU64::new(TypeWord::NEW.bits()),
+            count: AtomicU32::new(0),
+            owner: AtomicU32::new(NOBODY),
+            next: AtomicU32::new(NIL),
+            prev: AtomicU32::new(NIL),
+        }
+    }
+
+    fn flags(&self) -> u32 {
+        self.owner.load(Ordering::Acquire)
+    }
+
+    fn set_owner(&self, owner: u32, flags: u32) {
+        let keep = self.flags() & (RAM | DIRTY);
+        self.owner.store(keep | flags | owner, Ordering::Release);
+    }
+}
+
+impl Default for FrameRecord {
+    fn default() -> Self {
+        FrameRecord::new()
+    }
+}
+
+/// All that the hypervisor knows about RAM.
+pub struct Memory {
+    records: &'static [FrameRecord],
+    m2p: M2p,
+    clock: TlbClock,
+    free: RankedMutex<FreeLists, { rank::FREE_FRAMES }>,
+    /// Chain of frames without references whose TLB debt may still be unpaid. Anybody pushes; who holds the lock of the
+    /// free lists pops.
+    quarantine: AtomicU32,
+    quarantined: AtomicUsize,
+}
+
+struct FreeLists {
+    heads: [u32; ORDERS],
+    frames: usize,
+}
+
+/// Who owns a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// No RAM: a device, or nothing at all.
+    NotRam,
+    /// Free, in quarantine, or the hypervisor's alone.
+    Nobody,
+    /// A domain's memory.
+    Domain(DomId),
+    /// The hypervisor's, shared with a domain (shared_info, grant frames).
+    Hypervisor(DomId),
+}
+
+impl Memory {
+    /// Knows `records.len()` frames, none of them RAM yet. `m2p` is the table that guests can read.
+    pub fn new(records: &'static [FrameRecord], m2p: &'static [AtomicU64]) -> Memory {
+        Memory {
+            records,
+            m2p: M2p::new(m2p),
+            clock: TlbClock::new(),
+            free: RankedMutex::new(FreeLists { heads: [NIL; ORDERS], frames: 0 }),
+            quarantine: AtomicU32::new(NIL),
+            quarantined: AtomicUsize::new(0),
+        }
+    }
+
+    /// Declares frames as RAM. Boot does this for all RAM of the memory map, its own included, before any domain exists:
+    /// what is not declared counts as device memory.
+    pub fn declare_ram(&self, first: Mfn, count: u64) {
+        for mfn in first.get()..first.get().saturating_add(count) {
+            if let Some(record) = self.records.get(mfn as usize) {
+                record.owner.fetch_or(RAM, Ordering::Release);
+            }
+        }
+    }
+
+    /// Puts declared RAM on the free lists. `used` says whether somebody has written it since power-on.
+    ///
+    /// Each frame may be given once.
+    pub fn add_free(&self, first: Mfn, count: u64, used: bool) {
+        let mut mfn = first.get();
+        let end = mfn.saturating_add(count).min(self.records.len() as u64);
+        let mut free = self.free.lock();
+        while mfn < end {
+            let order = (mfn | 1 << MAX_ORDER).trailing_zeros().min((end - mfn).ilog2());
+            if used {
+                for m in mfn..mfn + (1 << order) {
+                    if let Some(record) = self.records.get(m as usize) {
+                        record.owner.fetch_or(DIRTY, Ordering::Release);
+                    }
+                }
+            }
+            self.insert_block(&mut free, mfn as u32, order);
+            mfn += 1 << order;
+        }
+    }
+
+    /// The machine-to-physical table.
+    pub fn m2p(&self) -> &M2p {
+        &self.m2p
+    }
+
+    /// The clock of complete TLB flushes.
+    pub fn clock(&self) -> &TlbClock {
+        &self.clock
+    }
+
+    /// One more than the highest frame number there is a record of.
+    pub fn max_frame(&self) -> u64 {
+        self.records.len() as u64
+    }
+
+    /// Frames that can be given out: free, or waiting in quarantine for their TLB debt.
+    pub fn free_frames(&self) -> usize {
+        let free = self.free.lock();
+        free.frames + self.quarantined.load(Ordering::Acquire)
+    }
+
+    /// Who owns `mfn`. Without a reference to the frame the answer may be out of date at once.
+    pub fn owner(&self, mfn: Mfn) -> Owner {
+        let Some(record) = self.records.get(mfn.get() as usize) else { return Owner::NotRam };
+        let flags = record.flags();
+        if flags & RAM == 0 {
+            Owner::NotRam
+        } else if flags & OWNER_MASK == NOBODY {
+            Owner::Nobody
+        } else if flags & HYPERVISOR_PAGE != 0 {
+            Owner::Hypervisor(DomId::new((flags & OWNER_MASK) as u16))
+        } else {
+            Owner::Domain(DomId::new((flags & OWNER_MASK) as u16))
+        }
+    }
+
+    /// The type word of `mfn`, for queries and reports.
+    pub fn type_word(&self, mfn: Mfn) -> Option<TypeWord> {
+        let record = self.records.get(mfn.get() as usize)?;
+        Some(TypeWord::from_bits(record.word.load(Ordering::Acquire)))
+    }
+
+    /// General references of `mfn`, the allocation's own included, for queries and reports.
+    pub fn general_count(&self, mfn: Mfn) -> u32 {
+        self.records.get(mfn.get() as usize).map_or(0, |r| r.count.load(Ordering::Acquire) & COUNT)
+    }
+
+    /// Whether the allocation itself still holds a reference to `mfn`.
+    pub fn is_allocated(&self, mfn: Mfn) -> bool {
+        self.records.get(mfn.get() as usize).is_some_and(|r| r.count.load(Ordering::Acquire) & ALLOCATED != 0)
+    }
+
+    // ── general references ──
+
+    /// Takes a general reference to a frame that `owner` owns. `None` when it is not a frame of RAM, not that domain's, or
+    /// about to be freed.
+    pub fn get_page(&self, mfn: Mfn, owner: DomId) -> Option<PageRef<'_>> {
+        let page = self.get_any_page(mfn)?;
+        (page.owner_number() == owner.get()).then_some(page)
+    }
+
+    /// Takes a general reference to a frame of any owner.
+    pub fn get_any_page(&self, mfn: Mfn) -> Option<PageRef<'_>> {
+        self.get_general(mfn).then(|| PageRef::from_count(self, mfn))
+    }
+
+    fn get_general(&self, mfn: Mfn) -> bool {
+        let Some(record) = self.records.get(mfn.get() as usize) else { return false };
+        record
+            .count
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                // The top two counts stay free for references that a record takes for itself while it is parked.
+                (count & COUNT != 0 && count & COUNT < COUNT - 2).then(|| count + 1)
+            })
+            .is_ok()
+    }
+
+    /// Takes the general reference that a record holds for itself while it is parked. The caller holds one already.
+    pub(super) fn keep_general(&self, mfn: Mfn) {
+        let before = self.record(mfn).count.fetch_add(1, Ordering::AcqRel);
+        assert!(before & COUNT != 0 && before & COUNT < COUNT - 1, "frame {mfn:?}: no reference to keep");
+    }
+
+    /// Gives a general reference back: constant work. The last one sends the frame to the quarantine.
+    pub(crate) fn put_general(&self, mfn: Mfn) {
+        let record = self.record(mfn);
+        let before = record.count.fetch_sub(1, Ordering::AcqRel);
+        assert!(before & COUNT != 0, "frame {mfn:?}: reference given back twice");
+        if before & COUNT == 1 {
+            assert!(before & ALLOCATED == 0, "frame {mfn:?}: the allocation's reference was given away");
+            self.quarantine(mfn, record);
+        }
+    }
+
+    pub(crate) fn owner_number(&self, mfn: Mfn) -> u16 {
+        (self.record(mfn).flags() & OWNER_MASK) as u16
+    }
+
+    fn record(&self, mfn: Mfn) -> &FrameRecord {
+        // A frame number that is held as a reference was once checked.
+        self.records.get(mfn.get() as usize).expect("reference to a frame without a record")
+    }
+
+    // ── type words ──
+
+    /// One atomic step of the type word of `mfn`.
+    pub(crate) fn type_step(&self, mfn: Mfn, event: Event) -> Result<Effects, Refusal> {
+        let record = self.record(mfn);
+        let mut word = record.word.load(Ordering::Acquire);
+        loop {
+            let (next, effects) = step(TypeWord::from_bits(word), event)?;
+            match record.word.compare_exchange_weak(word, next.bits(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(effects),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// A step that can only fail if the accounting is wrong: then the host stops, since isolation is no longer sure.
+    pub(crate) fn sure_step(&self, mfn: Mfn, event: Event) -> Effects {
+        match self.type_step(mfn, event) {
+            Ok(effects) => effects,
+            Err(why) => panic!("frame {mfn:?}: {event:?} refused: {why:?}, {:?}", self.type_word(mfn)),
+        }
+    }
+
+    // ── quarantine ──
+
+    fn quarantine(&self, mfn: Mfn, record: &FrameRecord) {
+        self.sure_step(mfn, Event::Retire { stamp: self.clock.now() });
+        self.m2p.set(mfn, m2p::INVALID);
+        record.owner.fetch_or(QUARANTINED | DIRTY, Ordering::AcqRel);
+        self.quarantined.fetch_add(1, Ordering::AcqRel);
+        let stamp = record.word.load(Ordering::Relaxed);
+        let mut head = self.quarantine.load(Ordering::Acquire);
+        loop {
+            record.word.store(stamp | u64::from(head), Ordering::Relaxed);
+            match self.quarantine.compare_exchange_weak(
+                head,
+                mfn.get() as u32,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Takes one frame out of quarantine, after paying what it owes. `None` when there is none.
+    pub(super) fn pop_quarantined<P: Platform>(&self, platform: &P) -> Option<Drained> {
+        let mfn = {
+            // Under the lock only one CPU pops, so the head cannot be popped and pushed again between load and exchange.
+            let _one_at_a_time = self.free.lock();
+            let mut head = self.quarantine.load(Ordering::Acquire);
+            loop {
+                if head == NIL {
+                    return None;
+                }
+                let next = self.record(Mfn::new(u64::from(head))).word.load(Ordering::Acquire) as u32;
+                match self.quarantine.compare_exchange_weak(head, next, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => break Mfn::new(u64::from(head)),
+                    Err(now) => head = now,
+                }
+            }
+        };
+        let record = self.record(mfn);
+        // Without the lock: another CPU that waits for it could not answer a flush.
+        let stamp = TypeWord::from_bits(record.word.load(Ordering::Acquire)).stamp();
+        self.settle(self.clock.owed_since(stamp), platform);
+        let flags = record.flags();
+        let owner = (flags & HYPERVISOR_PAGE == 0).then(|| DomId::new((flags & OWNER_MASK) as u16));
+        Some(Drained { mfn, owner })
+    }
+
+    /// Puts a drained frame on the free lists. `pages` is the list of its owner, if it has one.
+    pub(super) fn free_drained(&self, frame: Drained, pages: Option<&mut PageList>) {
+        let record = self.record(frame.mfn);
+        if let Some(pages) = pages {
+            pages.remove(self, frame.mfn);
+            pages.discharge(1);
+        }
+        record.set_owner(NOBODY, 0);
+        record.word.store(TypeWord::NEW.bits(), Ordering::Release);
+        let mut free = self.free.lock();
+        self.insert_block(&mut free, frame.mfn.get() as u32, 0);
+        self.quarantined.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Pays a debt.
+    pub fn settle<P: Platform>(&self, debt: TlbDebt, platform: &P) {
+        debt.pay(platform, &self.clock);
+    }
+
+    /// How many frames wait in quarantine.
+    pub fn quarantined(&self) -> usize {
+        self.quarantined.load(Ordering::Acquire)
+    }
+
+    // ── allocation ──
+
+    /// Takes 2^order frames, aligned to their size, scrubbed if anybody has used them. They have no owner and no
+    /// references: the caller assigns them or gives them back.
+    pub fn allocate<P: Platform>(&self, order: u32, platform: &P) -> Option<Mfn> {
+        self.allocate_below(order, u64::MAX, platform)
+    }
+
+    /// As [`Memory::allocate`], from frames below `limit`.
+    pub fn allocate_below<P: Platform>(&self, order: u32, limit: u64, platform: &P) -> Option<Mfn> {
+        let first = self.take_block(order, limit)?;
+        for mfn in (u64::from(first)..u64::from(first) + (1 << order)).map(Mfn::new) {
+            let record = self.record(mfn);
+            if record.flags() & DIRTY != 0 {
+                platform.zero_frame(mfn);
+                record.owner.fetch_and(!DIRTY, Ordering::AcqRel);
+            }
+        }
+        Some(Mfn::new(u64::from(first)))
+    }
+
+    /// Gives 2^order frames back that were never assigned since [`Memory::allocate`] or whose private use has ended.
+    pub fn give_back(&self, first: Mfn, order: u32) {
+        for mfn in (first.get()..first.get() + (1 << order)).map(Mfn::new) {
+            let record = self.record(mfn);
+            assert!(record.count.load(Ordering::Acquire) == 0, "frame {mfn:?} is in use");
+            record.owner.fetch_or(DIRTY, Ordering::AcqRel);
+        }
+        let mut free = self.free.lock();
+        self.insert_block(&mut free, first.get() as u32, order);
+    }
+
+    /// Makes an allocated frame the memory of a domain: on its list, with one reference. The domain was charged before.
+    pub fn assign(&self, mfn: Mfn, domain: DomId, pages: &mut PageList) {
+        let record = self.record(mfn);
+        record.set_owner(u32::from(domain.get()), 0);
+        record.word.store(TypeWord::NEW.bits(), Ordering::Release);
+        pages.push(self, mfn);
+        record.count.store(ALLOCATED | 1, Ordering::Release);
+    }
+
+    /// Makes an allocated frame a page of the hypervisor that `domain` may map, writable even: shared_info, grant frames.
+    pub fn assign_hypervisor_page(&self, mfn: Mfn, domain: DomId) {
+        let record = self.record(mfn);
+        record.set_owner(u32::from(domain.get()), HYPERVISOR_PAGE);
+        record.word.store(TypeWord::HYPERVISOR_PAGE.bits(), Ordering::Release);
+        record.count.store(ALLOCATED | 1, Ordering::Release);
+    }
+
+    /// Ends the hypervisor's own use of such a page; it goes when the last mapping does.
+    pub fn release_hypervisor_page(&self, mfn: Mfn) {
+        let record = self.record(mfn);
+        if record.flags() & HYPERVISOR_PAGE == 0
+            || record.count.fetch_and(!ALLOCATED, Ordering::AcqRel) & ALLOCATED == 0
+        {
+            return;
+        }
+        self.sure_step(mfn, Event::Put { linear: false, stamp: self.clock.now() });
+        self.put_general(mfn);
+    }
+
+    /// Gives the owner's own reference back: the frame is freed when the last other reference goes. `page` keeps it until
+    /// then. False when that was done before, or the frame is a page of the hypervisor.
+    pub fn release(&self, page: &PageRef<'_>) -> bool {
+        let record = self.record(page.mfn());
+        if record.flags() & HYPERVISOR_PAGE != 0
+            || record.count.fetch_and(!ALLOCATED, Ordering::AcqRel) & ALLOCATED == 0
+        {
+            return false;
+        }
+        self.put_general(page.mfn());
+        true
+    }
+
+    /// Takes a frame away from its owner if the allocation's reference and the caller's are the only ones. The frame is
+    /// then in the caller's hands, unowned, still charged, and as dirty as its owner left it; the debt is for translations
+    /// that may be left. Fails with the reference given back when anybody else refers to it.
+    pub fn steal(&self, page: PageRef<'_>, pages: &mut PageList) -> Option<(Mfn, TlbDebt)> {
+        let mfn = page.mfn();
+        let record = self.record(mfn);
+        if record.flags() & HYPERVISOR_PAGE != 0
+            || record.count.compare_exchange(ALLOCATED | 2, 0, Ordering::AcqRel, Ordering::Acquire).is_err()
+        {
+            return None;
+        }
+        page.forget();
+        pages.remove(self, mfn);
+        self.sure_step(mfn, Event::Retire { stamp: self.clock.now() });
+        self.m2p.set(mfn, m2p::INVALID);
+        record.set_owner(NOBODY, DIRTY);
+        // Read-only mappings leave no trace of when they went: assume just now.
+        Some((mfn, TlbDebt::everywhere()))
+    }
+
+    // ── the buddy lists ──
+
+    fn take_block(&self, order: u32, limit: u64) -> Option<u32> {
+        if order > MAX_ORDER {
+            return None;
+        }
+        let mut free = self.free.lock();
+        for have in order..=MAX_ORDER {
+            let Some(mfn) = self.first_below(&free, have, order, limit) else { continue };
+            self.unlink_block(&mut free, mfn, have);
+            // Give the upper halves back until the block is as small as asked for.
+            for split in (order..have).rev() {
+                self.link_block(&mut free, mfn + (1 << split), split);
+            }
+            free.frames -= 1 << order;
+            return Some(mfn);
+        }
+        None
+    }
+
+    /// A block of order `have` whose first 2^order frames are below `limit`. The search is cut after 64 blocks.
+    fn first_below(&self, free: &FreeLists, have: u32, order: u32, limit: u64) -> Option<u32> {
+        let mut mfn = *free.heads.get(have as usize)?;
+        for _ in 0..64 {
+            if mfn == NIL {
+                return None;
+            }
+            if u64::from(mfn) + (1 << order) <= limit {
+                return Some(mfn);
+            }
+            mfn = self.record(Mfn::new(u64::from(mfn))).next.load(Ordering::Relaxed);
+        }
+        None
+    }
+
+    fn insert_block(&self, free: &mut FreeLists, mut mfn: u32, mut order: u32) {
+        free.frames += 1 << order;
+        while order < MAX_ORDER {
+            let buddy = mfn ^ 1 << order;
+            let Some(record) = self.records.get(buddy as usize) else { break };
+            if record.flags() & (FREE_HEAD | 31 << ORDER_SHIFT) != FREE_HEAD | order << ORDER_SHIFT {
+                break;
+            }
+            self.unlink_block(free, buddy, order);
+            mfn &= !(1 << order);
+            order += 1;
+        }
+        self.link_block(free, mfn, order);
+    }
+
+    fn link_block(&self, free: &mut FreeLists, mfn: u32, order: u32) {
+        let record = self.record(Mfn::new(u64::from(mfn)));
+        record.set_owner(NOBODY, FREE_HEAD | order << ORDER_SHIFT);
+        if let Some(head) = free.heads.get_mut(order as usize) {
+            link(self, Mfn::new(u64::from(mfn)), head);
+        }
+    }
+
+    fn unlink_block(&self, free: &mut FreeLists, mfn: u32, order: u32) {
+        let record = self.record(Mfn::new(u64::from(mfn)));
+        record.set_owner(NOBODY, 0);
+        if let Some(head) = free.heads.get_mut(order as usize) {
+            self.unlink(record, head);
+        }
+    }
+
+    fn unlink(&self, record: &FrameRecord, head: &mut u32) {
+        let next = record.next.swap(NIL, Ordering::Relaxed);
+        let prev = record.prev.swap(NIL, Ordering::Relaxed);
+        if prev == NIL {
+            *head = next;
+        } else {
+            self.record(Mfn::new(u64::from(prev))).next.store(next, Ordering::Relaxed);
+        }
+        if next != NIL {
+            self.record(Mfn::new(u64::from(next))).prev.store(prev, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A frame on its way from quarantine to the free lists: no translation to it is left anywhere.
+#[must_use = "the frame is lost if it is not freed"]
+pub(super) struct Drained {
+    mfn: Mfn,
+    /// Whose list it is on.
+    pub(super) owner: Option<DomId>,
+}
+
+/// The frames of one domain, and how many it may have.
+///
+/// The list is threaded through the frame records: walking it never looks at frames of others.
+#[derive(Debug)]
+pub struct PageList {
+    head: u32,
+    /// Frames that the owner's teardown has seen.
+    given_up: u32,
+    charged: u64,
+    max: u64,
+    closed: bool,
+}
+
+/// The domain may not have that many frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverLimit;
+
+impl PageList {
+    /// No frames, `max_pages` allowed.
+    pub const fn new(max_pages: u64) -> PageList {
+        PageList { head: NIL, given_up: NIL, charged: 0, max: max_pages, closed: false }
+    }
+
+    /// Frames charged to the domain: those it has, and those it gave up while something still refers to them.
+    pub const fn total(&self) -> u64 {
+        self.charged
+    }
+
+    /// Most frames it may have.
+    pub const fn max_pages(&self) -> u64 {
+        self.max
+    }
+
+    /// Sets the most frames it may have; what it has already stays.
+    pub fn set_max_pages(&mut self, max: u64) {
+        self.max = max;
+    }
+
+    /// No more frames from now on: the domain is dying.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Charges frames that are about to be assigned.
+    pub fn charge(&mut self, frames: u64) -> Result<(), OverLimit> {
+        match self.charged.checked_add(frames) {
+            Some(total) if total <= self.max && !self.closed => {
+                self.charged = total;
+                Ok(())
+            }
+            _ => Err(OverLimit),
+        }
+    }
+
+    /// Takes a charge back: for frames that were not assigned after all, or are free again.
+    pub fn discharge(&mut self, frames: u64) {
+        self.charged = self.charged.saturating_sub(frames);
+    }
+
+    /// A frame of the domain that teardown has not seen.
+    pub fn first(&self) -> Option<Mfn> {
+        (self.head != NIL).then(|| Mfn::new(u64::from(self.head)))
+    }
+
+    /// The frame after `mfn`, which is on this list.
+    pub fn next(&self, memory: &Memory, mfn: Mfn) -> Option<Mfn> {
+        let next = memory.record(mfn).next.load(Ordering::Relaxed);
+        (next != NIL).then(|| Mfn::new(u64::from(next)))
+    }
+
+    /// Teardown has done its part with this frame of the list.
+    pub(super) fn give_up(&mut self, memory: &Memory, mfn: Mfn) {
+        self.remove(memory, mfn);
+        let record = memory.record(mfn);
+        record.owner.fetch_or(GIVEN_UP, Ordering::AcqRel);
+        link(memory, mfn, &mut self.given_up);
+    }
+
+    fn push(&mut self, memory: &Memory, mfn: Mfn) {
+        link(memory, mfn, &mut self.head);
+    }
+
+    fn remove(&mut self, memory: &Memory, mfn: Mfn) {
+        let record = memory.record(mfn);
+        let head = if record.flags() & GIVEN_UP != 0 { &mut self.given_up } else { &mut self.head };
+        memory.unlink(record, head);
+    }
+}
+
+/// Puts a frame at the front of a list.
+fn link(memory: &Memory, mfn: Mfn, head: &mut u32) {
+    let record = memory.record(mfn);
+    record.prev.store(NIL, Ordering::Relaxed);
+    record.next.store(*head, Ordering::Relaxed);
+    if *head != NIL {
+        memory.record(Mfn::new(u64::from(*head))).prev.store(mfn.get() as u32, Ordering::Relaxed);
+    }
+    *head = mfn.get() as u32;
+}

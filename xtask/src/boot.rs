@@ -5,7 +5,7 @@ use crate::qemu::{self, End, Host, Machine, Watch};
 use crate::{archive, build, recipe, sh, xen};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 /// Exit code: 0 power off, 3 reboot, 4 suspend, 5 crash, 6 watchdog, 7 hypervisor panic, 8 time is up, 9 reset without a
@@ -41,18 +41,20 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let kernel = kernel(&workspace, &args.image)?;
     let words = format!("dom0_mem={} {}", args.dom0_mem, args.append);
-    let qemu = command(
-        &workspace,
-        &args.machine,
-        &Boot {
-            host: args.on,
-            kernel: &kernel,
-            module: args.module.as_deref(),
-            words: words.trim(),
-            cmdline: &args.cmdline,
-            scratch: "boot",
-        },
-    )?;
+    let hypervisor = match args.on {
+        Host::Xenolith => build::hypervisor(&workspace)?,
+        Host::Xen => xen::image(&workspace.target_dir)?,
+    };
+    let boot = Boot {
+        host: args.on,
+        hypervisor: &hypervisor,
+        kernel: &kernel,
+        module: args.module.as_deref(),
+        words: words.trim(),
+        cmdline: &args.cmdline,
+        joined: &workspace.target_dir.join("image/boot/joined"),
+    };
+    let qemu = command(&args.machine, &boot)?;
     let timeout = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
     let end = qemu::watch(qemu, &Watch { host: args.on, timeout, quiet: false, steps: &[] })?.end;
     if end != End::Poweroff {
@@ -65,6 +67,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
 pub struct Boot<'a> {
     /// Who boots.
     pub host: Host,
+    /// The hypervisor's image.
+    pub hypervisor: &'a Path,
     /// dom0's ELF.
     pub kernel: &'a Path,
     /// dom0's module.
@@ -73,32 +77,25 @@ pub struct Boot<'a> {
     pub words: &'a str,
     /// dom0's words.
     pub cmdline: &'a str,
-    /// Name for the file that is put together for QEMU; runs at the same time need different ones.
-    pub scratch: &'a str,
+    /// File to put kernel and module together in; runs at the same time need different ones.
+    pub joined: &'a Path,
 }
 
-/// QEMU's command line for a boot; builds or fetches the hypervisor.
+/// QEMU's command line for a boot.
 ///
 /// # Errors
-/// When the hypervisor does not build, or Xen cannot be fetched.
-pub fn command(workspace: &Workspace, machine: &Machine, boot: &Boot) -> Result<std::process::Command> {
-    match boot.host {
-        Host::Xenolith => {
-            let image = build::hypervisor(workspace)?;
-            let module = match boot.module {
-                None => boot.kernel.to_path_buf(),
-                Some(module) => {
-                    let joined =
-                        workspace.target_dir.join("image/boot").join(format!("{}.module", boot.scratch));
-                    archive::join(boot.kernel, Some(&sh::read(module)?), &joined)?;
-                    joined
-                }
-            };
-            Ok(machine.xenolith(&image, &module, boot.words, boot.cmdline))
+/// When kernel and module cannot be put together.
+pub fn command(machine: &Machine, boot: &Boot) -> Result<Command> {
+    match (boot.host, boot.module) {
+        (Host::Xenolith, None) => {
+            Ok(machine.xenolith(boot.hypervisor, boot.kernel, boot.words, boot.cmdline))
         }
-        Host::Xen => {
-            let image = xen::image(&workspace.target_dir)?;
-            Ok(machine.xen(&image, boot.kernel, boot.module, boot.words, boot.cmdline))
+        (Host::Xenolith, Some(module)) => {
+            archive::join(boot.kernel, Some(&sh::read(module)?), boot.joined)?;
+            Ok(machine.xenolith(boot.hypervisor, boot.joined, boot.words, boot.cmdline))
+        }
+        (Host::Xen, module) => {
+            Ok(machine.xen(boot.hypervisor, boot.kernel, module, boot.words, boot.cmdline))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the hypervisor, dom0 and all guest images.
 
-use crate::images::{Image, Workspace};
+use crate::images::{Image, Kind, Workspace};
 use crate::{recipe, sh, symbols};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -22,6 +22,8 @@ pub struct Built {
     pub hypervisor: PathBuf,
     /// Guest images by name, as linked.
     pub guests: BTreeMap<String, PathBuf>,
+    /// Our dom0, which is one of them.
+    pub dom0: Option<PathBuf>,
 }
 
 pub fn main(args: Args) -> Result<ExitCode> {
@@ -55,8 +57,13 @@ pub fn everything(workspace: &Workspace) -> Result<Built> {
     let hypervisor = hypervisor(workspace)?;
     let images: Vec<&Image> = workspace.guests.iter().collect();
     let paths = recipe::guests(workspace, &images)?;
-    let guests = images.iter().map(|image| image.name.clone()).zip(paths).collect();
-    Ok(Built { hypervisor, guests })
+    let guests: BTreeMap<String, PathBuf> =
+        images.iter().map(|image| image.name.clone()).zip(paths).collect();
+    let dom0 = images
+        .iter()
+        .find(|image| image.kind == Kind::Dom0)
+        .and_then(|image| guests.get(&image.name).cloned());
+    Ok(Built { hypervisor, guests, dom0 })
 }
 
 /// Builds the hypervisor and puts its symbols in; returns the bootable ELF.

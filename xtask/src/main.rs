@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod audit;
 mod boot;
 mod build;
 mod doctor;
@@ -14,9 +15,13 @@ mod images;
 mod qemu;
 mod recipe;
 mod run;
+mod scenario;
 mod setup;
 mod sh;
+mod source;
 mod symbols;
+mod test;
+mod tidy;
 mod xen;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +45,12 @@ enum Command {
     Build(build::Args),
     /// Boot Xenolith with dom0 in QEMU: the terminal becomes dom0's shell
     Run(run::Args),
+    /// Run every test: format, lints, tidiness, host tests, audit, and the scenarios in QEMU
+    Test(test::Args),
+    /// Check house rules that the compiler does not know
+    Tidy(tidy::Args),
+    /// Disassemble the images for what must not be in them; report sizes, lines and unsafe
+    Audit(audit::Args),
     /// Boot any 64-bit PV ELF kernel as dom0 of Xenolith, or of Debian's Xen
     Boot(boot::Args),
 }
@@ -50,6 +61,9 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::main(args),
         Command::Build(args) => build::main(args),
         Command::Run(args) => run::main(args),
+        Command::Test(args) => test::main(args),
+        Command::Tidy(args) => tidy::main(args),
+        Command::Audit(args) => audit::main(args),
         Command::Boot(args) => boot::main(args),
     };
     result.unwrap_or_else(|error| {

@@ -1,6 +1,6 @@
 //! `cargo xtask run`: Xenolith, dom0 and the guests of the boot archive, from one command.
 
-use crate::images::{Kind, Workspace};
+use crate::images::Workspace;
 use crate::qemu::{self, End, Host, Machine, Watch};
 use crate::{archive, build};
 use anyhow::{Context, Result};
@@ -26,12 +26,12 @@ pub struct Args {
 pub fn main(args: Args) -> Result<ExitCode> {
     qemu::require()?;
     let workspace = Workspace::load()?;
-    let dom0 = workspace.guests.iter().find(|image| image.kind == Kind::Dom0).context(
+    let built = build::everything(&workspace)?;
+    let dom0 = built.dom0.as_deref().context(
         "dom0/Cargo.toml: there is no dom0 image yet; `cargo xtask boot IMAGE` boots other kernels",
     )?;
-    let built = build::everything(&workspace)?;
     let commands = args.exec.as_deref().map(split).unwrap_or_default();
-    let kernel = build::stripped(&workspace, built.guests.get(&dom0.name).context("dom0 was not built")?)?;
+    let kernel = build::stripped(&workspace, dom0)?;
     let module = workspace.target_dir.join("image/boot/module");
     archive::join(&kernel, Some(&archive::pack(&workspace, &built, &commands)?), &module)?;
     let (words, cmdline) = args.append.split_once(" --- ").unwrap_or((&args.append, ""));

@@ -1,7 +1,8 @@
 //! `cargo xtask setup`: installs what is missing, or prints the exact lines.
 
+use crate::doctor::{self, Finding};
 use crate::images::Workspace;
-use crate::{doctor, sh, xen};
+use crate::{sh, xen};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -27,33 +28,54 @@ pub enum Need {
 const SOURCE_FILE: &str = "/etc/apt/sources.list.d/bookworm-backports.list";
 
 pub fn main(args: Args) -> Result<ExitCode> {
-    let missing: Vec<_> =
-        doctor::examine().into_iter().filter(|f| f.state.is_err() && f.need != Need::Nice).collect();
-    if missing.is_empty() {
-        println!("Nothing to do: everything is there.");
+    if args.dry_run {
+        missing().iter().for_each(tell);
         return Ok(ExitCode::SUCCESS);
     }
-    let by_root = |name: &str| !matches!(name, "xen" | "rustc" | "rustfmt" | "clippy");
-    if !args.dry_run && missing.iter().any(|f| f.name == "xen") {
-        // Fetching needs no root: the package is unpacked, never installed.
-        xen::image(&Workspace::load()?.target_dir)?;
+    if missing().is_empty() {
+        println!("Nothing to do: everything is there.");
     }
+    Ok(if install()? { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn missing() -> Vec<Finding> {
+    doctor::examine().into_iter().filter(|f| f.state.is_err() && f.need != Need::Nice).collect()
+}
+
+/// Whether root's package manager brings it.
+fn by_root(finding: &Finding) -> bool {
+    !matches!(finding.name, "xen" | "rustc" | "rustfmt" | "clippy")
+}
+
+fn tell(finding: &Finding) {
+    println!("For {}{}:", finding.name, if by_root(finding) { " (as root)" } else { "" });
+    finding.install.iter().for_each(|line| println!("    {line}"));
+}
+
+/// Installs what is missing and can be installed; prints the lines for the rest and returns whether there was any.
+///
+/// # Errors
+/// When an installation fails.
+pub fn install() -> Result<bool> {
     let mut left = false;
-    for finding in missing.iter().filter(|f| f.name != "xen" || args.dry_run) {
-        if !args.dry_run && sh::is_root() && by_root(finding.name) {
-            println!("Installing {} ({})", finding.name, finding.purpose);
-            match finding.name {
-                "qemu" => install_qemu()?,
-                _ => finding.install.iter().try_for_each(|line| shell(line))?,
+    for finding in missing() {
+        match finding.name {
+            // Fetching needs no root: the package is unpacked, never installed.
+            "xen" => xen::image(&Workspace::load()?.target_dir).map(drop)?,
+            _ if !sh::is_root() || !by_root(&finding) => {
+                left = true;
+                tell(&finding);
             }
-        } else {
-            left |= !args.dry_run;
-            let who = if by_root(finding.name) { " (as root)" } else { "" };
-            println!("For {}{who}:", finding.name);
-            finding.install.iter().for_each(|line| println!("    {line}"));
+            name => {
+                println!("Installing {name} ({})", finding.purpose);
+                match name {
+                    "qemu" => install_qemu()?,
+                    _ => finding.install.iter().try_for_each(|line| shell(line))?,
+                }
+            }
         }
     }
-    Ok(if left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(left)
 }
 
 /// The line that installs a Debian package.

@@ -53,12 +53,13 @@ pub fn echo(command: &Command) {
     eprintln!("+ {}", line(command));
 }
 
-/// Runs a command whose output the user sees.
+/// Runs a command whose output the user sees, all of it on stderr: stdout is for what was asked for.
 ///
 /// # Errors
 /// When it cannot be started or does not succeed.
 pub fn run(command: &mut Command) -> Result<()> {
     echo(command);
+    command.stdout(Stdio::from(std::io::stderr()));
     let status = command.status().with_context(|| cannot_start(command))?;
     if !status.success() {
         bail!("`{}` failed ({status})", line(command));

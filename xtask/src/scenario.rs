@@ -1,0 +1,468 @@
+//! Scenarios: what to boot in QEMU, and what must come of it.
+//!
+//! Each file `tests/scenarios/*.toml` is one; its keys are the fields of [`Scenario`]. A guest package below
+//! tests/conformance or tests/attacks needs no file: it is booted as dom0 and must say SUCCESS. Keys in its Cargo.toml,
+//! under `[package.metadata.scenario]`, change that.
+
+use crate::boot::{self, Boot};
+use crate::build::{self, Built};
+use crate::images::{Kind, Workspace};
+use crate::qemu::{self, End, Host, Machine, Step, Watch};
+use crate::{archive, sh, xen};
+use anyhow::{Context, Result, bail};
+use regex::Regex;
+use serde::Deserialize;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Folder of the scenario files.
+const FOLDER: &str = "tests/scenarios";
+
+/// One thing to boot, and what to expect.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scenario {
+    /// File name without `.toml`, or the name of the guest image.
+    #[serde(skip)]
+    pub name: String,
+    /// One sentence: what this shows.
+    pub about: String,
+    /// Which hypervisors it runs on.
+    pub on: Vec<Host>,
+    /// Guest image to boot as dom0, by name; without it, our dom0 with its boot archive.
+    pub image: Option<String>,
+    /// What to do to the image's file before it is booted.
+    pub damage: Option<Damage>,
+    /// dom0's command line.
+    pub cmdline: String,
+    /// Words for the hypervisor.
+    pub append: String,
+    /// dom0's memory; empty leaves it to the hypervisor.
+    pub dom0_mem: String,
+    /// Memory of the machine.
+    pub mem: String,
+    /// CPUs of the machine.
+    pub smp: u32,
+    /// CPU model, where it is not the default one.
+    pub cpu: Option<String>,
+    /// Whether the clock counts instructions.
+    pub icount: bool,
+    /// More words for QEMU.
+    pub qemu_args: Vec<String>,
+    /// Commands for dom0's shell.
+    pub exec: Vec<String>,
+    /// What to type, and when.
+    pub keys: Vec<Keys>,
+    /// Seconds until QEMU is stopped.
+    pub timeout: u64,
+    /// Left out by `--quick`.
+    pub slow: bool,
+    /// Oldest QEMU that can do it, and why.
+    pub needs_qemu: Option<NeedsQemu>,
+    /// How it must end.
+    pub end: End,
+    /// What the guest's last line must say; test guests say SUCCESS unless told otherwise.
+    pub verdict: Option<Verdict>,
+    /// Patterns that must be printed, in this order.
+    pub expect: Vec<String>,
+    /// Patterns that must not be printed.
+    pub never: Vec<String>,
+}
+
+impl Default for Scenario {
+    fn default() -> Scenario {
+        let machine = Machine::default();
+        Scenario {
+            name: String::new(),
+            about: String::new(),
+            on: vec![Host::Xenolith],
+            image: None,
+            damage: None,
+            cmdline: String::new(),
+            append: String::new(),
+            dom0_mem: String::new(),
+            mem: machine.mem,
+            smp: 1,
+            cpu: None,
+            icount: false,
+            qemu_args: Vec::new(),
+            exec: Vec::new(),
+            keys: Vec::new(),
+            timeout: 60,
+            slow: false,
+            needs_qemu: None,
+            end: End::Poweroff,
+            verdict: None,
+            expect: Vec::new(),
+            never: Vec::new(),
+        }
+    }
+}
+
+/// How to spoil an image's file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+pub struct Damage {
+    /// Keep only this many bytes.
+    pub keep: Option<usize>,
+    /// Bytes to change: offset in the file, new value.
+    pub poke: Vec<(usize, u8)>,
+    /// Replace each occurrence of the first text by the second, of the same length.
+    pub replace: Option<(String, String)>,
+}
+
+/// Text to type once a pattern was printed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// Pattern to wait for, from where the one before it matched on.
+    pub wait: String,
+    /// What to type.
+    pub send: String,
+}
+
+/// A version of QEMU that a scenario needs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NeedsQemu {
+    /// Its major version.
+    pub version: u32,
+    /// The bug of older ones.
+    pub because: String,
+}
+
+/// What a test guest says of itself on its last line, as XTF's guests do: `Test result: SUCCESS`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// All is as it should be.
+    Success,
+    /// The guest cannot test this here.
+    Skip,
+    /// The guest could not do its test.
+    Error,
+    /// The tested thing is wrong.
+    Failure,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub enum Outcome {
+    /// As expected.
+    Passed,
+    /// Not as expected: why.
+    Failed(String),
+    /// Not run, or the guest declined: why.
+    Skipped(String),
+}
+
+/// A run, finished.
+pub struct Report {
+    /// The judgement.
+    pub outcome: Outcome,
+    /// Passed, failed and skipped cases inside of the guest, when it counted them.
+    pub cases: Option<[usize; 3]>,
+    /// What was printed.
+    pub text: String,
+    /// The line that repeats it.
+    pub line: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// All scenarios, each once for every hypervisor that it runs on.
+///
+/// # Errors
+/// When a file has a mistake; the message names it.
+pub fn all(workspace: &Workspace) -> Result<Vec<(Host, Scenario)>> {
+    let mut scenarios = Vec::new();
+    let folder = sh::root().join(FOLDER);
+    if folder.is_dir() {
+        for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot list {FOLDER}"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ext| ext == "toml") {
+                scenarios.push(load(&path)?);
+            }
+        }
+    }
+    for image in &workspace.guests {
+        let has_file =
+            scenarios.iter().any(|scenario: &Scenario| scenario.image.as_ref() == Some(&image.name));
+        if !matches!(image.kind, Kind::Conformance | Kind::Attack) || has_file {
+            continue;
+        }
+        let mut scenario = match &image.scenario {
+            Some(keys) => Scenario::deserialize(keys).with_context(|| {
+                format!("Cargo.toml of package {}: [package.metadata.scenario]", image.package)
+            })?,
+            None => Scenario::default(),
+        };
+        scenario.name.clone_from(&image.name);
+        scenario.image = Some(image.name.clone());
+        scenario.verdict = scenario.verdict.or(Some(Verdict::Success));
+        scenarios.push(scenario);
+    }
+    scenarios.sort_by(|a, b| a.name.cmp(&b.name));
+    let runs = |scenario: Scenario| scenario.on.clone().into_iter().map(move |host| (host, scenario.clone()));
+    let mut all: Vec<(Host, Scenario)> = scenarios.into_iter().flat_map(runs).collect();
+    all.sort_by_key(|(host, _)| *host == Host::Xen);
+    Ok(all)
+}
+
+fn load(path: &Path) -> Result<Scenario> {
+    let name = path.file_stem().context("a scenario has a name")?.to_string_lossy().into_owned();
+    let text =
+        String::from_utf8(sh::read(path)?).with_context(|| format!("{FOLDER}/{name}.toml: not UTF-8"))?;
+    let mut scenario: Scenario = toml::from_str(&text).with_context(|| format!("{FOLDER}/{name}.toml"))?;
+    if scenario.about.is_empty() {
+        bail!("{FOLDER}/{name}.toml: say in `about = \"…\"` what this scenario shows");
+    }
+    let patterns =
+        scenario.expect.iter().chain(&scenario.never).chain(scenario.keys.iter().map(|keys| &keys.wait));
+    for pattern in patterns {
+        regex(pattern).with_context(|| format!("{FOLDER}/{name}.toml"))?;
+    }
+    scenario.name = name;
+    Ok(scenario)
+}
+
+fn regex(pattern: &str) -> Result<Regex> {
+    // A pattern may span no lines unless it says so.
+    Regex::new(&format!("(?m){pattern}")).with_context(|| format!("pattern `{pattern}`"))
+}
+
+impl Scenario {
+    /// Why it cannot be run with what is there, if so.
+    pub fn skip(&self, built: &Built, qemu: Option<(u32, u32)>) -> Option<String> {
+        if let (Some(need), Some((major, _))) = (&self.needs_qemu, qemu)
+            && major < need.version
+        {
+            return Some(format!("QEMU {major} is too old: {}", need.because));
+        }
+        if self.image.is_none() && built.dom0.is_none() {
+            return Some("there is no dom0 image yet".into());
+        }
+        None
+    }
+
+    /// Boots it and judges what came of it.
+    ///
+    /// # Errors
+    /// When it cannot be run at all: an image is missing, QEMU does not start.
+    pub fn run(&self, workspace: &Workspace, built: &Built, host: Host) -> Result<Report> {
+        let scratch = workspace.target_dir.join("image/scenarios").join(format!("{host}-{}", self.name));
+        let qemu = self.command(workspace, built, host, &scratch)?;
+        let line = sh::line(&qemu);
+        let steps: Vec<Step> = self
+            .keys
+            .iter()
+            .map(|keys| Ok(Step { wait: regex(&keys.wait)?, send: keys.send.clone() }))
+            .collect::<Result<_>>()?;
+        let timeout = Some(Duration::from_secs(self.timeout));
+        let watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &steps })?;
+        sh::write(&scratch.with_extension("log"), watched.text.as_bytes())?;
+        let (outcome, cases) = self.judge(&watched.text, watched.end);
+        Ok(Report { outcome, cases, text: watched.text, line, took: watched.took })
+    }
+
+    fn command(
+        &self,
+        workspace: &Workspace,
+        built: &Built,
+        host: Host,
+        scratch: &Path,
+    ) -> Result<std::process::Command> {
+        let mut machine = Machine {
+            mem: self.mem.clone(),
+            smp: self.smp,
+            icount: self.icount,
+            qemu_args: self.qemu_args.clone(),
+            ..Machine::default()
+        };
+        if let Some(cpu) = &self.cpu {
+            machine.cpu.clone_from(cpu);
+        }
+        let mut words = self.append.clone();
+        let mut module = None;
+        let kernel = match &self.image {
+            Some(image) => {
+                // Xen gives dom0 all memory unless told otherwise; the same guest gets the same on both.
+                let mem = if self.dom0_mem.is_empty() { "128M" } else { &self.dom0_mem };
+                words = format!("dom0_mem={mem} {words}");
+                let path =
+                    built.guests.get(image).with_context(|| format!("no guest image is called `{image}`"))?;
+                build::stripped(workspace, path)?
+            }
+            None => {
+                if !self.dom0_mem.is_empty() {
+                    words = format!("dom0_mem={} {words}", self.dom0_mem);
+                }
+                let path = scratch.with_extension("tar");
+                sh::write(&path, &archive::pack(workspace, built, &self.exec)?)?;
+                module = Some(path);
+                build::stripped(workspace, built.dom0.as_deref().context("there is no dom0 image")?)?
+            }
+        };
+        let kernel = match &self.damage {
+            Some(damage) => damage.apply(&kernel, &scratch.with_extension("elf"))?,
+            None => kernel,
+        };
+        let hypervisor = match host {
+            Host::Xenolith => built.hypervisor.clone(),
+            Host::Xen => xen::image(&workspace.target_dir)?,
+        };
+        boot::command(
+            &machine,
+            &Boot {
+                host,
+                hypervisor: &hypervisor,
+                kernel: &kernel,
+                module: module.as_deref(),
+                words: words.trim(),
+                cmdline: &self.cmdline,
+                joined: &scratch.with_extension("module"),
+            },
+        )
+    }
+
+    fn judge(&self, text: &str, end: End) -> (Outcome, Option<[usize; 3]>) {
+        let cases = counts(text);
+        let found = verdict(text);
+        let mut wrong = String::new();
+        if let Some(wanted) = self.verdict {
+            match found {
+                Some(Verdict::Skip) if wanted == Verdict::Success && end == End::Poweroff => {
+                    return (Outcome::Skipped("the guest says it cannot test this here".into()), cases);
+                }
+                Some(found) if found == wanted => {}
+                Some(found) => _ = writeln!(wrong, "the guest's verdict is {found:?}, not {wanted:?}"),
+                None => wrong
+                    .push_str("the guest gave no verdict (no line `Test result: …`): it crashed or hung\n"),
+            }
+        }
+        if end != self.end {
+            _ = writeln!(wrong, "{end} (expected: {})", self.end);
+        }
+        let mut rest = text;
+        for pattern in &self.expect {
+            // Patterns were compiled once already, when the file was read.
+            let Ok(regex) = regex(pattern) else { continue };
+            match regex.find(rest) {
+                Some(found) => rest = rest.get(found.end()..).unwrap_or_default(),
+                None => {
+                    let known =
+                        if regex.is_match(text) { "; it is there, but not in this order" } else { "" };
+                    _ = writeln!(wrong, "not printed: `{pattern}`{known}");
+                    break;
+                }
+            }
+        }
+        for pattern in &self.never {
+            if let Some(found) = regex(pattern).ok().and_then(|regex| regex.find(text)) {
+                _ = writeln!(wrong, "printed, but must not be: `{}` (pattern `{pattern}`)", found.as_str());
+            }
+        }
+        if wrong.is_empty() { (Outcome::Passed, cases) } else { (Outcome::Failed(wrong), cases) }
+    }
+}
+
+impl Damage {
+    fn apply(&self, image: &Path, out: &Path) -> Result<PathBuf> {
+        let mut bytes = sh::read(image)?;
+        if let Some(keep) = self.keep {
+            bytes.truncate(keep);
+        }
+        for (place, value) in &self.poke {
+            *bytes.get_mut(*place).with_context(|| format!("poke at {place}: the image is shorter"))? =
+                *value;
+        }
+        if let Some((from, to)) = &self.replace {
+            if from.len() != to.len() || from.is_empty() {
+                bail!("replace: `{from}` and `{to}` must have the same length");
+            }
+            let mut found = 0;
+            for place in 0..bytes.len().saturating_sub(from.len()) {
+                if bytes.get(place..place + from.len()) == Some(from.as_bytes()) {
+                    bytes.splice(place..place + from.len(), to.bytes());
+                    found += 1;
+                }
+            }
+            if found == 0 {
+                bail!("replace: `{from}` is not in the image");
+            }
+        }
+        sh::write(out, &bytes)?;
+        Ok(out.to_path_buf())
+    }
+}
+
+/// The last verdict in a guest's output.
+fn verdict(text: &str) -> Option<Verdict> {
+    let regex = Regex::new(r"(?m)^(?:\(\w+\) )?Test result: (SUCCESS|SKIP|ERROR|FAILURE)\s*$").ok()?;
+    let last = regex.captures_iter(text).last()?;
+    match last.get(1)?.as_str() {
+        "SUCCESS" => Some(Verdict::Success),
+        "SKIP" => Some(Verdict::Skip),
+        "ERROR" => Some(Verdict::Error),
+        _ => Some(Verdict::Failure),
+    }
+}
+
+/// The last line in which a guest counts its cases: passed, failed, skipped.
+pub fn counts(text: &str) -> Option<[usize; 3]> {
+    let regex = Regex::new(r"(?m)^(\d+) passed, (\d+) failed, (\d+) skipped\s*$").ok()?;
+    let last = regex.captures_iter(text).last()?;
+    let number = |i| last.get(i)?.as_str().parse().ok();
+    Some([number(1)?, number(2)?, number(3)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(scenario: &Scenario, text: &str, end: End) -> String {
+        match scenario.judge(text, end).0 {
+            Outcome::Passed => "passed".into(),
+            Outcome::Skipped(_) => "skipped".into(),
+            Outcome::Failed(why) => why,
+        }
+    }
+
+    #[test]
+    fn a_verdict_is_the_last_line_that_gives_one() {
+        assert_eq!(verdict("Test result: FAILURE\nx\nTest result: SUCCESS\n"), Some(Verdict::Success));
+        assert_eq!(verdict("no Test result: SUCCESS here\n"), None);
+        assert_eq!(counts("3 passed, 1 failed, 2 skipped\n"), Some([3, 1, 2]));
+    }
+
+    #[test]
+    fn crash_failure_error_and_skip_stay_apart() {
+        let scenario = Scenario { verdict: Some(Verdict::Success), ..Scenario::default() };
+        assert_eq!(judge(&scenario, "Test result: SUCCESS\n", End::Poweroff), "passed");
+        assert_eq!(judge(&scenario, "Test result: SKIP\n", End::Poweroff), "skipped");
+        assert!(judge(&scenario, "Test result: ERROR\n", End::Poweroff).contains("Error"));
+        assert!(judge(&scenario, "Test result: FAILURE\n", End::Poweroff).contains("Failure"));
+        let crash = judge(&scenario, "hello\n", End::Crash);
+        assert!(crash.contains("no verdict") && crash.contains("dom0 crashed"), "{crash}");
+        assert!(judge(&scenario, "Test result: SUCCESS\n", End::Crash).contains("dom0 crashed"));
+    }
+
+    #[test]
+    fn patterns_hold_in_order_and_forbidden_ones_are_named() {
+        let mut scenario = Scenario { expect: vec!["^a".into(), "b$".into()], ..Scenario::default() };
+        assert_eq!(judge(&scenario, "a\nb\n", End::Poweroff), "passed");
+        assert!(judge(&scenario, "b\na\n", End::Poweroff).contains("not in this order"));
+        scenario.never = vec!["lea+k".into()];
+        assert!(judge(&scenario, "a\nb\nleaak\n", End::Poweroff).contains("`leaak`"));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(toml::from_str::<Scenario>("abuot = 'x'").is_err());
+        let good = "about = 'x'\non = ['xen']\nend = 'crash'\ndamage = { keep = 3, poke = [[4, 1]] }\n\
+                    [[keys]]\nwait = 'a'\nsend = \"b\\n\"\n";
+        assert!(toml::from_str::<Scenario>(good).is_ok());
+    }
+}

@@ -23,3 +23,10 @@ mod hypercalls;
 pub mod subops;
 
 pub use hypercalls::{Caller, HYPERCALL_PAGE_STUBS, HYPERCALL_STUB_SIZE, Hypercall};
+
+pub mod callback;
+pub mod nmi;
+pub mod segment;
+pub mod shared_info;
+pub mod start_info;
+pub mod vcpu;

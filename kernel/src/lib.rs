@@ -13,11 +13,13 @@ extern crate alloc;
 extern crate std;
 
 pub mod access;
+pub mod cmdline;
 pub mod domain;
 pub mod evtchn;
 pub mod grant;
 pub mod hypercall;
 pub mod hypervisor;
+pub mod log;
 pub mod mm;
 pub mod page_ref;
 pub mod platform;
@@ -26,3 +28,4 @@ pub mod symbols;
 pub mod sync;
 pub mod time;
 pub mod trap;
+pub mod x86;

@@ -1,0 +1,192 @@
+//! Last words: why the host stopped, with registers, control registers and a backtrace by frame pointers.
+//!
+//! Nothing here takes a lock or allocates: the host may have died holding any of them.
+
+use super::entry::Frame;
+use super::{percpu, serial};
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use hv::x86::layout;
+use x86_64::instructions::port::Port;
+use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
+
+/// Exit code told to QEMU's isa-debug-exit device.
+const EXIT_PANIC: u32 = 0x20;
+/// Frames of a backtrace.
+const DEPTH: usize = 24;
+
+static DYING: AtomicBool = AtomicBool::new(false);
+static DEBUG_EXIT_PORT: AtomicU16 = AtomicU16::new(0);
+
+/// Sets the port of QEMU's isa-debug-exit device, as the command line names it.
+pub fn set_debug_exit(port: u16) {
+    DEBUG_EXIT_PORT.store(port, Ordering::Relaxed);
+}
+
+/// Writes an exit code to the debug-exit device, if there is one.
+pub fn debug_exit(code: u32) {
+    let port = DEBUG_EXIT_PORT.load(Ordering::Relaxed);
+    if port != 0 {
+        // SAFETY: the operator named this port on the command line as that of the exit device.
+        unsafe { Port::<u32>::new(port).write(code) };
+    }
+}
+
+struct Serial;
+impl Write for Serial {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        serial::write_unlocked(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Stops this CPU for good.
+pub fn stop() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}
+
+/// Only one report: a fault while reporting stops at once.
+fn begin() {
+    if DYING.swap(true, Ordering::AcqRel) {
+        serial::write_unlocked(b"\n(XL) fault while reporting\n");
+        debug_exit(EXIT_PANIC);
+        stop();
+    }
+}
+
+fn end() -> ! {
+    let _ = writeln!(Serial, "(XL) ****************************************");
+    let _ = writeln!(Serial, "(XL) The host is stopped.");
+    debug_exit(EXIT_PANIC);
+    stop()
+}
+
+/// Reports a Rust panic.
+pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    begin();
+    let _ = writeln!(Serial, "\n(XL) ****************************************");
+    match info.location() {
+        Some(at) => {
+            let _ = writeln!(
+                Serial,
+                "(XL) Panic on CPU {} at {}:{}: {}",
+                cpu(),
+                at.file(),
+                at.line(),
+                info.message()
+            );
+        }
+        None => {
+            let _ = writeln!(Serial, "(XL) Panic on CPU {}: {}", cpu(), info.message());
+        }
+    }
+    let rbp: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    backtrace(None, rbp);
+    end()
+}
+
+/// Reports an exception of ring 0 that nothing mends.
+pub fn exception(vector: u64, frame: &Frame) -> ! {
+    begin();
+    let f = frame;
+    let _ = writeln!(Serial, "\n(XL) ****************************************");
+    let _ = writeln!(
+        Serial,
+        "(XL) Exception {vector} ({}) in ring {} on CPU {}, error code {:#x}",
+        name(vector),
+        f.cs & 3,
+        cpu(),
+        f.error_code
+    );
+    let _ = writeln!(Serial, "(XL) cs:rip {:04x}:{:016x}  rflags {:016x}", f.cs, f.rip, f.rflags);
+    let _ = writeln!(Serial, "(XL) ss:rsp {:04x}:{:016x}", f.ss, f.rsp);
+    for row in [
+        [("rax", f.rax), ("rbx", f.rbx), ("rcx", f.rcx), ("rdx", f.rdx)],
+        [("rsi", f.rsi), ("rdi", f.rdi), ("rbp", f.rbp), ("r8 ", f.r8)],
+        [("r9 ", f.r9), ("r10", f.r10), ("r11", f.r11), ("r12", f.r12)],
+        [("r13", f.r13), ("r14", f.r14), ("r15", f.r15), ("cr2", Cr2::read_raw())],
+        [
+            ("cr0", Cr0::read_raw()),
+            ("cr3", Cr3::read().0.start_address().as_u64()),
+            ("cr4", Cr4::read_raw()),
+            ("vec", vector),
+        ],
+    ] {
+        let _ = Serial.write_str("(XL)");
+        for (name, value) in row {
+            let _ = write!(Serial, " {name} {value:016x}");
+        }
+        let _ = Serial.write_str("\n");
+    }
+    backtrace(Some(f.rip), f.rbp);
+    end()
+}
+
+/// Call sites from `rip` on, following frame pointers as long as they go up inside one stack of ring 0.
+fn backtrace(rip: Option<u64>, mut rbp: u64) {
+    let _ = writeln!(Serial, "(XL) Call trace:");
+    if let Some(rip) = rip {
+        site(rip);
+    }
+    for _ in 0..DEPTH {
+        let on_cpu_stack = rbp >> 32 == layout::CPU_BLOCKS >> 32;
+        let in_image = (layout::IMAGE..layout::IMAGE + 0x200_0000).contains(&rbp);
+        if !(on_cpu_stack || in_image) || !rbp.is_multiple_of(8) {
+            break;
+        }
+        // SAFETY: a frame pointer on a stack of ring 0 (or the boot stack in the image), which are mapped; at worst this is
+        // a guard page, and the fault ends the report.
+        let [next, site_rip] = unsafe { *(rbp as *const [u64; 2]) };
+        if site_rip == 0 {
+            break;
+        }
+        site(site_rip);
+        if next <= rbp {
+            break;
+        }
+        rbp = next;
+    }
+}
+
+fn site(rip: u64) {
+    let _ = writeln!(Serial, "(XL)   [{rip:016x}]");
+}
+
+fn cpu() -> usize {
+    let info = percpu::this();
+    // SAFETY: null or this CPU's data, which lives for ever.
+    unsafe { info.as_ref() }.map_or(0, |info| info.number)
+}
+
+fn name(vector: u64) -> &'static str {
+    const NAMES: [&str; 22] = [
+        "divide error",
+        "debug",
+        "NMI",
+        "breakpoint",
+        "overflow",
+        "bound range",
+        "invalid opcode",
+        "device not available",
+        "double fault",
+        "coprocessor overrun",
+        "invalid TSS",
+        "segment not present",
+        "stack fault",
+        "general protection",
+        "page fault",
+        "reserved",
+        "x87 error",
+        "alignment check",
+        "machine check",
+        "SIMD error",
+        "virtualization",
+        "control protection",
+    ];
+    usize::try_from(vector).ok().and_then(|v| NAMES.get(v)).copied().unwrap_or("interrupt")
+}

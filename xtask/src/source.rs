@@ -269,10 +269,7 @@ mod tests {
     fn strings_and_comments_are_no_code() {
         let masked =
             mask("a(\"un\\\"safe {\"); // unsafe\n/* x /* y */ z */ b('{', '\\'', r#\"\"q\"#, &'a str)");
-        assert_eq!(
-            masked.trim_end().split_whitespace().collect::<Vec<_>>().join(" "),
-            "a( ); b( , , , &'a str)"
-        );
+        assert_eq!(masked.split_whitespace().collect::<Vec<_>>().join(" "), "a( ); b( , , , &'a str)");
     }
 
     #[test]

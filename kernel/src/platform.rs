@@ -4,6 +4,8 @@
 //! `arch::x86_64`. Mechanism re-checks what policy hands it: a wrong policy may be slow or stop the host, it is never
 //! unsound.
 
+#![forbid(unsafe_code)]
+
 use core::sync::atomic::AtomicU64;
 
 use hypercall_abi::Mfn;

@@ -23,8 +23,10 @@ pub fn line(command: &Command) -> String {
     let mut out = String::new();
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
+            // Flags are handed over in cargo's encoded form; a shell wants the other one.
             let value = value.to_string_lossy().replace('\u{1f}', " ");
-            out += &format!("{}={} ", name.to_string_lossy(), quote(value.as_ref()));
+            let name = name.to_string_lossy().replace("CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS");
+            out += &format!("{name}={} ", quote(value.as_ref()));
         }
     }
     let program = command.get_program();

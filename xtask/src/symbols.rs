@@ -5,7 +5,7 @@
 
 use crate::sh;
 use anyhow::{Context, Result, bail};
-use object::{Object, ObjectSegment, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSection, ObjectSegment, ObjectSymbol, SymbolKind};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,12 +21,11 @@ pub fn fill(linked: &Path, out: &Path) -> Result<()> {
     let (place, room, table) = {
         let file =
             object::File::parse(&*bytes).with_context(|| format!("{} is not an ELF", linked.display()))?;
-        let address = |name: &str| -> Result<u64> {
-            let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name));
-            Ok(symbol.with_context(|| format!("{}: no symbol `{name}`", linked.display()))?.address())
-        };
-        let (base, start, end) =
-            (address("__image_start")?, address("__symbols_start")?, address("__symbols_end")?);
+        let base = file.symbols().find(|symbol| symbol.name() == Ok("__image_start"));
+        let base = base.context("kernel/hypervisor.ld: no symbol `__image_start`")?.address();
+        let block =
+            file.section_by_name(".symbols").context("kernel/hypervisor.ld: no section `.symbols`")?;
+        let (start, end) = (block.address(), block.address() + block.size());
         let segment = file
             .segments()
             .find(|segment| {
@@ -64,10 +63,9 @@ pub fn functions(file: &object::File) -> Result<Vec<(u64, u64, String)>> {
     for symbol in file.symbols() {
         let name = symbol.name().context("the symbol table is broken")?;
         // Assembly labels have no type; linker script marks have no section of code.
-        let code = symbol.section_index().and_then(|i| {
-            use object::ObjectSection;
-            Some(file.section_by_index(i).ok()?.kind() == object::SectionKind::Text)
-        });
+        let code = symbol
+            .section_index()
+            .and_then(|i| Some(file.section_by_index(i).ok()?.kind() == object::SectionKind::Text));
         let wanted = matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label);
         if !wanted || code != Some(true) || name.is_empty() || name.starts_with(".L") {
             continue;

@@ -1,5 +1,7 @@
 //! A simulated machine for host tests: memory as words, page tables walked as data, time that tests turn.
 
+#![forbid(unsafe_code)]
+
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};

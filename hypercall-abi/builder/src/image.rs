@@ -9,6 +9,7 @@ use elf::abi;
 use elf::endian::LittleEndian;
 use elf::parse::ParseError;
 use elf::segment::ProgramHeader;
+use hypercall_abi::VirtAddr;
 
 /// More than any linker makes without being asked; comparing all pairs stays cheap.
 const MAX_SEGMENTS: usize = 32;
@@ -134,13 +135,13 @@ impl<'a> Kernel<'a> {
     }
 
     /// Virtual address of pfn 0.
-    pub fn virt_base(&self) -> u64 {
-        self.virt_base
+    pub fn virt_base(&self) -> VirtAddr {
+        VirtAddr::new(self.virt_base)
     }
 
     /// Virtual address of the first instruction.
-    pub fn entry(&self) -> u64 {
-        self.entry
+    pub fn entry(&self) -> VirtAddr {
+        VirtAddr::new(self.entry)
     }
 
     /// Byte offset from pfn 0 where the image begins.

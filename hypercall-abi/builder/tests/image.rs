@@ -14,7 +14,7 @@ fn refused(elf: &Elf) -> ImageError {
 fn defaults_without_notes() {
     let bytes = Elf::xtf().bytes();
     let kernel = Kernel::parse(&bytes, Role::Initial).unwrap();
-    assert_eq!((kernel.virt_base(), kernel.entry()), (0, 0x10_0000));
+    assert_eq!((kernel.virt_base().get(), kernel.entry().get()), (0, 0x10_0000));
     assert_eq!((kernel.start(), kernel.end()), (0x10_0000, 0x11_4000));
     assert_eq!(kernel.hypercall_page_index(), Some(0x102));
     let [segment] = kernel.segments() else { panic!("{:?}", kernel.segments()) };
@@ -25,7 +25,7 @@ fn defaults_without_notes() {
 fn base_and_offset_move_the_image() {
     let bytes = Elf::linux().bytes();
     let kernel = Kernel::parse(&bytes, Role::Guest).unwrap();
-    assert_eq!((kernel.start(), kernel.entry()), (0x100_0000, 0xffff_ffff_8100_0040));
+    assert_eq!((kernel.start(), kernel.entry().get()), (0x100_0000, 0xffff_ffff_8100_0040));
     assert_eq!(kernel.notes().init_p2m, Some(0x80_0000_0000));
     assert!(kernel.notes().mod_start_pfn);
 
@@ -44,7 +44,7 @@ fn notes_of_a_section_and_short_numbers() {
     elf.notes.push((PADDR_OFFSET, 0x10_0000u32.to_le_bytes().to_vec()));
     let bytes = elf.bytes();
     let kernel = Kernel::parse(&bytes, Role::Guest).unwrap();
-    assert_eq!((kernel.virt_base(), kernel.start()), (0x10_0000, 0x30_0000));
+    assert_eq!((kernel.virt_base().get(), kernel.start()), (0x10_0000, 0x30_0000));
 }
 
 #[test]
@@ -151,7 +151,7 @@ proptest! {
         }
         let _ = elf_end(&bytes);
         if let Ok(kernel) = Kernel::parse(&bytes, Role::Guest) {
-            let offset = kernel.entry() - kernel.virt_base();
+            let offset = kernel.entry().get() - kernel.virt_base().get();
             prop_assert!((kernel.start()..kernel.end()).contains(&offset));
             for segment in kernel.segments() {
                 prop_assert!(segment.data.len() as u64 <= segment.size && segment.end() <= kernel.end());

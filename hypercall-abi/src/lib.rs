@@ -25,7 +25,14 @@ pub mod subops;
 pub use hypercalls::{Caller, HYPERCALL_PAGE_STUBS, HYPERCALL_STUB_SIZE, Hypercall};
 
 pub mod callback;
+#[cfg(feature = "control")]
+pub mod control;
+pub mod evtchn;
+pub mod grant;
+pub mod memory;
+pub mod mmu;
 pub mod nmi;
+pub mod sched;
 pub mod segment;
 pub mod shared_info;
 pub mod start_info;

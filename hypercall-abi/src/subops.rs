@@ -47,6 +47,7 @@ macro_rules! command_enum {
         }
     };
 }
+pub(crate) use command_enum;
 
 command_enum! {
     /// Commands of `mmuext_op`, in [`MmuextOp::command`](crate::mmu::MmuextOp).

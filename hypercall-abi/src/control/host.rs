@@ -1,0 +1,91 @@
+//! Payloads of the commands about the hypervisor and the machine.
+
+use bitflags::bitflags;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::payload;
+use crate::GuestHandle;
+
+bitflags! {
+    /// What the control interface can do beyond the first version, in [`Version::capabilities`].
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Capabilities: u64 {
+        /// [`ReadLog`](super::ReadLog) answers.
+        const LOG = 1 << 0;
+        /// [`PageTypes`](super::PageTypes) answers.
+        const PAGE_TYPES = 1 << 1;
+        /// [`SetWeight`](super::SetWeight) has an effect.
+        const WEIGHTS = 1 << 2;
+    }
+}
+
+/// What the hypervisor can do (OUT). Answers whatever version the header asks with, so that a tool can tell what is wrong.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Version {
+    /// The version that it speaks.
+    pub interface_version: u32,
+    /// Zero.
+    pub pad0: u32,
+    /// [`Capabilities`].
+    pub capabilities: u64,
+}
+
+/// Facts about the machine and the hypervisor (OUT).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PhysInfo {
+    /// Frames of RAM.
+    pub total_pages: u64,
+    /// Of these, free for any domain.
+    pub free_pages: u64,
+    /// Of these, given back but not yet cleaned for reuse.
+    pub scrub_pending_pages: u64,
+    /// Frames that the hypervisor holds itself: image, tables, stacks, heap.
+    pub hypervisor_pages: u64,
+    /// Bytes in use of its heap.
+    pub heap_used: u64,
+    /// Bytes of its heap.
+    pub heap_size: u64,
+    /// Time since it started, ns.
+    pub uptime_ns: u64,
+    /// CPUs that are up.
+    pub cpus: u32,
+    /// Frequency of the time-stamp counter, kHz.
+    pub cpu_khz: u32,
+    /// Domains that exist.
+    pub domains: u32,
+    /// Zero.
+    pub pad0: u32,
+}
+
+/// Reads the hypervisor's log from a position on.
+///
+/// Positions count the bytes ever logged. What is older than the log's memory is skipped, so a reader that keeps `index` from
+/// call to call sees every byte once, and can tell how many it missed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ReadLog {
+    /// IN: first byte wanted; OUT: the byte after the last one given.
+    pub index: u64,
+    /// IN: where they go.
+    pub buffer: GuestHandle<u8>,
+    /// IN: room there.
+    pub len: u32,
+    /// OUT: bytes given.
+    pub copied: u32,
+    /// OUT: bytes between the `index` asked for and the first one given, lost.
+    pub skipped: u64,
+}
+
+/// Sets how much the hypervisor logs. Errors: `-EINVAL` a level above 5.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SetLogLevel {
+    /// IN: 0 nothing, 1 errors, 2 warnings, 3 information, 4 debug, 5 trace. OUT: the level before.
+    pub level: u32,
+    /// Zero.
+    pub pad0: u32,
+}
+
+payload! { Version PhysInfo ReadLog SetLogLevel }

@@ -24,6 +24,13 @@ impl<T, const RANK: u8> RankedMutex<T, RANK> {
         RankedGuard { inner: self.inner.lock() }
     }
 
+    /// Waits for the lock as the second of a pair of rank `RANK`, counted as rank `SECOND`. The caller orders the pair.
+    pub fn lock_second<const SECOND: u8>(&self) -> RankedGuard<'_, T, SECOND> {
+        const { assert!(RANK < SECOND, "the second of a pair ranks above the first") };
+        rank::taken(SECOND);
+        RankedGuard { inner: self.inner.lock() }
+    }
+
     /// The value, through an exclusive reference: nobody else can hold the lock.
     pub fn get_mut(&mut self) -> &mut T {
         self.inner.get_mut()

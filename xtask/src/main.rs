@@ -71,3 +71,24 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_reference_is_complete() -> anyhow::Result<()> {
+        let page = String::from_utf8(sh::read(&sh::root().join("docs/book/src/commands.md"))?)?;
+        let cli = Cli::command();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands() {
+            let title = format!("\n## {}\n", command.get_name());
+            assert!(page.contains(&title), "commands.md has no section {title:?}");
+            for option in command.get_opts().filter_map(|option| option.get_long()) {
+                assert!(page.contains(&format!("`--{option}")), "commands.md does not name --{option}");
+            }
+        }
+        Ok(())
+    }
+}

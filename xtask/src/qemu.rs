@@ -418,8 +418,9 @@ pub fn require() -> Result<()> {
         }
         None => {
             bail!(
-                "`{}` does not run; as root, `cargo xtask setup` installs it:\n{}",
+                "`{}` does not run{}; as root, `cargo xtask setup` installs it:\n{}",
                 program().display(),
+                if std::env::var_os("QEMU").is_some() { " (QEMU= in the environment names it)" } else { "" },
                 crate::setup::qemu_lines().join("\n")
             )
         }

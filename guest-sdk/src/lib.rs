@@ -19,11 +19,19 @@ extern crate std;
 
 pub mod console;
 mod domain;
+pub mod events;
+pub mod executor;
+pub mod grants;
 pub mod hypercall;
+mod logger;
 pub mod memory;
+pub mod ring;
 pub mod rt;
 pub mod shutdown;
+pub mod time;
+pub mod user;
 
-pub use domain::Domain;
+pub use domain::{CommandLine, Domain, id};
 pub use guest_sdk_macros::entry;
+pub use hypercall_abi as abi;
 pub use log;

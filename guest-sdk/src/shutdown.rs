@@ -1,26 +1,30 @@
-//! How a domain ends.
+//! How a domain ends. What is in the console ring gets a moment to go out first.
 
-use crate::hypercall;
+use crate::hypercall::stub;
+use hypercall_abi::sched::{SchedShutdown, ShutdownReason};
+use hypercall_abi::subops::SchedOp;
 
-fn end(reason: u32) -> ! {
+fn end(reason: ShutdownReason) -> ! {
     crate::console::flush();
+    let argument = SchedShutdown { reason: reason as u32 };
     loop {
-        // SAFETY: SCHEDOP_shutdown reads one u32.
-        unsafe { hypercall::raw(29, [2, (&raw const reason) as u64, 0, 0, 0]) };
+        // SAFETY: the command's own argument, alive through the call.
+        let _ =
+            unsafe { stub::sched_op(u64::from(SchedOp::Shutdown.number()), (&raw const argument) as u64) };
     }
 }
 
 /// Powers the domain off.
 pub fn poweroff() -> ! {
-    end(0)
+    end(ShutdownReason::Poweroff)
 }
 
 /// Asks for the domain to be started again.
 pub fn reboot() -> ! {
-    end(1)
+    end(ShutdownReason::Reboot)
 }
 
 /// Ends the domain as crashed.
 pub fn crash() -> ! {
-    end(3)
+    end(ShutdownReason::Crash)
 }

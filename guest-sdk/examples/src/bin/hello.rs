@@ -5,6 +5,6 @@
 use guest_sdk::{Domain, entry, println};
 
 #[entry]
-fn main(_domain: Domain) {
-    println!("Hello from domain ");
+fn main(domain: Domain) {
+    println!("Hello from domain {}", domain.id());
 }

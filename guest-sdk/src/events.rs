@@ -1,0 +1,370 @@
+//! Event channels: ports as values, and waiting for them.
+//!
+//! Upcalls are masked whenever Rust runs. What is pending is collected by [`turn`], which everybody who waits calls: it
+//! clears the pending bits, notes the ports and wakes their wakers. Sleeping is the block hypercall, which unmasks and
+//! sleeps in one step, so an event that comes after the last look ends the sleep at once; the upcall stub returns masked.
+
+use crate::hypercall::stub;
+use crate::rt::{start, trap};
+use alloc::collections::BTreeMap;
+use core::arch::asm;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::task::{Poll, Waker};
+use core::time::Duration;
+use hypercall_abi::evtchn::{
+    EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindVirq, EvtchnClose, EvtchnSend,
+    EvtchnStatus, EvtchnUnmask,
+};
+use hypercall_abi::subops::EvtchnOp;
+use hypercall_abi::{DomId, Errno, Hypercall, Port, Virq};
+use spin::Mutex;
+
+/// Ports of the two-level layout.
+const PORTS: u32 = hypercall_abi::shared_info::EVTCHN_2L_NR_CHANNELS;
+
+/// Ports that fired and whose owner has not looked yet.
+static FIRED: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+static WAKERS: Mutex<BTreeMap<u32, Waker>> = Mutex::new(BTreeMap::new());
+
+fn pending_word(word: usize) -> &'static AtomicU64 {
+    let shared = start::shared_info();
+    // SAFETY: shared_info is mapped from the start to the end, and this word is only accessed atomically.
+    unsafe { AtomicU64::from_ptr((&raw mut (*shared).evtchn_pending).cast::<u64>().add(word % 64)) }
+}
+
+fn mask_word(word: usize) -> &'static AtomicU64 {
+    let shared = start::shared_info();
+    // SAFETY: as above.
+    unsafe { AtomicU64::from_ptr((&raw mut (*shared).evtchn_mask).cast::<u64>().add(word % 64)) }
+}
+
+fn selector() -> &'static AtomicU64 {
+    let shared = start::shared_info();
+    // SAFETY: as above; vCPU 0 is the one that runs this.
+    unsafe { AtomicU64::from_ptr(&raw mut (*shared).vcpu_info[0].evtchn_pending_sel) }
+}
+
+fn upcall_pending() -> &'static AtomicU8 {
+    let shared = start::shared_info();
+    // SAFETY: as above.
+    unsafe { AtomicU8::from_ptr(&raw mut (*shared).vcpu_info[0].evtchn_upcall_pending) }
+}
+
+fn upcall_mask() -> *mut u8 {
+    let shared = start::shared_info();
+    // SAFETY: only the address is taken.
+    unsafe { &raw mut (*shared).vcpu_info[0].evtchn_upcall_mask }
+}
+
+fn split(port: Port) -> (usize, u64) {
+    (port.get() as usize / 64 % 64, 1 << (port.get() % 64))
+}
+
+/// Masks every port: nothing is delivered before somebody binds it.
+pub(crate) fn init() {
+    for word in 0..64 {
+        mask_word(word).store(!0, Ordering::Relaxed);
+    }
+}
+
+/// Collects what is pending and wakes who waits for it. Never sleeps.
+pub fn turn() {
+    // In this order, so that an event that comes in between is seen now or makes the next turn look again.
+    if upcall_pending().swap(0, Ordering::SeqCst) == 0 && selector().load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    let mut words = selector().swap(0, Ordering::SeqCst);
+    while words != 0 {
+        let word = words.trailing_zeros() as usize;
+        words &= words - 1;
+        let live = pending_word(word).load(Ordering::Acquire) & !mask_word(word).load(Ordering::Relaxed);
+        collect(word, live);
+    }
+}
+
+fn collect(word: usize, mut bits: u64) {
+    if bits == 0 {
+        return;
+    }
+    pending_word(word).fetch_and(!bits, Ordering::AcqRel);
+    if let Some(fired) = FIRED.get(word) {
+        fired.fetch_or(bits, Ordering::Release);
+    }
+    while bits != 0 {
+        let port = word as u32 * 64 + bits.trailing_zeros();
+        bits &= bits - 1;
+        // Taken out before it is called: a waker may do anything.
+        let waker = WAKERS.lock().remove(&port);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// Collects one port, masked or not, for who has polled it.
+pub(crate) fn collect_port(port: Port) {
+    let (word, bit) = split(port);
+    collect(word, pending_word(word).load(Ordering::Acquire) & bit);
+}
+
+/// Takes the note that a port fired.
+pub(crate) fn take_fired(port: Port) -> bool {
+    let (word, bit) = split(port);
+    FIRED.get(word).is_some_and(|fired| fired.fetch_and(!bit, Ordering::AcqRel) & bit != 0)
+}
+
+/// Sleeps until an event is delivered; returns at once if one is pending and not masked.
+fn block() {
+    // SAFETY: SCHEDOP_block takes no pointer. It clears the mask; the upcall, if one comes, runs on this stack below
+    // everything the compiler uses (no `nostack`), changes no register and returns masked. The store afterwards masks in
+    // case there was no upcall; r12 is no argument register, so no hypervisor changes it.
+    unsafe {
+        asm!(
+            "syscall",
+            "mov byte ptr [r12], 1",
+            in("r12") upcall_mask(),
+            inlateout("rax") Hypercall::SchedOp.number() => _,
+            inlateout("rdi") 1u64 => _,
+            inlateout("rsi") 0u64 => _,
+            lateout("rdx") _, lateout("r10") _, lateout("r8") _, lateout("r9") _,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+}
+
+/// Opens a window in which upcalls are delivered, and returns how many were: 0 or 1, since the stub returns masked.
+///
+/// What was delivered stays pending for [`turn`].
+pub fn window() -> u64 {
+    let before = trap::UPCALLS.load(Ordering::Relaxed);
+    // SAFETY: as block; xen_version(XENVER_version) has no effect, and on its way back what is pending is delivered.
+    unsafe {
+        asm!(
+            "mov byte ptr [r12], 0",
+            "syscall",
+            "mov byte ptr [r12], 1",
+            in("r12") upcall_mask(),
+            inlateout("rax") Hypercall::XenVersion.number() => _,
+            inlateout("rdi") 0u64 => _,
+            inlateout("rsi") 0u64 => _,
+            lateout("rdx") _, lateout("r10") _, lateout("r8") _, lateout("r9") _,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    trap::UPCALLS.load(Ordering::Relaxed).wrapping_sub(before)
+}
+
+/// Sleeps until something happens or system time reaches `deadline_ns`, and collects it; returns early now and then.
+pub fn sleep_until(deadline_ns: Option<u64>) {
+    let armed = deadline_ns.is_some_and(|deadline| {
+        timer_port();
+        // SAFETY: a number only. 0 would stop the timer.
+        unsafe { stub::set_timer_op(deadline.max(1)) }.is_ok()
+    });
+    block();
+    if armed {
+        // SAFETY: a number only.
+        let _ = unsafe { stub::set_timer_op(0) };
+    }
+    turn();
+}
+
+static TIMER: spin::Once<Port> = spin::Once::new();
+
+/// The port of the timer interrupt, bound at first use.
+fn timer_port() -> Port {
+    *TIMER.call_once(|| {
+        let port = bind_virq_raw(Virq::TIMER).expect("every vCPU has a timer");
+        unmask(port).expect("the port is ours");
+        port
+    })
+}
+
+fn bind_virq_raw(virq: Virq) -> Result<Port, Errno> {
+    let mut argument = EvtchnBindVirq { virq: virq.get(), vcpu: 0, port: Port::new(0) };
+    operation(EvtchnOp::BindVirq, &mut argument)?;
+    Ok(argument.port)
+}
+
+/// Issues an event-channel operation with the argument that belongs to it.
+fn operation<T>(operation: EvtchnOp, argument: &mut T) -> Result<u64, Errno> {
+    // SAFETY: each caller in this module pairs the command with its own struct, which lives through the call. Closing or
+    // binding ports changes no memory but the bits that this module watches.
+    unsafe { stub::event_channel_op(u64::from(operation.number()), (&raw mut *argument) as u64) }
+}
+
+fn unmask(port: Port) -> Result<(), Errno> {
+    operation(EvtchnOp::Unmask, &mut EvtchnUnmask { port }).map(drop)
+}
+
+fn mask(port: Port) {
+    let (word, bit) = split(port);
+    mask_word(word).fetch_or(bit, Ordering::AcqRel);
+}
+
+/// What a port is bound to.
+///
+/// # Errors
+/// `EINVAL` for a port that cannot exist; `EPERM` for another domain without the right to ask.
+pub fn status(domain: DomId, port: Port) -> Result<EvtchnStatus, Errno> {
+    let mut argument = EvtchnStatus { dom: domain, port, ..EvtchnStatus::default() };
+    operation(EvtchnOp::Status, &mut argument)?;
+    Ok(argument)
+}
+
+/// The domain's event channels: makes [`Channel`]s.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Events {}
+
+impl Events {
+    pub(crate) fn new() -> Self {
+        Events {}
+    }
+
+    /// A port that `remote` may connect to.
+    ///
+    /// # Errors
+    /// `ENOSPC` when the domain has no free port.
+    pub fn alloc_unbound(&self, remote: DomId) -> Result<Channel, Errno> {
+        let mut argument = EvtchnAllocUnbound { dom: DomId::SELF, remote_dom: remote, port: Port::new(0) };
+        operation(EvtchnOp::AllocUnbound, &mut argument)?;
+        Channel::open(argument.port)
+    }
+
+    /// Connects to a port that `remote` has made for this domain.
+    ///
+    /// The new channel has fired once already, so that what the other side did before is not missed.
+    ///
+    /// # Errors
+    /// `EINVAL` when that port is not waiting for this domain; `ESRCH` when there is no such domain.
+    pub fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Channel, Errno> {
+        let mut argument = EvtchnBindInterdomain {
+            remote_dom: remote,
+            pad0: 0,
+            remote_port: port,
+            local_port: Port::new(0),
+        };
+        operation(EvtchnOp::BindInterdomain, &mut argument)?;
+        Channel::open(argument.local_port)
+    }
+
+    /// A port for a virtual interrupt. The timer's is the runtime's own: use [`crate::time`].
+    ///
+    /// # Errors
+    /// `EEXIST` when it is bound already, `EPERM` when it is not for this domain.
+    pub fn bind_virq(&self, virq: Virq) -> Result<Channel, Errno> {
+        Channel::open(bind_virq_raw(virq)?)
+    }
+
+    /// A port that this domain signals to itself.
+    ///
+    /// # Errors
+    /// `ENOSPC` when the domain has no free port.
+    pub fn bind_ipi(&self) -> Result<Channel, Errno> {
+        let mut argument = EvtchnBindIpi { vcpu: 0, port: Port::new(0) };
+        operation(EvtchnOp::BindIpi, &mut argument)?;
+        Channel::open(argument.port)
+    }
+}
+
+/// A port of this domain, closed when dropped.
+#[derive(Debug)]
+pub struct Channel {
+    port: Port,
+    owned: bool,
+}
+
+impl Channel {
+    fn open(port: Port) -> Result<Channel, Errno> {
+        if port.get() >= PORTS {
+            let _ = operation(EvtchnOp::Close, &mut EvtchnClose { port });
+            return Err(Errno::ENOSPC);
+        }
+        let channel = Channel { port, owned: true };
+        // Nothing of an earlier owner of the same number is left.
+        take_fired(port);
+        unmask(port)?;
+        Ok(channel)
+    }
+
+    /// Takes over a port that the builder has made; it stays open when the channel is dropped.
+    pub(crate) fn adopt(port: Port) -> Result<Channel, Errno> {
+        unmask(port)?;
+        Ok(Channel { port, owned: false })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Signals the other end.
+    ///
+    /// # Errors
+    /// `EINVAL` for a port that cannot be signalled: one bound to an interrupt, or not connected yet on some hypervisors.
+    pub fn notify(&self) -> Result<(), Errno> {
+        operation(EvtchnOp::Send, &mut EvtchnSend { port: self.port }).map(drop)
+    }
+
+    /// Whether it has fired since somebody last looked; looking takes it.
+    pub fn poll(&self) -> bool {
+        turn();
+        take_fired(self.port)
+    }
+
+    /// Sleeps until it fires.
+    pub fn wait(&self) {
+        while !self.poll() {
+            sleep_until(None);
+        }
+    }
+
+    /// Sleeps until it fires, true, or the time is over, false.
+    pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        let deadline = crate::time::deadline(timeout);
+        loop {
+            if self.poll() {
+                return true;
+            }
+            if crate::time::now_ns() >= deadline {
+                return false;
+            }
+            sleep_until(Some(deadline));
+        }
+    }
+
+    /// Waits, as a task, until it fires. One task can wait for a channel at a time.
+    pub fn fired(&mut self) -> impl Future<Output = ()> + Send + '_ {
+        core::future::poll_fn(|context| {
+            // The waker goes in first: what fires from here on wakes it.
+            WAKERS.lock().insert(self.port.get(), context.waker().clone());
+            if take_fired(self.port) {
+                WAKERS.lock().remove(&self.port.get());
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+    }
+
+    /// What it is bound to.
+    ///
+    /// # Errors
+    /// As [`status`].
+    pub fn status(&self) -> Result<EvtchnStatus, Errno> {
+        status(DomId::SELF, self.port)
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        mask(self.port);
+        WAKERS.lock().remove(&self.port.get());
+        if self.owned {
+            // The port is ours, so closing it cannot fail; if it did, the mask keeps it silent.
+            let _ = operation(EvtchnOp::Close, &mut EvtchnClose { port: self.port });
+        }
+        take_fired(self.port);
+    }
+}

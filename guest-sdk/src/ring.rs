@@ -1,0 +1,351 @@
+//! Xen's request and response rings (public io/ring.h), generic over the memory they lie in, so that both ends meet in a
+//! host test.
+//!
+//! One page: four indexes, then a power-of-two number of slots shared by requests and responses. Only the front moves
+//! `req_prod`, only the back `rsp_prod`; each says in its `*_event` from which index on it wants to be notified. The other
+//! side's indexes are claims: an index that is out of range is an error, never an out-of-bounds access.
+//!
+//! Order: a slot is written before its producer index (release); the index is read before the slot (acquire); and a side
+//! that goes to sleep writes its event index, then looks at the producer index once more (both with a full fence between).
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU32, Ordering, fence};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A page that another domain may write at any time.
+pub trait SharedPage {
+    /// Bytes in it.
+    fn size(&self) -> usize;
+
+    /// Copies bytes out, as they are now.
+    ///
+    /// # Panics
+    /// When `offset..offset + to.len()` is not inside.
+    fn read_bytes(&self, offset: usize, to: &mut [u8]);
+
+    /// Copies bytes in.
+    ///
+    /// # Panics
+    /// When `offset..offset + from.len()` is not inside.
+    fn write_bytes(&self, offset: usize, from: &[u8]);
+
+    /// A word of the page as an atomic.
+    ///
+    /// # Panics
+    /// When `offset` is no multiple of 4 or not inside.
+    fn word(&self, offset: usize) -> &AtomicU32;
+}
+
+impl<T: SharedPage + ?Sized> SharedPage for &T {
+    fn size(&self) -> usize {
+        (**self).size()
+    }
+    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
+        (**self).read_bytes(offset, to);
+    }
+    fn write_bytes(&self, offset: usize, from: &[u8]) {
+        (**self).write_bytes(offset, from);
+    }
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        (**self).word(offset)
+    }
+}
+
+const REQ_PROD: usize = 0;
+const REQ_EVENT: usize = 4;
+const RSP_PROD: usize = 8;
+const RSP_EVENT: usize = 12;
+const SLOTS: usize = 64;
+
+/// The other side's index makes no sense: it claims more entries than the ring has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corrupt;
+
+impl core::fmt::Display for Corrupt {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("the other end of the ring wrote an index that is out of range")
+    }
+}
+
+impl core::error::Error for Corrupt {}
+
+/// What goes through a ring: plain bytes, any of which are valid.
+pub trait Entry: FromBytes + IntoBytes + Immutable {}
+impl<T: FromBytes + IntoBytes + Immutable> Entry for T {}
+
+fn slots<A, B>(bytes: usize) -> u32 {
+    let each = size_of::<A>().max(size_of::<B>()).max(1);
+    let fit = bytes.saturating_sub(SLOTS) / each;
+    // A power of two: indexes run free and wrap at 2^32.
+    fit.checked_ilog2().map_or(0, |log| 1 << log)
+}
+
+fn offset<A, B>(index: u32, slots: u32) -> usize {
+    SLOTS + (index & slots.wrapping_sub(1)) as usize * size_of::<A>().max(size_of::<B>())
+}
+
+/// The end that sends requests.
+pub struct Front<M, Q, R> {
+    page: M,
+    slots: u32,
+    produced: u32,
+    consumed: u32,
+    // What of `produced` the other end has been shown.
+    published: u32,
+    entries: PhantomData<fn(Q) -> R>,
+}
+
+impl<M: SharedPage, Q: Entry, R: Entry> Front<M, Q, R> {
+    /// Makes an empty ring of the page.
+    pub fn new(page: M) -> Self {
+        page.word(REQ_PROD).store(0, Ordering::Relaxed);
+        page.word(RSP_PROD).store(0, Ordering::Relaxed);
+        page.word(REQ_EVENT).store(1, Ordering::Relaxed);
+        page.word(RSP_EVENT).store(1, Ordering::Release);
+        let slots = slots::<Q, R>(page.size());
+        Self { page, slots, produced: 0, consumed: 0, published: 0, entries: PhantomData }
+    }
+
+    /// How many requests fit before the first response is taken.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.slots
+    }
+
+    /// How many more requests fit.
+    #[must_use]
+    pub fn free(&self) -> u32 {
+        self.slots.saturating_sub(self.produced.wrapping_sub(self.consumed))
+    }
+
+    /// Puts a request into the ring, unseen until [`publish`](Self::publish); gives it back when the ring is full.
+    ///
+    /// # Errors
+    /// The request, when there is no slot.
+    pub fn push(&mut self, request: Q) -> Result<(), Q> {
+        if self.free() == 0 {
+            return Err(request);
+        }
+        self.page.write_bytes(offset::<Q, R>(self.produced, self.slots), request.as_bytes());
+        self.produced = self.produced.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows what was pushed to the other end; true when it wants to be notified.
+    #[must_use = "the other end sleeps if it is not notified"]
+    pub fn publish(&mut self) -> bool {
+        let old = core::mem::replace(&mut self.published, self.produced);
+        publish(&self.page, REQ_PROD, REQ_EVENT, old, self.produced)
+    }
+
+    /// Takes a response.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when the back claims more responses than there were requests.
+    pub fn pop(&mut self) -> Result<Option<R>, Corrupt> {
+        let claimed = self.page.word(RSP_PROD).load(Ordering::Acquire).wrapping_sub(self.consumed);
+        if claimed > self.published.wrapping_sub(self.consumed) {
+            return Err(Corrupt);
+        }
+        if claimed == 0 {
+            return Ok(None);
+        }
+        let mut response = R::new_zeroed();
+        read(&self.page, offset::<Q, R>(self.consumed, self.slots), &mut response);
+        self.consumed = self.consumed.wrapping_add(1);
+        Ok(Some(response))
+    }
+
+    /// Asks for a notification at the next response; true when one is there already, so that sleeping would be wrong.
+    pub fn prepare_to_wait(&self) -> bool {
+        prepare_to_wait(&self.page, RSP_PROD, RSP_EVENT, self.consumed)
+    }
+
+    /// Ends the ring and gives its page back.
+    pub fn into_page(self) -> M {
+        self.page
+    }
+}
+
+/// The end that answers requests.
+pub struct Back<M, Q, R> {
+    page: M,
+    slots: u32,
+    produced: u32,
+    consumed: u32,
+    published: u32,
+    entries: PhantomData<fn(Q) -> R>,
+}
+
+impl<M: SharedPage, Q: Entry, R: Entry> Back<M, Q, R> {
+    /// Joins a ring that the front has made.
+    pub fn new(page: M) -> Self {
+        let slots = slots::<Q, R>(page.size());
+        // A back that starts anew goes on where the responses ended.
+        let produced = page.word(RSP_PROD).load(Ordering::Acquire);
+        Self { page, slots, produced, consumed: produced, published: produced, entries: PhantomData }
+    }
+
+    /// Takes a request, copied out of the page.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when the front claims more requests than the ring has room for.
+    pub fn pop(&mut self) -> Result<Option<Q>, Corrupt> {
+        let claimed = self.page.word(REQ_PROD).load(Ordering::Acquire).wrapping_sub(self.consumed);
+        let unanswered = self.consumed.wrapping_sub(self.produced);
+        if claimed > self.slots.saturating_sub(unanswered) {
+            return Err(Corrupt);
+        }
+        if claimed == 0 {
+            return Ok(None);
+        }
+        let mut request = Q::new_zeroed();
+        read(&self.page, offset::<Q, R>(self.consumed, self.slots), &mut request);
+        self.consumed = self.consumed.wrapping_add(1);
+        Ok(Some(request))
+    }
+
+    /// Answers a request, unseen until [`publish`](Self::publish).
+    ///
+    /// # Panics
+    /// When there are more responses than requests were taken: a bug of this end.
+    pub fn push(&mut self, response: R) {
+        assert!(self.produced != self.consumed, "a response without a request");
+        self.page.write_bytes(offset::<Q, R>(self.produced, self.slots), response.as_bytes());
+        self.produced = self.produced.wrapping_add(1);
+    }
+
+    /// Shows the responses to the other end; true when it wants to be notified.
+    #[must_use = "the other end sleeps if it is not notified"]
+    pub fn publish(&mut self) -> bool {
+        let old = core::mem::replace(&mut self.published, self.produced);
+        publish(&self.page, RSP_PROD, RSP_EVENT, old, self.produced)
+    }
+
+    /// Asks for a notification at the next request; true when one is there already, so that sleeping would be wrong.
+    pub fn prepare_to_wait(&self) -> bool {
+        prepare_to_wait(&self.page, REQ_PROD, REQ_EVENT, self.consumed)
+    }
+}
+
+fn publish(page: &impl SharedPage, prod: usize, event: usize, old: u32, new: u32) -> bool {
+    page.word(prod).store(new, Ordering::Release);
+    fence(Ordering::SeqCst);
+    let wanted = page.word(event).load(Ordering::Relaxed);
+    // Did the index step over the one the other end waits for?
+    new.wrapping_sub(wanted) < new.wrapping_sub(old)
+}
+
+fn prepare_to_wait(page: &impl SharedPage, prod: usize, event: usize, consumed: u32) -> bool {
+    page.word(event).store(consumed.wrapping_add(1), Ordering::Relaxed);
+    fence(Ordering::SeqCst);
+    page.word(prod).load(Ordering::Acquire) != consumed
+}
+
+fn read<T: Entry>(page: &impl SharedPage, offset: usize, to: &mut T) {
+    // Entry is FromBytes and IntoBytes: any bytes will do, and there is no padding.
+    page.read_bytes(offset, to.as_mut_bytes());
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::{Back, Corrupt, Front, REQ_PROD, RSP_PROD, SharedPage};
+    use alloc::boxed::Box;
+    use core::sync::atomic::{AtomicU32, Ordering};
+
+    /// A page in host memory.
+    pub(crate) struct HostPage(Box<[AtomicU32; 1024]>);
+
+    impl HostPage {
+        pub(crate) fn new() -> Self {
+            Self(Box::new([const { AtomicU32::new(0xa5a5_a5a5) }; 1024]))
+        }
+    }
+
+    impl SharedPage for HostPage {
+        fn size(&self) -> usize {
+            4096
+        }
+        fn read_bytes(&self, offset: usize, to: &mut [u8]) {
+            for (at, byte) in (offset..).zip(to) {
+                *byte = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes()[at % 4];
+            }
+        }
+        fn write_bytes(&self, offset: usize, from: &[u8]) {
+            for (at, byte) in (offset..).zip(from) {
+                let mut word = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes();
+                word[at % 4] = *byte;
+                self.0[at / 4].store(u32::from_le_bytes(word), Ordering::Relaxed);
+            }
+        }
+        fn word(&self, offset: usize) -> &AtomicU32 {
+            assert_eq!(offset % 4, 0);
+            &self.0[offset / 4]
+        }
+    }
+
+    #[test]
+    fn both_ends_meet_and_notify_only_sleepers() {
+        let page = HostPage::new();
+        let mut front: Front<_, [u32; 3], u64> = Front::new(&page);
+        let mut back: Back<_, [u32; 3], u64> = Back::new(&page);
+        assert_eq!(front.capacity(), 256);
+        // Both wait: the first publish of each notifies.
+        assert!(!back.prepare_to_wait() && !front.prepare_to_wait());
+        let mut sent = 0u32;
+        let mut answered = 0u64;
+        for round in 0..1000u32 {
+            let mut pushed = 0;
+            while pushed <= round % 300 && front.push([sent, !sent, sent ^ 7]).is_ok() {
+                sent += 1;
+                pushed += 1;
+            }
+            assert_eq!(pushed, (round % 300 + 1).min(256));
+            assert!(front.publish(), "the back sleeps");
+            assert!(!front.publish(), "nothing new");
+            while let Some([a, b, c]) = back.pop().expect("an honest front") {
+                assert_eq!((b, c), (!a, a ^ 7));
+                back.push(u64::from(a) << 32 | u64::from(c));
+            }
+            assert!(!back.prepare_to_wait());
+            assert!(back.publish(), "the front sleeps");
+            while let Some(response) = front.pop().expect("an honest back") {
+                assert_eq!(response >> 32, answered);
+                answered += 1;
+            }
+            assert!(!front.prepare_to_wait());
+        }
+        assert_eq!(u64::from(sent), answered);
+    }
+
+    #[test]
+    fn a_sleeper_that_looks_again_sees_what_came_between() {
+        let page = HostPage::new();
+        let mut front: Front<_, u64, u64> = Front::new(&page);
+        let mut back: Back<_, u64, u64> = Back::new(&page);
+        assert_eq!(back.pop(), Ok(None));
+        front.push(1).expect("room");
+        // The back has not said yet that it sleeps, but its event index from the start of the ring asks for this one.
+        assert!(front.publish());
+        assert!(back.prepare_to_wait(), "a request is there: no sleep");
+        assert_eq!(back.pop(), Ok(Some(1)));
+        // A back at work is not disturbed.
+        front.push(2).expect("room");
+        assert!(front.publish(), "asked for by prepare_to_wait before");
+        front.push(3).expect("room");
+        assert!(!front.publish());
+    }
+
+    #[test]
+    fn wild_indexes_are_errors() {
+        let page = HostPage::new();
+        let mut front: Front<_, u64, u64> = Front::new(&page);
+        let mut back: Back<_, u64, u64> = Back::new(&page);
+        page.word(REQ_PROD).store(front.capacity() + 1, Ordering::Relaxed);
+        assert_eq!(back.pop(), Err(Corrupt));
+        page.word(REQ_PROD).store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(back.pop(), Err(Corrupt));
+        page.word(RSP_PROD).store(1, Ordering::Relaxed);
+        assert_eq!(front.pop(), Err(Corrupt));
+    }
+}

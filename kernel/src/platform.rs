@@ -104,6 +104,8 @@ pub trait Platform: Sync + 'static {
     fn fill_hypervisor_slots(&self, l4: Mfn);
     /// Drops translations on every CPU of `cpus`, and returns when it is done.
     fn flush_tlb(&self, cpus: CpuSet, what: TlbFlush);
+    /// Writes back and drops the caches of all CPUs (WBINVD): slow, for domains with devices that do not snoop.
+    fn flush_caches(&self);
 
     /// Nanoseconds since boot; never steps back.
     fn now_ns(&self) -> u64;

@@ -134,6 +134,7 @@ impl Platform for SimMachine {
     fn flush_tlb(&self, _cpus: CpuSet, what: TlbFlush) {
         self.flushes.lock().expect("no test panics holding it").push(what);
     }
+    fn flush_caches(&self) {}
     fn now_ns(&self) -> u64 {
         self.now.load(Ordering::SeqCst)
     }

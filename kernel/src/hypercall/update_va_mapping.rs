@@ -1,0 +1,158 @@
+//! `update_va_mapping`: the L1 entry that maps an address of the caller (public/xen.h); and a guest's own write to its L1
+//! tables, which means the same.
+
+use hypercall_abi::mmu::{UVMF_ALL, UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_TLB_FLUSH};
+use hypercall_abi::{DomId, Errno, VcpuId, VirtAddr};
+
+use super::mmu_update::frame_owner;
+use super::{Args, HcResult};
+use crate::domain::Current;
+use crate::hypervisor::Hypervisor;
+use crate::mm::update::NotUpdated;
+use crate::mm::{Pte, Stop, Store};
+use crate::page_ref::PageRef;
+use crate::platform::{CpuId, CpuSet, Platform, TlbFlush};
+
+/// `update_va_mapping(va, entry, flags)`.
+///
+/// `EINVAL` no L1 table maps the address, or the entry may not be; `EBUSY` as for `mmu_update`; `EFAULT` the bitmap of vCPUs.
+pub fn update_va_mapping<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+    let [va, entry, flags, ..] = args;
+    let owner = current.domain().id;
+    update(hv, current, va, entry, flags, owner)
+}
+
+/// `update_va_mapping_otherdomain(va, entry, flags, domid)`: the frame is another domain's. `ESRCH`, `EPERM` the domain.
+pub fn update_va_mapping_otherdomain<P: Platform>(
+    hv: &Hypervisor<P>,
+    current: &mut Current,
+    args: Args,
+) -> HcResult {
+    let [va, entry, flags, domid, ..] = args;
+    let owner = frame_owner(hv, current, DomId::new(domid as u16))?;
+    update(hv, current, va, entry, flags, owner)
+}
+
+fn update<P: Platform>(
+    hv: &Hypervisor<P>,
+    current: &mut Current,
+    va: u64,
+    entry: u64,
+    flags: u64,
+    frame_owner: DomId,
+) -> HcResult {
+    let (table, index) = hv.own_l1(current, va).ok_or(Errno::EINVAL)?;
+    match hv.pager().update_l1(&table, index, Pte::from_bits(entry), Store::Plain, frame_owner, hv) {
+        Ok(()) => {}
+        Err(NotUpdated::Stop(Stop::Failed(failure))) => return Err(Errno::from(failure).into()),
+        // An L1 entry is never long work, and nothing was compared.
+        Err(_) => return Err(Errno::EINVAL.into()),
+    }
+    let what = match flags & UVMF_FLUSHTYPE_MASK {
+        UVMF_TLB_FLUSH => TlbFlush::All,
+        UVMF_INVLPG => TlbFlush::Page(va),
+        _ => return Ok(0),
+    };
+    let cpus = match flags & !UVMF_FLUSHTYPE_MASK {
+        0 => CpuSet::one(hv.platform.this_cpu()),
+        UVMF_ALL => hv.cpus_of_all(current),
+        bitmap => hv.cpus_of_mask(current, bitmap)?,
+    };
+    hv.platform.flush_tlb(cpus, what);
+    Ok(0)
+}
+
+impl<P: Platform> Hypervisor<P> {
+    /// The L1 table of the running vCPU's domain that maps `va` under its kernel's tables, and the index of the entry.
+    fn own_l1(&self, current: &Current, va: u64) -> Option<(PageRef<'_>, usize)> {
+        let address = VirtAddr::new(va);
+        if !address.is_canonical() || address.is_hypervisor() {
+            return None;
+        }
+        let (table, index) = self.pager().find_l1(current.state.current_root()?, va)?;
+        Some((self.mm.get_page(table, current.domain().id)?, index))
+    }
+
+    /// A guest's own write of 1, 2, 4 or 8 bytes to a page table that it can only read: carried out if the page is an L1
+    /// table of its own and the entry may be, with the same checks as a hypercall.
+    ///
+    /// `va` is the address written, aligned to `size`. With `expected`, the write is a compare-and-exchange: `Ok(Some(value))`
+    /// is what was there instead. `Err` when it is no such write: the fault is the guest's.
+    pub fn emulate_pt_write(
+        &self,
+        current: &Current,
+        va: u64,
+        size: u32,
+        new: u64,
+        expected: Option<u64>,
+    ) -> Result<Option<u64>, Errno> {
+        if !matches!(size, 1 | 2 | 4 | 8) || !va.is_multiple_of(u64::from(size)) {
+            return Err(Errno::EINVAL);
+        }
+        let address = VirtAddr::new(va);
+        if !address.is_canonical() || address.is_hypervisor() {
+            return Err(Errno::EINVAL);
+        }
+        let root = current.state.current_root().ok_or(Errno::EINVAL)?;
+        let (mapping, index) = self.pager().find_l1(root, va).ok_or(Errno::EINVAL)?;
+        let word = self.platform.frame(mapping).get(index).ok_or(Errno::EINVAL)?;
+        let mapping = Pte::from_bits(word.load(core::sync::atomic::Ordering::Relaxed));
+        if !mapping.is_present() || mapping.is_writable() {
+            return Err(Errno::EINVAL);
+        }
+        let table = self.mm.get_page(mapping.mfn(), current.domain().id).ok_or(Errno::EINVAL)?;
+        let index = address.offset() / 8;
+        let word = self.platform.frame(table.mfn()).get(index).ok_or(Errno::EINVAL)?;
+        let shift = (va & 7) * 8;
+        let mask = if size == 8 { u64::MAX } else { ((1 << (size * 8)) - 1) << shift };
+        loop {
+            let old = word.load(core::sync::atomic::Ordering::Acquire);
+            if let Some(expected) = expected
+                && (old ^ expected << shift) & mask != 0
+            {
+                return Ok(Some((old & mask) >> shift));
+            }
+            let full = old & !mask | new << shift & mask;
+            // Always a compare-and-exchange, so that bytes outside the write are those that were read.
+            let store = Store::IfEqual(Pte::from_bits(old));
+            match self.pager().update_l1(
+                &table,
+                index,
+                Pte::from_bits(full),
+                store,
+                current.domain().id,
+                self,
+            ) {
+                Ok(()) => return Ok(None),
+                Err(NotUpdated::Differs(_)) => continue,
+                Err(NotUpdated::Stop(Stop::Failed(failure))) => return Err(failure.into()),
+                Err(NotUpdated::Stop(Stop::Preempted)) => return Err(Errno::EINVAL),
+            }
+        }
+    }
+
+    /// The processors that may hold translations of the running vCPU's domain.
+    pub(super) fn cpus_of_all(&self, current: &Current) -> CpuSet {
+        current.domain().vcpus.iter().fold(CpuSet::default(), |set, vcpu| add(set, vcpu))
+    }
+
+    /// The processors that may hold translations of the vCPUs in the guest's bitmap at `bitmap`.
+    pub(super) fn cpus_of_mask(&self, current: &Current, bitmap: u64) -> Result<CpuSet, Errno> {
+        let vcpus = &current.domain().vcpus;
+        let mut set = CpuSet::default();
+        for word in 0..vcpus.len().div_ceil(64) as u64 {
+            let bits: u64 = self.read_guest_item(bitmap, word)?;
+            for bit in (0..64).filter(|bit| bits >> bit & 1 != 0) {
+                let id = VcpuId::new((word * 64 + bit) as u32);
+                if let Some(vcpu) = vcpus.get(id.get() as usize) {
+                    set = add(set, vcpu);
+                }
+            }
+        }
+        Ok(set)
+    }
+}
+
+fn add(set: CpuSet, vcpu: &crate::domain::Vcpu) -> CpuSet {
+    CpuSet(set.0 | CpuSet::one(CpuId(vcpu.cpu.load(core::sync::atomic::Ordering::Relaxed))).0)
+}

@@ -1,6 +1,6 @@
 //! From a hypercall number to its handler, and from its result to the guest's registers.
 
-use hypercall_abi::Errno;
+use hypercall_abi::Hypercall;
 
 use super::{Args, Exit, HcResult};
 use crate::domain::Current;
@@ -28,12 +28,19 @@ pub fn hypercall<P: Platform>(hv: &Hypervisor<P>, current: &mut Current) {
     }
 }
 
-/// Calls the handler of hypercall `number`. Unknown numbers are `ENOSYS`.
-pub fn dispatch<P: Platform>(
-    _hv: &Hypervisor<P>,
-    _current: &mut Current,
-    _number: u64,
-    _args: Args,
-) -> HcResult {
-    Err(Errno::ENOSYS.into())
+/// Calls the handler of hypercall `number`. Numbers that nobody implements are `ENOSYS`.
+///
+/// The match is over the ABI crate's table: a hypercall without an arm here does not exist for guests.
+pub fn dispatch<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, number: u64, args: Args) -> HcResult {
+    use super::*;
+    match Hypercall::from_number(number) {
+        Some(Hypercall::MmuUpdate) => mmu_update::mmu_update(hv, current, args),
+        Some(Hypercall::MmuextOp) => mmuext_op::mmuext_op(hv, current, args),
+        Some(Hypercall::UpdateVaMapping) => update_va_mapping::update_va_mapping(hv, current, args),
+        Some(Hypercall::UpdateVaMappingOtherdomain) => {
+            update_va_mapping::update_va_mapping_otherdomain(hv, current, args)
+        }
+        Some(Hypercall::MemoryOp) => memory_op::memory_op(hv, current, args),
+        _ => Err(Errno::ENOSYS.into()),
+    }
 }

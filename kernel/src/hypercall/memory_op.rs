@@ -1,11 +1,13 @@
 //! `memory_op`: reservations, exchanges, memory maps (public/memory.h).
 
 use hypercall_abi::memory::{
-    E820Entry, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, MachphysMapping, MemoryDomain, MemoryExchange, MemoryMap,
-    MemoryReservation, XENMEMF_ADDRESS_BITS_MASK, XENMEMF_EXACT_NODE_REQUEST, XENMEMF_POPULATE_ON_DEMAND,
+    E820Entry, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, MachphysMapping, MachphysMfnList, MemoryDomain,
+    MemoryExchange, MemoryMap, MemoryReservation, XENMEMF_ADDRESS_BITS_MASK, XENMEMF_EXACT_NODE_REQUEST,
+    XENMEMF_POPULATE_ON_DEMAND,
 };
+use hypercall_abi::shared_info::SharedInfo;
 use hypercall_abi::subops::MemoryOp;
-use hypercall_abi::{DomId, Errno, GuestHandle, Mfn};
+use hypercall_abi::{DomId, Errno, Mfn};
 
 use alloc::sync::Arc;
 
@@ -13,8 +15,8 @@ use super::{Args, Budget, Exit, HcResult};
 use crate::access::Verbs;
 use crate::domain::{Current, Domain};
 use crate::hypervisor::Hypervisor;
-use crate::mm::MAX_ORDER;
-use crate::page_ref::PageRef;
+use crate::mm::m2p::INVALID;
+use crate::mm::{MAX_ORDER, TlbDebt};
 use crate::platform::Platform;
 
 /// Largest extent of a domain without the control right: 2 MiB, as on Xen.
@@ -24,6 +26,8 @@ const MAX_EXTENTS: u64 = u32::MAX as u64 >> MEMOP_EXTENT_SHIFT;
 /// Where guests read the machine-to-physical table: L4 slot 256, as far as 32-bit frame numbers go in Xen's layout.
 const M2P_START: u64 = 0xffff_8000_0000_0000;
 const M2P_END: u64 = 0xffff_8040_0000_0000;
+/// Frames of the table that one entry of its list stands for: 2 MiB.
+const M2P_EXTENT_FRAMES: u64 = 512;
 
 /// `memory_op(cmd, arg)`.
 ///
@@ -52,7 +56,17 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
         }
         // These take an extent to go on with but refuse PV callers before they look at it.
         MemoryOp::AddToPhysmap | MemoryOp::AddToPhysmapBatch => {}
-        _ if start != 0 => return Err(Errno::EINVAL.into()),
+        MemoryOp::Exchange
+        | MemoryOp::MaximumRamPage
+        | MemoryOp::CurrentReservation
+        | MemoryOp::MaximumReservation
+        | MemoryOp::MaximumGpfn
+        | MemoryOp::RemoveFromPhysmap
+            if start != 0 =>
+        {
+            return Err(Errno::EINVAL.into());
+        }
+        _ if start != 0 => return Err(Errno::ENOSYS.into()),
         _ => {}
     }
     match op {
@@ -65,10 +79,12 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
             match op {
                 MemoryOp::CurrentReservation => Ok(pages.total()),
                 MemoryOp::MaximumReservation => Ok(pages.max_pages()),
-                // What a PV guest says of itself in shared_info.arch.max_pfn, less one.
+                // A PV guest says itself how many frame numbers it uses.
                 _ => {
-                    drop(pages);
-                    Ok(hv.max_pfn(&domain).wrapping_sub(1))
+                    const WORD: usize = core::mem::offset_of!(SharedInfo, arch.max_pfn) / 8;
+                    let word = hv.platform.frame(domain.shared_info).get(WORD);
+                    let max_pfn = word.map_or(0, |w| w.load(core::sync::atomic::Ordering::Relaxed));
+                    Ok(max_pfn.max(1) - 1)
                 }
             }
         }
@@ -83,7 +99,10 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
         }
         MemoryOp::MemoryMap => {
             let request: MemoryMap = hv.read_guest(arg)?;
-            // A PV domain has RAM from 0 as far as it may have frames, unless its builder said otherwise.
+            // As on Xen, who manages the machine has no map of its own; others have RAM from 0 as far as they may have frames.
+            if current.domain().rights.lock().verbs.contains(Verbs::PLATFORM) {
+                return Err(Errno::ENOSYS.into());
+            }
             let pages = current.domain().pages.lock().max_pages();
             let ram = E820Entry { addr: 0, size: pages << 12, kind: hypercall_abi::memory::E820_RAM };
             store_map(hv, arg, request, core::iter::once(ram))
@@ -93,10 +112,23 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
                 return Err(Errno::EPERM.into());
             }
             let request: MemoryMap = hv.read_guest(arg)?;
-            if (request.nr_entries as usize) < hv.machine_map.len() {
+            let map = hv.mm.machine_map();
+            if (request.nr_entries as usize) < map.len() {
                 return Err(Errno::EINVAL.into());
             }
-            store_map(hv, arg, request, hv.machine_map.iter().copied())
+            store_map(hv, arg, request, map.iter().copied())
+        }
+        MemoryOp::MachphysMfnList => {
+            let mut request: MachphysMfnList = hv.read_guest(arg)?;
+            let first = hv.mm.m2p_frame().ok_or(Errno::ENOSYS)?;
+            let extents = (hv.mm.max_frame() * 8).div_ceil(M2P_EXTENT_FRAMES << 12) as u32;
+            request.nr_extents = extents.min(request.max_extents);
+            for n in 0..u64::from(request.nr_extents) {
+                let mfn = Mfn::new(first.get() + n * M2P_EXTENT_FRAMES);
+                hv.write_guest_item(request.extent_start.addr(), n, &mfn)?;
+            }
+            hv.write_guest(arg, &request)?;
+            Ok(0)
         }
         // Physical maps are for translated guests.
         MemoryOp::AddToPhysmap | MemoryOp::AddToPhysmapBatch | MemoryOp::RemoveFromPhysmap => {
@@ -206,8 +238,7 @@ fn increase<P: Platform>(
     budget: &mut Budget,
 ) -> Result<bool, Errno> {
     let order = request.extent_order;
-    let first =
-        hv.give_frames(domain, order, frame_limit(request.mem_flags)).map_err(|_| Errno::ENOMEM)?;
+    let first = hv.give_frames(domain, order, frame_limit(request.mem_flags)).map_err(|_| Errno::ENOMEM)?;
     if !request.extent_start.is_null() {
         hv.write_guest_item(request.extent_start.addr(), index, &first.get())?;
     }
@@ -223,8 +254,7 @@ fn populate<P: Platform>(
 ) -> Result<bool, Errno> {
     let order = request.extent_order;
     let pfn: u64 = hv.read_guest_item(request.extent_start.addr(), index)?;
-    let first =
-        hv.give_frames(domain, order, frame_limit(request.mem_flags)).map_err(|_| Errno::ENOMEM)?;
+    let first = hv.give_frames(domain, order, frame_limit(request.mem_flags)).map_err(|_| Errno::ENOMEM)?;
     enter_m2p(hv, first, order, pfn);
     hv.write_guest_item(request.extent_start.addr(), index, &first.get())?;
     Ok(pay(budget, order))
@@ -248,7 +278,7 @@ fn decrease<P: Platform>(
         let mfn = Mfn::new(first.checked_add(n).ok_or(Errno::EINVAL)?);
         let page = hv.mm.get_page(mfn, domain.id).ok_or(Errno::ENXIO)?;
         // The owner has no number for it any more, mapped or not.
-        hv.mm.m2p().set(mfn, crate::mm::m2p::INVALID);
+        hv.mm.m2p().set(mfn, INVALID);
         hv.mm.release(&page);
     }
     // What became free is the domain's allowance again at once.
@@ -260,6 +290,8 @@ fn decrease<P: Platform>(
 
 /// Most frames of one chunk: the larger extent of the two sides.
 const MAX_CHUNK: usize = 1 << MAX_ORDER;
+/// Frame numbers of a chunk.
+type Chunk = arrayvec::ArrayVec<u32, MAX_CHUNK>;
 
 fn exchange<P: Platform>(
     hv: &Hypervisor<P>,
@@ -345,29 +377,34 @@ fn exchange_one<P: Platform>(
 ) -> Result<(), Errno> {
     // Take new frames first: nothing is to be undone for the guest if there are none.
     let limit = frame_limit(output.mem_flags);
-    let mut fresh: arrayvec::ArrayVec<Mfn, MAX_CHUNK> = arrayvec::ArrayVec::new();
-    let give_back = |fresh: &[Mfn]| fresh.iter().for_each(|m| hv.mm.give_back(*m, output.extent_order));
+    let mut fresh = Chunk::new();
+    let give_back = |fresh: &[u32]| {
+        fresh.iter().for_each(|m| hv.mm.give_back(Mfn::new(u64::from(*m)), output.extent_order))
+    };
     for _ in 0..outs {
         let taken = hv.allocate_frames(output.extent_order, limit);
-        if taken.is_none_or(|mfn| fresh.try_push(mfn).is_err()) {
+        if taken.is_none_or(|mfn| fresh.try_push(mfn.get() as u32).is_err()) {
             give_back(&fresh);
             return Err(Errno::ENOMEM);
         }
     }
-    let stolen = match steal_chunk(hv, domain, input, first_in, ins) {
+    let mut debt = TlbDebt::NONE;
+    let stolen = steal_chunk(hv, domain, input, first_in, ins, &mut debt);
+    // No translation to the old frames may be left when they are free.
+    hv.pager().pay(debt);
+    let stolen = match stolen {
         Ok(stolen) => stolen,
         Err(errno) => {
             give_back(&fresh);
             return Err(errno);
         }
     };
-    // No translation to the old frames may be left when they are free.
-    hv.pager().pay(crate::mm::TlbDebt::everywhere());
-    for mfn in stolen {
+    for mfn in stolen.iter().map(|m| Mfn::new(u64::from(*m))) {
+        hv.mm.m2p().set(mfn, INVALID);
         hv.mm.give_back(mfn, 0);
     }
     let mut result = Ok(());
-    for (n, first) in (first_out..).zip(fresh) {
+    for (n, first) in (first_out..).zip(fresh.iter().map(|m| Mfn::new(u64::from(*m)))) {
         // Charged with the old frames, which were never discharged.
         hv.assign_frames(domain, first, output.extent_order);
         match hv.read_guest_item::<u64>(output.extent_start.addr(), n) {
@@ -388,8 +425,9 @@ fn steal_chunk<P: Platform>(
     input: &MemoryReservation,
     first_in: u64,
     ins: u64,
-) -> Result<arrayvec::ArrayVec<Mfn, MAX_CHUNK>, Errno> {
-    let mut stolen: arrayvec::ArrayVec<Mfn, MAX_CHUNK> = arrayvec::ArrayVec::new();
+    debt: &mut TlbDebt,
+) -> Result<Chunk, Errno> {
+    let mut stolen = Chunk::new();
     let mut result = Ok(());
     'all: for extent in first_in..first_in + ins {
         let first: u64 = match hv.read_guest_item(input.extent_start.addr(), extent) {
@@ -403,17 +441,20 @@ fn steal_chunk<P: Platform>(
             let taken = first
                 .checked_add(n)
                 .and_then(|m| hv.mm.get_page(Mfn::new(m), domain.id))
-                .and_then(|page: PageRef<'_>| hv.mm.steal(page, &mut domain.pages.lock()));
-            if taken.is_none_or(|mfn| stolen.try_push(mfn).is_err()) {
+                .and_then(|page| hv.mm.steal(page, &mut domain.pages.lock()));
+            let Some((mfn, owed)) = taken else {
                 result = Err(Errno::EINVAL);
                 break 'all;
-            }
+            };
+            debt.merge(owed);
+            // In range: a frame that has a record, and no more of them than a chunk has.
+            stolen.push(mfn.get() as u32);
         }
     }
     if let Err(errno) = result {
         let mut pages = domain.pages.lock();
         for mfn in stolen {
-            hv.mm.assign(mfn, domain.id, &mut pages);
+            hv.mm.assign(Mfn::new(u64::from(mfn)), domain.id, &mut pages);
         }
         return Err(errno);
     }

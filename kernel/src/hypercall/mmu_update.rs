@@ -209,7 +209,9 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
             break Err(errno.into());
         }
         let spent = progress.done % REQUESTS_PER_STEP == 0 && budget.step().is_err();
-        if progress.left > 0 && (spent || current.state.unfinished.is_some() || hv.platform.interrupt_pending()) {
+        if progress.left > 0
+            && (spent || current.state.unfinished.is_some() || hv.platform.interrupt_pending())
+        {
             break Err(OpStop::Preempted);
         }
     };
@@ -256,7 +258,8 @@ fn one_request<P: Platform>(
             if owners.tables != current.domain().id {
                 return Err(Errno::EPERM.into());
             }
-            let page = hv.mm.get_page(MachAddr::new(request.ptr).frame(), owners.frames).ok_or(Errno::EINVAL)?;
+            let page =
+                hv.mm.get_page(MachAddr::new(request.ptr).frame(), owners.frames).ok_or(Errno::EINVAL)?;
             hv.mm.m2p().set(page.mfn(), request.val);
             return Ok(());
         }

@@ -51,7 +51,9 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
             break Err(errno.into());
         }
         let spent = budget.step().is_err();
-        if progress.left > 0 && (spent || current.state.unfinished.is_some() || hv.platform.interrupt_pending()) {
+        if progress.left > 0
+            && (spent || current.state.unfinished.is_some() || hv.platform.interrupt_pending())
+        {
             break Err(OpStop::Preempted);
         }
     };

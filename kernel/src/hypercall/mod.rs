@@ -9,6 +9,10 @@
 mod budget;
 mod dispatch;
 mod guest_memory;
+pub mod memory_op;
+pub mod mmu_update;
+pub mod mmuext_op;
+pub mod update_va_mapping;
 
 pub use budget::{Budget, Preempted};
 pub use dispatch::{dispatch, hypercall};

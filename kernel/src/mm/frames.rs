@@ -22,6 +22,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn};
 
 use super::m2p::{self, M2p};
@@ -106,6 +107,8 @@ pub struct Memory {
     /// free lists pops.
     quarantine: AtomicU32,
     quarantined: AtomicUsize,
+    machine_map: spin::Once<&'static [E820Entry]>,
+    m2p_frame: spin::Once<Mfn>,
 }
 
 struct FreeLists {
@@ -136,7 +139,29 @@ impl Memory {
             free: RankedMutex::new(FreeLists { heads: [NIL; ORDERS], frames: 0 }),
             quarantine: AtomicU32::new(NIL),
             quarantined: AtomicUsize::new(0),
+            machine_map: spin::Once::new(),
+            m2p_frame: spin::Once::new(),
         }
+    }
+
+    /// Notes the firmware's memory map, which dom0 may ask for. The first call counts.
+    pub fn set_machine_map(&self, map: &'static [E820Entry]) {
+        self.machine_map.call_once(|| map);
+    }
+
+    /// The firmware's memory map; empty until it is set.
+    pub fn machine_map(&self) -> &'static [E820Entry] {
+        self.machine_map.get().copied().unwrap_or_default()
+    }
+
+    /// Notes the first of the frames that hold the machine-to-physical table, if they are contiguous. The first call counts.
+    pub fn set_m2p_frame(&self, first: Mfn) {
+        self.m2p_frame.call_once(|| first);
+    }
+
+    /// See [`Memory::set_m2p_frame`].
+    pub fn m2p_frame(&self) -> Option<Mfn> {
+        self.m2p_frame.get().copied()
     }
 
     /// Declares frames as RAM. Boot does this for all RAM of the memory map, its own included, before any domain exists:
@@ -457,7 +482,6 @@ impl Memory {
         page.forget();
         pages.remove(self, mfn);
         self.sure_step(mfn, Event::Retire { stamp: self.clock.now() });
-        self.m2p.set(mfn, m2p::INVALID);
         record.set_owner(NOBODY, DIRTY);
         // Read-only mappings leave no trace of when they went: assume just now.
         Some((mfn, TlbDebt::everywhere()))

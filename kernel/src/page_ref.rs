@@ -158,7 +158,7 @@ const _: () = {
     }
     struct IsClone;
     impl<T: ?Sized> NotClone<()> for T {}
-    impl<T: ?Sized + Clone> NotClone<IsClone> for T {}
+    impl<T: Clone> NotClone<IsClone> for T {}
     let _ = <PageRef<'static> as NotClone<_>>::check;
     let _ = <TypedRef<'static, L4> as NotClone<_>>::check;
 };

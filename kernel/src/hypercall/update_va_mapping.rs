@@ -133,7 +133,7 @@ impl<P: Platform> Hypervisor<P> {
 
     /// The processors that may hold translations of the running vCPU's domain.
     pub(super) fn cpus_of_all(&self, current: &Current) -> CpuSet {
-        current.domain().vcpus.iter().fold(CpuSet::default(), |set, vcpu| add(set, vcpu))
+        current.domain().vcpus.iter().fold(CpuSet::default(), add)
     }
 
     /// The processors that may hold translations of the vCPUs in the guest's bitmap at `bitmap`.

@@ -59,6 +59,7 @@ impl<T: Into<Stop>> From<T> for NotUpdated {
 impl<'a, P: Platform> Pager<'a, P> {
     /// Writes `new` to word `index` of `table`, a frame of `table_owner`: as an entry, if the frame is a page table, or as
     /// data, if it is not. Frames in L1 entries are `frame_owner`'s.
+    #[expect(clippy::too_many_arguments, reason = "each is one field of the request")]
     pub fn update_entry(
         &self,
         table: &PageRef<'_>,

@@ -2,6 +2,7 @@
 
 use crate::image::{Kernel, Role, Segment};
 use crate::layout::{Extent, LIST_ENTRIES, Layout, LayoutError};
+use hypercall_abi::mmu::frame_to_cr3;
 use hypercall_abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_DS, FLAT_KERNEL_SS};
 use hypercall_abi::start_info::{ConsoleStart, MAX_GUEST_CMDLINE, StartFlags, StartInfo};
 use hypercall_abi::vcpu::{CpuUserRegs, VcpuContextFlags, VcpuGuestContext};
@@ -334,7 +335,7 @@ impl Built {
         context.kernel_ss = u64::from(FLAT_KERNEL_SS);
         context.kernel_sp = self.stack_top.get();
         let [.., cr3, _, _, _, _] = &mut context.ctrlreg;
-        *cr3 = self.root.address().get();
+        *cr3 = frame_to_cr3(self.root);
         let [.., dr6, dr7] = &mut context.debugreg;
         (*dr6, *dr7) = (DR6_RESET, DR7_RESET);
         context

@@ -8,22 +8,14 @@
 
 use crate::layout::Extent;
 use core::ops::Range;
+use hypercall_abi::mmu::{PTES_PER_TABLE, PteFlags, pte};
 use hypercall_abi::{Mfn, Pfn, VirtAddr};
 
-/// Entries of a page table.
-const ENTRIES: u64 = 512;
-
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-
-/// What Xen's builder puts into entries that map pages. Without USER on purpose: when the hypervisor validates the
+/// Flags of entries that map pages, as Xen's tools set them. Without USER on purpose: when the hypervisor validates the
 /// table it makes this a page of the guest's kernel; with USER it would become one of its user space.
-const LEAF: u64 = PRESENT | ACCESSED;
-/// What it puts into entries that point to tables.
-const LINK: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY;
+const LEAF: PteFlags = PteFlags::PRESENT.union(PteFlags::ACCESSED);
+/// Flags of entries that point to tables.
+const LINK: PteFlags = LEAF.union(PteFlags::WRITABLE).union(PteFlags::USER).union(PteFlags::DIRTY);
 
 /// Pages of virtual memory that map as many frames in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,16 +145,16 @@ impl Tables {
         index: u64,
         mfn_of: impl FnOnce(Pfn) -> Result<Mfn, E>,
     ) -> Result<u64, E> {
-        let below = table.prefix * ENTRIES + index;
+        let below = table.prefix * PTES_PER_TABLE as u64 + index;
         let (frame, flags) = if table.level == 1 {
             let Some((frame, writable)) = self.leaf(below) else { return Ok(0) };
-            (frame, if writable { LEAF | WRITABLE } else { LEAF })
+            (frame, if writable { LEAF.union(PteFlags::WRITABLE) } else { LEAF })
         } else {
             let child = TableName { level: table.level - 1, prefix: below };
             let Some(frame) = self.frame_of(child) else { return Ok(0) };
             (frame, LINK)
         };
-        Ok(mfn_of(frame)?.address().get() | flags)
+        Ok(pte(mfn_of(frame)?, flags))
     }
 }
 

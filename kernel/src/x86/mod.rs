@@ -5,6 +5,7 @@
 
 pub mod acpi;
 pub mod clock;
+pub mod exit;
 pub mod layout;
 pub mod phys;
 pub mod ranges;

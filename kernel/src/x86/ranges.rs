@@ -41,7 +41,7 @@ impl FreeRanges {
     /// # Errors
     /// [`TooManyRanges`] when a hole would split a range and there is no place for the second half.
     pub fn remove(&mut self, start: u64, end: u64) -> Result<(), TooManyRanges> {
-        let (start, end) = (start & !0xfff, end.checked_next_multiple_of(4096).unwrap_or(u64::MAX & !0xfff));
+        let (start, end) = (start & !0xfff, end.checked_next_multiple_of(4096).unwrap_or(!0xfff));
         if start >= end {
             return Ok(());
         }

@@ -153,8 +153,19 @@ fn backtrace(rip: Option<u64>, mut rbp: u64) {
     }
 }
 
+unsafe extern "C" {
+    static __symbols_start: u8;
+    static __symbols_end: u8;
+}
+
 fn site(rip: u64) {
-    let _ = writeln!(Serial, "(XL)   [{rip:016x}]");
+    let (start, end) = (&raw const __symbols_start, &raw const __symbols_end);
+    // SAFETY: the linker script puts both symbols around one block of read-only data.
+    let blob = unsafe { core::slice::from_raw_parts(start, end.offset_from_unsigned(start)) };
+    let _ = match hv::symbols::resolve(blob, layout::IMAGE, rip) {
+        Some((name, offset)) => writeln!(Serial, "(XL)   [{rip:016x}] {name}+{offset:#x}"),
+        None => writeln!(Serial, "(XL)   [{rip:016x}]"),
+    };
 }
 
 fn cpu() -> usize {

@@ -46,7 +46,7 @@ impl<'a> Space<'a> {
     /// An empty space.
     pub fn new(free: &'a mut FreeRanges, gigabyte_pages: bool) -> Space<'a> {
         let root = zeroed_frames(free, 1);
-        let mut space = Space { root, free, gigabyte_pages };
+        let space = Space { root, free, gigabyte_pages };
         // All L3 tables now: guests' L4 tables copy these entries once and must never miss a later one.
         for slot in layout::FIRST_SLOT..layout::END_SLOT {
             let l3 = zeroed_frames(space.free, 1);
@@ -61,6 +61,16 @@ impl<'a> Space<'a> {
     /// A zeroed frame for the caller to keep.
     pub fn frames(&mut self, count: u64) -> u64 {
         zeroed_frames(self.free, count)
+    }
+
+    /// Like [`Space::frames`], placed so that large pages can map them.
+    pub fn large_frames(&mut self, count: u64) -> u64 {
+        if count < 512 {
+            return self.frames(count);
+        }
+        let at = self.free.take(count * PAGE_SIZE, 1 << 21, 1 << 32).expect("out of memory while booting");
+        zero(at, count);
+        at
     }
 
     /// Maps whole pages in the largest pieces that alignment and length allow.
@@ -127,12 +137,13 @@ pub fn window(cpu: usize) -> u64 {
 /// Zeroed frames below 4 GiB, which the early tables show.
 fn zeroed_frames(free: &mut FreeRanges, count: u64) -> u64 {
     let at = free.take(count * PAGE_SIZE, 0, 1 << 32).expect("out of memory while booting");
-    for frame in 0..count {
-        for word in table(at + frame * PAGE_SIZE) {
-            word.store(0, Ordering::Relaxed);
-        }
-    }
+    zero(at, count);
     at
+}
+
+fn zero(at: u64, count: u64) {
+    // SAFETY: frames just taken from free RAM below 4 GiB, shown by the early direct map; nobody else knows them.
+    unsafe { core::ptr::write_bytes((layout::DIRECT_MAP + at) as *mut u8, 0, (count * PAGE_SIZE) as usize) };
 }
 
 /// Shows `machine` (None: nothing) at page `page` of the descriptor windows whose L1 table is at `l1`, and drops the old

@@ -2,8 +2,9 @@
 //!
 //! GS cannot lead here: a PV guest owns it and loads any base it likes.
 
-use hv::domain::VcpuState;
+use hv::domain::{Cpu, VcpuState};
 use hv::x86::layout::{CPU_BLOCK_SIZE, CPU_BLOCKS};
+use x86_64::registers::control::Cr4Flags;
 use x86_64::structures::tss::TaskStateSegment;
 
 /// What a CPU keeps for itself. The assembly of `entry` takes its offsets from here.
@@ -19,6 +20,16 @@ pub struct CpuInfo {
     pub gdt_page: u64,
     /// Hardware id of its local APIC.
     pub apic_id: u32,
+    /// Number of entries in the LDT that is loaded.
+    pub ldt_entries: u32,
+    /// Whether guest breakpoints are loaded and on.
+    pub breakpoints_on: bool,
+    /// CR4 as it is, and as it is without the guest's own bits.
+    pub cr4: Cr4Flags,
+    /// See `cr4`.
+    pub base_cr4: Cr4Flags,
+    /// Policy's part: the vCPU that runs here, owned. None until policy starts on this CPU.
+    pub cpu: Option<Cpu>,
     /// Task state: interrupt stacks, and the stack on which ring 3 enters.
     pub tss: TaskStateSegment,
 }

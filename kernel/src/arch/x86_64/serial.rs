@@ -25,7 +25,7 @@ fn read(register: u16) -> u8 {
     unsafe { Port::<u8>::new(COM1 + register).read() }
 }
 
-/// Sets 8n1 at `baud` and both FIFOs; interrupts stay off.
+/// Sets 8n1 at `baud` and both FIFOs; interrupts are off.
 pub fn init(baud: u32) {
     let divisor = (115_200 / baud.max(1)).clamp(1, 0xffff).to_le_bytes();
     write(1, 0);
@@ -69,7 +69,40 @@ pub fn write_unlocked(text: &[u8]) {
     }
 }
 
-/// A received byte, if there is one.
-pub fn read_byte() -> Option<u8> {
-    (read(5) & 1 != 0).then(|| read(0))
+/// Bytes typed and not yet read by anybody.
+struct Input {
+    bytes: [u8; 256],
+    start: usize,
+    len: usize,
+}
+
+static INPUT: Mutex<Input> = Mutex::new(Input { bytes: [0; 256], start: 0, len: 0 });
+
+/// Takes received bytes out of the port; what does not fit is lost, as on any terminal.
+pub fn receive() {
+    let mut input = INPUT.lock();
+    // Bounded: a port that is always ready is no port.
+    for _ in 0..256 {
+        if read(5) & 1 == 0 {
+            break;
+        }
+        let byte = read(0);
+        let Input { bytes, start, len } = &mut *input;
+        if *len < bytes.len() {
+            bytes[(*start + *len) % 256] = byte;
+            *len += 1;
+        }
+    }
+}
+
+/// Takes bytes that were typed; returns how many.
+pub fn take_input(buf: &mut [u8]) -> usize {
+    let mut input = INPUT.lock();
+    let count = buf.len().min(input.len);
+    for slot in &mut buf[..count] {
+        *slot = input.bytes[input.start];
+        input.start = (input.start + 1) % 256;
+        input.len -= 1;
+    }
+    count
 }

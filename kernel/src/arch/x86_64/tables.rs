@@ -31,12 +31,12 @@ pub const LOCAL_TABLE: u16 = OWN_PAGE + 0x50;
 
 /// Words of the hypervisor's GDT page that are the same on every CPU, at their index.
 const DESCRIPTORS: [(usize, u64); 6] = [
-    (0x08 / 8, 0x00af_9b00_0000_ffff), // ring 0 code, 64-bit
-    (0x10 / 8, 0x00cf_9300_0000_ffff), // ring 0 data
-    (0x18 / 8, 0x00cf_bb00_0000_ffff), // ring 1 code, 32-bit: as on Xen, not usable by a 64-bit guest
-    (0x20 / 8, 0x00cf_fb00_0000_ffff), // ring 3 code, 32-bit
-    (0x28 / 8, 0x00cf_f300_0000_ffff), // ring 3 data
-    (0x30 / 8, 0x00af_fb00_0000_ffff), // ring 3 code, 64-bit
+    (1, 0x00af_9b00_0000_ffff), // ring 0 code, 64-bit
+    (2, 0x00cf_9300_0000_ffff), // ring 0 data
+    (3, 0x00cf_bb00_0000_ffff), // ring 1 code, 32-bit: as on Xen, not usable by a 64-bit guest
+    (4, 0x00cf_fb00_0000_ffff), // ring 3 code, 32-bit
+    (5, 0x00cf_f300_0000_ffff), // ring 3 data
+    (6, 0x00af_fb00_0000_ffff), // ring 3 code, 64-bit
 ];
 
 /// A system descriptor of 16 bytes: TSS (type 9) or LDT (type 2).
@@ -66,8 +66,9 @@ pub const STUB_SIZE: u64 = 16;
 
 fn gate(vector: usize) -> [u64; 2] {
     let target = (&raw const vector_stubs as u64) + vector as u64 * STUB_SIZE;
-    // Guests may raise #BP and #OF by their instructions; every other INT n faults and policy looks at the trap table.
-    let privilege = if matches!(vector, 3 | 4) { 3u64 } else { 0 };
+    // Guests may raise #BP, #OF and the old system call by their instructions; every other INT n faults, and policy looks
+    // at the trap table.
+    let privilege = if matches!(vector, 3 | 4 | 0x80) { 3u64 } else { 0 };
     let ist = match vector {
         1 => IST_DEBUG,
         2 => IST_NMI,

@@ -5,9 +5,11 @@ mod pvh;
 use super::cpu::{self, Features};
 use super::paging::{self, Space};
 use super::percpu::{self, CpuInfo, INFO_OFFSET};
-use super::{serial, tables};
+use super::{apic, clock, context, fpu, interrupts, ioapic, serial, tables};
 use arrayvec::ArrayVec;
 use core::cell::UnsafeCell;
+use core::sync::atomic::AtomicU64;
+use hv::mm::FrameRecord;
 use hv::x86::acpi::{self, AcpiInfo};
 use hv::x86::layout::{self, PAGE_SIZE};
 use hv::x86::phys::PhysMemory;
@@ -21,8 +23,12 @@ use x86_64::structures::paging::PhysFrame;
 pub struct Machine {
     /// The firmware's memory map.
     pub regions: ArrayVec<Region, { start_info::MAX_REGIONS }>,
+    /// All RAM, whole pages.
+    pub ram: FreeRanges,
     /// Memory that boot left over.
     pub free: FreeRanges,
+    /// One more than the highest frame of RAM: length of the frame table and of the machine-to-physical table.
+    pub frames: u64,
     /// dom0's image.
     pub module: Option<Module>,
     /// ACPI's facts.
@@ -31,6 +37,13 @@ pub struct Machine {
     pub features: Features,
     /// Root of the hypervisor's own page tables.
     pub root: u64,
+}
+
+impl Machine {
+    /// Whether a frame is RAM, and so in the direct map.
+    pub fn is_ram(&self, frame: u64) -> bool {
+        frame < self.frames && self.ram.iter().any(|(start, end)| (start >> 12..end >> 12).contains(&frame))
+    }
 }
 
 /// Written by [`start`] before anything else runs, read by everybody after.
@@ -134,8 +147,21 @@ extern "C" fn start(info: u32) -> ! {
     let first = make_cpu(&mut space, 0);
     let heap_len = (ram.total() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(PAGE_SIZE - 1);
     let heap = space.frames(heap_len / PAGE_SIZE);
+    let frames = ram.iter().map(|(_, end)| end / PAGE_SIZE).max().unwrap_or(0);
+    map_frame_tables(&mut space, frames);
+    apic::map(&mut space, acpi.local_apic);
+    ioapic::map(&mut space, &acpi);
     let root = space.root;
-    MACHINE.call_once(|| Machine { regions: info.regions, free, module: info.module, acpi, features, root });
+    MACHINE.call_once(|| Machine {
+        regions: info.regions,
+        ram,
+        free,
+        frames,
+        module: info.module,
+        acpi,
+        features,
+        root,
+    });
 
     let frame = PhysFrame::containing_address(PhysAddr::new(root));
     // SAFETY: the new tables show the image where it runs, this stack (part of the image's data), and the direct map.
@@ -178,6 +204,34 @@ fn map_ram(space: &mut Space<'_>, ram: &FreeRanges) {
     }
 }
 
+/// The machine-to-physical table (for guests to read, and its alias for us to write) and the frame table.
+fn map_frame_tables(space: &mut Space<'_>, frames: u64) {
+    let pages = (frames * 8).div_ceil(PAGE_SIZE);
+    assert!(pages * PAGE_SIZE <= layout::M2P_SIZE);
+    let m2p = space.large_frames(pages);
+    space.map(layout::M2P, m2p, pages * PAGE_SIZE, paging::GUEST_READ);
+    space.map(layout::M2P_ALIAS, m2p, pages * PAGE_SIZE, paging::WRITE);
+    let pages = (frames * size_of::<FrameRecord>() as u64).div_ceil(PAGE_SIZE);
+    assert!(pages * PAGE_SIZE <= layout::FRAME_TABLE_SIZE);
+    let table = space.large_frames(pages);
+    space.map(layout::FRAME_TABLE, table, pages * PAGE_SIZE, paging::WRITE);
+}
+
+/// The frame table and the machine-to-physical table, for the one `Memory` that is made of them.
+pub fn frame_tables() -> (&'static [FrameRecord], &'static [AtomicU64]) {
+    let frames = machine().frames as usize;
+    let records = layout::FRAME_TABLE as *mut FrameRecord;
+    for index in 0..frames {
+        // SAFETY: `map_frame_tables` made room for this many records, and nobody refers to them yet.
+        unsafe { records.add(index).write(FrameRecord::new()) };
+    }
+    // SAFETY: initialised above, mapped for good, and all their fields are atomics.
+    let records = unsafe { core::slice::from_raw_parts(records, frames) };
+    // SAFETY: zeroed words, mapped for good; guests only read their own mapping of them.
+    let m2p = unsafe { core::slice::from_raw_parts(layout::M2P_ALIAS as *const AtomicU64, frames) };
+    (records, m2p)
+}
+
 /// Frames and mappings of one CPU: its block of stacks and its descriptor windows.
 struct CpuMemory {
     number: usize,
@@ -205,5 +259,13 @@ extern "C" fn on_cpu_stack(memory: &CpuMemory) -> ! {
     let info: &'static mut CpuInfo = info;
     // SAFETY: this CPU's data and page, mapped by `make_cpu`.
     unsafe { tables::load(info, memory.gdt_page) };
-    crate::run()
+    interrupts::silence_pics();
+    apic::init();
+    let calibration = clock::start_calibration(&machine().acpi.power);
+    context::init_syscall();
+    fpu::init();
+    // SAFETY: this CPU's data; the reference given to `tables::load` is gone.
+    unsafe { (*percpu::this()).apic_id = apic::id() };
+    ioapic::init(&machine().acpi, apic::id());
+    crate::start(calibration)
 }

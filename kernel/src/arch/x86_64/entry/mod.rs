@@ -1,12 +1,17 @@
 //! Where the processor enters ring 0, and the thin Rust functions behind the assembly.
 
-// First, for its macros.
+pub mod guest;
 mod vectors;
 
-pub mod guest;
+use super::{context, epitaph, interrupts, percpu};
+use hv::domain::{
+    Cpu, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER, GuestRegs, VcpuState,
+};
+use hv::x86::exit;
+use x86_64::registers::control::Cr2;
 
-use super::epitaph;
-use hv::domain::{GuestRegs, VcpuState};
+/// `int 0x80`, which guests may execute directly.
+pub const SOFTWARE_SYSCALL: u64 = 0x80;
 
 /// What ring 0 was doing when an exception or interrupt came: the same words as a guest's, on a stack of ring 0.
 pub type Frame = GuestRegs;
@@ -32,14 +37,53 @@ fn fixup(rip: u64) -> Option<u64> {
 }
 
 /// An entry from a guest, its registers in `state`. Returns what to resume.
-extern "C" fn guest_entry(state: &mut VcpuState) -> *mut VcpuState {
-    panic!("{:?}", state.regs)
+extern "C" fn guest_entry(_state: *mut VcpuState) -> *mut VcpuState {
+    // First, before a copy to or from a guest faults and changes it.
+    let fault_address = Cr2::read_raw();
+    let cpu = policy();
+    let vector = cpu.current.as_ref().map_or(u64::MAX, |current| current.state.regs.vector);
+    match vector {
+        ENTRY_SYSCALL | ENTRY_SYSCALL32 | ENTRY_SYSENTER => crate::hypervisor().on_syscall(cpu),
+        1 => crate::hypervisor().on_exception(cpu, context::take_debug_status()),
+        // Vector 0x80 has a gate that guests may use, and no device.
+        0..32 | SOFTWARE_SYSCALL | ENTRY_IRET_FAULT => crate::hypervisor().on_exception(cpu, fault_address),
+        _ => crate::on_interrupt(interrupts::acknowledge(vector as u8)),
+    }
+    resume(cpu)
+}
+
+/// What policy keeps for this CPU.
+fn policy() -> &'static mut Cpu {
+    // SAFETY: this CPU's own data. Ring 0 is entered once at a time on a CPU: the entries that may nest (an interrupt in the
+    // idle loop, a fault of a guest copy, NMI) do not come here.
+    unsafe { (*percpu::this()).cpu.as_mut() }.expect("set before the first guest runs")
+}
+
+/// The way back: policy chooses, mechanism makes sure that nothing it chose resumes with more than ring 3.
+fn resume(cpu: &mut Cpu) -> *mut VcpuState {
+    crate::hypervisor().prepare_resume(cpu);
+    let state = &mut *cpu.current.as_mut().expect("prepare_resume returns with a vCPU").state;
+    exit::sanitize(&mut state.regs);
+    state.sysret_ok = exit::may_sysret(&state.regs, state.sysret_ok);
+    context::load_cr4(state);
+    state
+}
+
+/// Runs guests on this CPU from here on.
+pub fn run_guests(cpu: Cpu) -> ! {
+    // SAFETY: this CPU's own data, of which no reference exists here.
+    unsafe { (*percpu::this()).cpu = Some(cpu) };
+    let state = resume(policy());
+    // SAFETY: `resume_guest` takes a state that `enter_vcpu` prepared; it leaves this stack for good.
+    unsafe { core::arch::asm!("jmp resume_guest", in("rax") state, options(noreturn)) }
 }
 
 /// An exception or interrupt while ring 0 ran on a CPU's stack.
 extern "C" fn ring0_entry(frame: &mut Frame) {
     match frame.vector {
         11..=14 if let Some(then) = fixup(frame.rip) => frame.rip = then,
+        // The idle loop's STI; HLT.
+        vector @ 32..256 => crate::on_interrupt(interrupts::acknowledge(vector as u8)),
         vector => epitaph::exception(vector, frame),
     }
 }

@@ -1,0 +1,135 @@
+//! The local APIC: end of interrupt, one-shot timer, interrupts between processors. Registers as in Intel's SDM, volume 3,
+//! chapter 11; in x2APIC mode the same registers are MSRs.
+//!
+//! The mode is the one firmware left: xAPIC on nearly every machine with fewer than 255 processors.
+
+use super::{msr, paging};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use hv::x86::{clock, layout};
+use x86_64::registers::model_specific::Msr;
+
+/// Timer of this CPU.
+pub const VECTOR_TIMER: u8 = 0xfa;
+/// Another CPU wants this one to look at its work.
+pub const VECTOR_KICK: u8 = 0xfb;
+/// The APIC withdrew an interrupt; no end of interrupt.
+pub const VECTOR_SPURIOUS: u8 = 0xff;
+
+const ID: u32 = 0x20;
+const TASK_PRIORITY: u32 = 0x80;
+const EOI: u32 = 0xb0;
+const SPURIOUS: u32 = 0xf0;
+const REQUESTED: u32 = 0x200;
+const COMMAND: u32 = 0x300;
+const COMMAND_HIGH: u32 = 0x310;
+const LVT_TIMER: u32 = 0x320;
+const LVT_LINT0: u32 = 0x350;
+const LVT_LINT1: u32 = 0x360;
+const LVT_ERROR: u32 = 0x370;
+const INITIAL_COUNT: u32 = 0x380;
+const CURRENT_COUNT: u32 = 0x390;
+const DIVIDE: u32 = 0x3e0;
+
+const MASKED: u32 = 1 << 16;
+/// Timer input divided by 1.
+const DIVIDE_BY_1: u32 = 0xb;
+
+static X2APIC: AtomicBool = AtomicBool::new(false);
+static TIMER_HZ: AtomicU64 = AtomicU64::new(1_000_000_000);
+
+/// Where the registers are mapped (xAPIC).
+const WINDOW: u64 = layout::DEVICES;
+
+fn read(register: u32) -> u32 {
+    if X2APIC.load(Ordering::Relaxed) {
+        // SAFETY: in x2APIC mode each register read here is an MSR.
+        return unsafe { Msr::new(0x800 + (register >> 4)).read() } as u32;
+    }
+    // SAFETY: the page is mapped uncached by `map`, and reads of APIC registers used here have no effect.
+    unsafe { ((WINDOW + u64::from(register)) as *const u32).read_volatile() }
+}
+
+fn write(register: u32, value: u32) {
+    if X2APIC.load(Ordering::Relaxed) {
+        // SAFETY: as for `read`; values are legal for their registers.
+        return unsafe { Msr::new(0x800 + (register >> 4)).write(u64::from(value)) };
+    }
+    // SAFETY: the page is mapped uncached by `map`; APIC registers touch no memory.
+    unsafe { ((WINDOW + u64::from(register)) as *mut u32).write_volatile(value) }
+}
+
+/// Maps the registers, unless they are MSRs. Once, while booting.
+pub fn map(space: &mut paging::Space<'_>, machine: u64) {
+    let base = msr::read(msr::APIC_BASE);
+    X2APIC.store(base & 1 << 10 != 0, Ordering::Relaxed);
+    if base & 1 << 10 == 0 {
+        space.map(WINDOW, machine & !0xfff, 4096, paging::DEVICE);
+    }
+}
+
+/// Turns this CPU's APIC on, all local sources masked.
+pub fn init() {
+    write(TASK_PRIORITY, 0);
+    for source in [LVT_TIMER, LVT_LINT0, LVT_ERROR] {
+        write(source, MASKED | u32::from(VECTOR_TIMER));
+    }
+    // LINT1 carries NMI on the boot processor.
+    write(LVT_LINT1, 4 << 8);
+    write(DIVIDE, DIVIDE_BY_1);
+    write(SPURIOUS, 1 << 8 | u32::from(VECTOR_SPURIOUS));
+}
+
+/// Hardware id of this CPU's APIC.
+pub fn id() -> u32 {
+    let id = read(ID);
+    if X2APIC.load(Ordering::Relaxed) { id } else { id >> 24 }
+}
+
+/// Ends the interrupt in service.
+pub fn end_of_interrupt() {
+    write(EOI, 0);
+}
+
+/// Lets the timer count down from its largest value without an interrupt, for calibration.
+pub fn start_counting() {
+    write(LVT_TIMER, MASKED);
+    write(INITIAL_COUNT, u32::MAX);
+}
+
+/// Ticks since [`start_counting`].
+pub fn counted() -> u32 {
+    u32::MAX - read(CURRENT_COUNT)
+}
+
+/// Sets the frequency that calibration found, and stops the timer.
+pub fn set_frequency(hz: u64) {
+    TIMER_HZ.store(hz.max(1), Ordering::Relaxed);
+    write(INITIAL_COUNT, 0);
+    write(LVT_TIMER, u32::from(VECTOR_TIMER));
+}
+
+/// Fires the timer in `ns` nanoseconds from now, or sooner when that is further off than it can count; None stops it.
+pub fn set_timer(ns: Option<u64>) {
+    let count = ns
+        .map_or(0, |ns| clock::ticks_in(ns, TIMER_HZ.load(Ordering::Relaxed)).clamp(1, u64::from(u32::MAX)));
+    write(INITIAL_COUNT, count as u32);
+}
+
+/// Whether an interrupt waits that this CPU has not taken: the timer, a kick, or a device (vectors from 0x40 on).
+pub fn is_pending() -> bool {
+    // Words of 32 vectors each, 16 bytes apart: ours at the top, devices from 0x40 to 0x7f.
+    [7u32, 2, 3].into_iter().any(|word| read(REQUESTED + word * 0x10) != 0)
+}
+
+/// Sends an interrupt to the processor with this APIC id.
+pub fn send(apic_id: u32, vector: u8) {
+    if X2APIC.load(Ordering::Relaxed) {
+        // SAFETY: a fixed interrupt to one processor, at a vector that has an entry.
+        return unsafe { Msr::new(0x830).write(u64::from(apic_id) << 32 | u64::from(vector)) };
+    }
+    while read(COMMAND) & 1 << 12 != 0 {
+        core::hint::spin_loop();
+    }
+    write(COMMAND_HIGH, apic_id << 24);
+    write(COMMAND, u32::from(vector));
+}

@@ -1,0 +1,119 @@
+//! Vector state of guests: saved and loaded eagerly at each vCPU switch. Ring 0 itself never uses a vector register; the
+//! functions `vector_save` and `vector_load` are the only code of the image that names one, by XSAVE and FXSAVE.
+//!
+//! CR0.TS carries the guest's virtual TS, so CLTS comes first. Lazy switching would leak state on processors that speculate
+//! past #NM, and TCG's XSAVE ignores TS.
+
+use super::cpu;
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Components that may be on in XCR0: x87, SSE, AVX, and AVX-512's three. Others need more than XSAVE to be safe (PKRU,
+/// AMX tiles), or are not for guests.
+const COMPONENTS: u64 = 0b1110_0111;
+/// Bytes of the FXSAVE area.
+const FXSAVE_SIZE: usize = 512;
+/// Initial x87 control word.
+const FCW: u16 = 0x37f;
+/// Initial SSE control word.
+const MXCSR: u32 = 0x1f80;
+
+static XCR0: AtomicU64 = AtomicU64::new(0);
+static SIZE: AtomicUsize = AtomicUsize::new(FXSAVE_SIZE);
+
+/// Turns on the components that this processor and we know. Called once on each CPU, CR4.OSXSAVE being set.
+pub fn init() {
+    if !cpu::has_xsave() {
+        return;
+    }
+    let supported = cpu::cpuid(0xd, 0);
+    let mut mask = (u64::from(supported.edx) << 32 | u64::from(supported.eax)) & COMPONENTS | 3;
+    // AVX-512 in whole or not at all, and never without AVX.
+    if mask & 0xe4 != 0xe4 {
+        mask &= 7;
+    }
+    // SAFETY: only components that CPUID lists, x87 and SSE among them, in a legal combination.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") mask as u32, in("edx") (mask >> 32) as u32, options(nostack))
+    };
+    XCR0.store(mask, Ordering::Relaxed);
+    // ebx: size of the area for what is enabled now.
+    SIZE.store((cpu::cpuid(0xd, 0).ebx as usize).max(FXSAVE_SIZE + 64), Ordering::Relaxed);
+}
+
+/// Bytes of the save area.
+pub fn size() -> usize {
+    SIZE.load(Ordering::Relaxed)
+}
+
+/// XCR0 of every CPU, 0 without XSAVE.
+pub fn xcr0() -> u64 {
+    XCR0.load(Ordering::Relaxed)
+}
+
+/// Puts the initial state into `area`.
+pub fn initial(area: &mut [u8]) {
+    area.fill(0);
+    let mut put = |at: usize, bytes: &[u8]| {
+        if let Some(to) = area.get_mut(at..at + bytes.len()) {
+            to.copy_from_slice(bytes);
+        }
+    };
+    put(0, &FCW.to_le_bytes());
+    put(24, &MXCSR.to_le_bytes());
+    if cpu::has_xsave() {
+        // XSTATE_BV: x87 and SSE come from the area, the rest is in its initial state.
+        put(512, &3u64.to_le_bytes());
+    }
+}
+
+/// Saves the registers into `area`.
+///
+/// # Panics
+/// When `area` is too small or not aligned to 64 bytes.
+pub fn save(area: &mut [u8]) {
+    assert!(area.len() >= size() && (area.as_ptr() as usize).is_multiple_of(64));
+    // SAFETY: the area is large enough and aligned, as asserted.
+    unsafe { vector_save(area.as_mut_ptr()) };
+}
+
+/// Loads the registers from `area`.
+///
+/// # Panics
+/// When `area` is too small or not aligned to 64 bytes.
+pub fn load(area: &[u8]) {
+    assert!(area.len() >= size() && (area.as_ptr() as usize).is_multiple_of(64));
+    // SAFETY: the area is large enough and aligned; its contents were made by `initial` or `save` alone, which the
+    // processor accepts.
+    unsafe { vector_load(area.as_ptr()) };
+}
+
+#[inline(never)]
+unsafe fn vector_save(area: *mut u8) {
+    let mask = xcr0();
+    let (low, high) = (mask as u32, (mask >> 32) as u32);
+    // SAFETY: the caller's contract: a save area of the right size and alignment. CLTS is undone by the caller.
+    unsafe {
+        if mask == 0 {
+            asm!("clts", "fxsave64 [{0}]", in(reg) area, options(nostack));
+        } else if cpu::has_xsaveopt() {
+            asm!("clts", "xsaveopt64 [{0}]", in(reg) area, in("eax") low, in("edx") high, options(nostack));
+        } else {
+            asm!("clts", "xsave64 [{0}]", in(reg) area, in("eax") low, in("edx") high, options(nostack));
+        }
+    }
+}
+
+#[inline(never)]
+unsafe fn vector_load(area: *const u8) {
+    let mask = xcr0();
+    let (low, high) = (mask as u32, (mask >> 32) as u32);
+    // SAFETY: the caller's contract: a save area of the right size and alignment, whose contents the processor accepts.
+    unsafe {
+        if mask == 0 {
+            asm!("clts", "fxrstor64 [{0}]", in(reg) area, options(nostack));
+        } else {
+            asm!("clts", "xrstor64 [{0}]", in(reg) area, in("eax") low, in("edx") high, options(nostack));
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Model-specific registers that guests own or that set up the entry.
+
+use core::arch::asm;
+use x86_64::registers::model_specific::Msr;
+
+/// Base of FS.
+pub const FS_BASE: u32 = 0xc000_0100;
+/// Base of GS in force.
+pub const GS_BASE: u32 = 0xc000_0101;
+/// The other base of GS, which SWAPGS brings in.
+pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+/// Selectors of SYSCALL and SYSRET.
+pub const STAR: u32 = 0xc000_0081;
+/// 64-bit SYSCALL target.
+pub const LSTAR: u32 = 0xc000_0082;
+/// 32-bit SYSCALL target.
+pub const CSTAR: u32 = 0xc000_0083;
+/// Flags that SYSCALL clears.
+pub const SFMASK: u32 = 0xc000_0084;
+/// Code selector of SYSENTER; 0 makes it fault.
+pub const SYSENTER_CS: u32 = 0x174;
+/// Local APIC base and mode.
+pub const APIC_BASE: u32 = 0x1b;
+
+/// Reads a register that the processor has.
+pub fn read(msr: u32) -> u64 {
+    // SAFETY: the constants of this module exist on every x86-64 processor, and reading them has no effect.
+    unsafe { Msr::new(msr).read() }
+}
+
+/// Writes a register that the processor has.
+///
+/// # Safety
+/// The value is legal for the register, and its effect is what the caller's own contract allows.
+pub unsafe fn write(msr: u32, value: u64) {
+    // SAFETY: the caller's contract.
+    unsafe { Msr::new(msr).write(value) }
+}
+
+/// The base of FS.
+pub fn fs_base() -> u64 {
+    if !super::cpu::has_fsgsbase() {
+        return read(FS_BASE);
+    }
+    let value;
+    // SAFETY: CR4.FSGSBASE is on.
+    unsafe { asm!("rdfsbase {}", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// The base of GS in force.
+pub fn gs_base() -> u64 {
+    if !super::cpu::has_fsgsbase() {
+        return read(GS_BASE);
+    }
+    let value;
+    // SAFETY: CR4.FSGSBASE is on.
+    unsafe { asm!("rdgsbase {}", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}

@@ -27,8 +27,10 @@ pub use hypercalls::{Caller, HYPERCALL_PAGE_STUBS, HYPERCALL_STUB_SIZE, Hypercal
 pub mod callback;
 #[cfg(feature = "control")]
 pub mod control;
+pub mod elfnote;
 pub mod evtchn;
 pub mod grant;
+pub mod io;
 pub mod memory;
 pub mod mmu;
 pub mod nmi;
@@ -36,4 +38,6 @@ pub mod sched;
 pub mod segment;
 pub mod shared_info;
 pub mod start_info;
+pub mod time;
 pub mod vcpu;
+pub mod version;

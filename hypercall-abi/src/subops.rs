@@ -401,11 +401,14 @@ command_enum! {
 }
 
 command_enum! {
-    /// Commands of `console_io`.
+    /// Commands of `console_io(command, count, buffer)`: the hypervisor's own console, for domains with the right (`-EPERM`).
+    ///
+    /// Such a domain learns of input by [`Virq::CONSOLE`](crate::Virq::CONSOLE); others print through the ring in
+    /// [`io::console`](crate::io::console).
     ConsoleIoOp, "CONSOLEIO_" {
-        /// Writes bytes.
+        /// Prints `count` bytes; returns 0.
         Write = 0, "write";
-        /// Reads bytes that have come in, without waiting.
+        /// Gives up to `count` bytes that came in, without waiting; returns how many.
         Read = 1, "read";
     }
 }

@@ -28,6 +28,8 @@ pub mod memory;
 pub mod ring;
 pub mod rt;
 pub mod shutdown;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod time;
 pub mod user;
 

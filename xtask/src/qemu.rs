@@ -3,7 +3,7 @@
 use crate::sh;
 use anyhow::{Context, Result, bail};
 use std::fmt;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -301,12 +301,14 @@ pub fn watch(mut qemu: Command, how: &Watch) -> Result<Watched> {
         () if !how.quiet && std::io::stdin().is_terminal() => Stdio::inherit(),
         () => Stdio::null(),
     });
-    qemu.stdout(Stdio::piped()).stderr(if how.quiet { Stdio::piped() } else { Stdio::inherit() });
+    qemu.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = qemu.spawn().context("cannot start QEMU (`cargo xtask setup` installs it)")?;
     let mut stdin = child.stdin.take();
     let (sender, bytes) = mpsc::channel();
-    if let Some(stderr) = child.stderr.take() {
-        forward(stderr, sender.clone());
+    match child.stderr.take() {
+        Some(stderr) if how.quiet => forward(stderr, sender.clone()),
+        Some(stderr) => complaints(stderr),
+        None => {}
     }
     forward(child.stdout.take().context("QEMU's stdout")?, sender);
 
@@ -380,6 +382,17 @@ fn forward(mut from: impl Read + Send + 'static, to: mpsc::Sender<Vec<u8>>) {
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             if to.send(buffer[..count].to_vec()).is_err() {
                 break;
+            }
+        }
+    });
+}
+
+/// Shows what QEMU has to say, but not that we stopped it ourselves.
+fn complaints(from: impl Read + Send + 'static) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if !line.contains("terminating on signal") {
+                eprintln!("{line}");
             }
         }
     });

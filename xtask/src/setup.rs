@@ -28,12 +28,13 @@ pub enum Need {
 const SOURCE_FILE: &str = "/etc/apt/sources.list.d/bookworm-backports.list";
 
 pub fn main(args: Args) -> Result<ExitCode> {
+    if missing().is_empty() {
+        println!("Nothing to do: everything is there.");
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.dry_run {
         missing().iter().for_each(tell);
         return Ok(ExitCode::SUCCESS);
-    }
-    if missing().is_empty() {
-        println!("Nothing to do: everything is there.");
     }
     Ok(if install()? { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

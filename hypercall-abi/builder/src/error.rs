@@ -2,6 +2,7 @@
 
 use arrayvec::ArrayString;
 use core::fmt;
+use hypercall_abi::elfnote::ElfNote;
 
 /// A piece of text from the image, cut to fit: what an error quotes must not borrow the image.
 pub type Quote = ArrayString<32>;
@@ -43,7 +44,7 @@ pub enum ImageError {
     /// More notes than a kernel can need.
     TooManyNotes { limit: usize },
     /// A note whose content has a size or form that its type does not allow.
-    BadNote { name: &'static str, size: usize },
+    BadNote { note: ElfNote, size: usize },
     /// Neither written for the generic loader nor a Linux.
     BadLoader { loader: Quote, guest_os: Quote },
     /// Written for an interface other than "xen-3.0".
@@ -98,7 +99,9 @@ impl fmt::Display for ImageError {
                 f.write_str("only a PHYS32_ENTRY note: a PVH kernel, which cannot run as a PV domain")
             }
             Self::TooManyNotes { limit } => write!(f, "more than {limit} ELF notes"),
-            Self::BadNote { name, size } => write!(f, "note {name} has unusable content of {size} bytes"),
+            Self::BadNote { note, size } => {
+                write!(f, "note {} has unusable content of {size} bytes", note.name())
+            }
             Self::BadLoader { loader, guest_os } => write!(
                 f,
                 "neither LOADER \"generic\" nor GUEST_OS \"linux\" (LOADER \"{loader}\", GUEST_OS \"{guest_os}\")"

@@ -1,7 +1,7 @@
 //! A kernel image: an ELF file whose notes and segments have been checked.
 
 use crate::error::ImageError;
-use crate::notes::{FEATURE_DOM0, FeatureMask, Notes, OFFERED_FEATURES};
+use crate::notes::{Notes, OFFERED_FEATURES};
 use crate::{PAGE_SIZE, page_down, page_up};
 use arrayvec::ArrayVec;
 use elf::ElfBytes;
@@ -10,6 +10,7 @@ use elf::endian::LittleEndian;
 use elf::parse::ParseError;
 use elf::segment::ProgramHeader;
 use hypercall_abi::VirtAddr;
+use hypercall_abi::version::Features;
 
 /// More than any linker makes without being asked; comparing all pairs stays cheap.
 const MAX_SEGMENTS: usize = 32;
@@ -25,9 +26,9 @@ pub enum Role {
 
 impl Role {
     /// The features that a kernel in this role may insist on.
-    pub const fn offered_features(self) -> FeatureMask {
+    pub const fn offered_features(self) -> Features {
         match self {
-            Self::Initial => OFFERED_FEATURES | FEATURE_DOM0,
+            Self::Initial => OFFERED_FEATURES.union(Features::DOM0),
             Self::Guest => OFFERED_FEATURES,
         }
     }
@@ -77,7 +78,9 @@ impl<'a> Kernel<'a> {
         let notes = find_notes(&file, image)?;
         notes.check_interface()?;
         notes.check_features(role.offered_features())?;
-        if role == Role::Initial && notes.supported_features.is_some_and(|bits| bits & FEATURE_DOM0 == 0) {
+        if role == Role::Initial
+            && notes.supported_features.is_some_and(|features| !features.contains(Features::DOM0))
+        {
             return Err(ImageError::NotDom0Capable);
         }
         let virt_base = notes.virt_base.unwrap_or(0);

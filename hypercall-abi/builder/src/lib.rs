@@ -18,7 +18,7 @@ pub use build::{BuildTarget, Builder, Built, Parameters};
 pub use error::{ImageError, Quote};
 pub use image::{Kernel, Role, Segment, elf_end};
 pub use layout::{Extent, Layout, LayoutError, ModulePlace, RingPages};
-pub use notes::{FEATURE_DOM0, FeatureMask, Notes, OFFERED_FEATURES};
+pub use notes::{Notes, OFFERED_FEATURES};
 
 /// Bytes in a page of the x86 architecture.
 pub(crate) const PAGE_SIZE: u64 = hypercall_abi::PAGE_SIZE as u64;

@@ -4,48 +4,12 @@ use crate::error::{ImageError, quote};
 use elf::endian::LittleEndian;
 use elf::file::Class;
 use elf::note::{Note, NoteIterator};
-
-/// Note types of public/elfnote.h that the builder knows.
-mod number {
-    pub const ENTRY: u64 = 1;
-    pub const HYPERCALL_PAGE: u64 = 2;
-    pub const VIRT_BASE: u64 = 3;
-    pub const PADDR_OFFSET: u64 = 4;
-    pub const XEN_VERSION: u64 = 5;
-    pub const GUEST_OS: u64 = 6;
-    pub const GUEST_VERSION: u64 = 7;
-    pub const LOADER: u64 = 8;
-    pub const PAE_MODE: u64 = 9;
-    pub const FEATURES: u64 = 10;
-    pub const HV_START_LOW: u64 = 12;
-    pub const L1_MFN_VALID: u64 = 13;
-    pub const SUSPEND_CANCEL: u64 = 14;
-    pub const INIT_P2M: u64 = 15;
-    pub const MOD_START_PFN: u64 = 16;
-    pub const SUPPORTED_FEATURES: u64 = 17;
-    pub const PHYS32_ENTRY: u64 = 18;
-}
-
-/// Bit `n` is `XENFEAT` number `n` of public/features.h.
-pub type FeatureMask = u32;
-
-/// The features that a FEATURES note can name, by bit number.
-const FEATURE_NAMES: [(&str, u32); 7] = [
-    ("writable_page_tables", 0),
-    ("writable_descriptor_tables", 1),
-    ("auto_translated_physmap", 2),
-    ("supervisor_mode_kernel", 3),
-    ("pae_pgdir_above_4gb", 4),
-    ("hvm_callback_vector", 8),
-    ("dom0", 11),
-];
-
-/// `XENFEAT_dom0`: the kernel can be the initial domain.
-pub const FEATURE_DOM0: FeatureMask = 1 << 11;
+use hypercall_abi::elfnote::{self, ElfNote};
+use hypercall_abi::version::Features;
 
 /// What a kernel may insist on and gets: page tables that it writes itself (by the writable-page-tables assist) and
-/// page directories anywhere in machine memory. An initial domain gets [`FEATURE_DOM0`] as well.
-pub const OFFERED_FEATURES: FeatureMask = 1 << 0 | 1 << 4;
+/// page directories anywhere in machine memory. An initial domain gets [`Features::DOM0`] as well.
+pub const OFFERED_FEATURES: Features = Features::WRITABLE_PAGE_TABLES.union(Features::PAE_PGDIR_ABOVE_4GB);
 
 /// A kernel has under twenty notes; a limit bounds the time that a made-up file can take.
 const MAX_NOTES: usize = 4096;
@@ -84,7 +48,7 @@ pub struct Notes<'a> {
     /// The kernel takes its module unmapped, by pfn.
     pub mod_start_pfn: bool,
     /// Feature bits that the kernel can use.
-    pub supported_features: Option<FeatureMask>,
+    pub supported_features: Option<Features>,
     /// Physical address of the PVH entry point.
     pub phys32_entry: Option<u64>,
     /// Number of Xen notes seen.
@@ -102,7 +66,7 @@ impl<'a> Notes<'a> {
                 return Err(ImageError::TooManyNotes { limit: MAX_NOTES });
             }
             let Note::Unknown(note) = note else { continue };
-            if note.name.strip_suffix(b"\0") == Some(b"Xen".as_slice()) {
+            if note.name.strip_suffix(b"\0") == Some(elfnote::OWNER) {
                 self.count = self.count.saturating_add(1);
                 self.set(note.n_type, note.desc)?;
             }
@@ -111,28 +75,29 @@ impl<'a> Notes<'a> {
     }
 
     fn set(&mut self, kind: u64, desc: &'a [u8]) -> Result<(), ImageError> {
-        match kind {
-            number::ENTRY => self.entry = Some(numeric("ENTRY", desc)?),
-            number::HYPERCALL_PAGE => self.hypercall_page = Some(numeric("HYPERCALL_PAGE", desc)?),
-            number::VIRT_BASE => self.virt_base = Some(numeric("VIRT_BASE", desc)?),
-            number::PADDR_OFFSET => self.paddr_offset = Some(numeric("PADDR_OFFSET", desc)?),
-            number::XEN_VERSION => self.xen_version = Some(text("XEN_VERSION", desc)?),
-            number::GUEST_OS => self.guest_os = Some(text("GUEST_OS", desc)?),
-            number::GUEST_VERSION => self.guest_version = Some(text("GUEST_VERSION", desc)?),
-            number::LOADER => self.loader = Some(text("LOADER", desc)?),
-            number::PAE_MODE => self.pae_mode = Some(text("PAE_MODE", desc)?),
-            number::FEATURES => self.features = Some(text("FEATURES", desc)?),
-            number::HV_START_LOW => self.hv_start_low = Some(numeric("HV_START_LOW", desc)?),
-            number::L1_MFN_VALID => self.l1_mfn_valid = Some(mask_and_value(desc)?),
-            number::SUSPEND_CANCEL => self.suspend_cancel = numeric("SUSPEND_CANCEL", desc)? != 0,
-            number::INIT_P2M => self.init_p2m = Some(numeric("INIT_P2M", desc)?),
-            number::MOD_START_PFN => self.mod_start_pfn = numeric("MOD_START_PFN", desc)? != 0,
-            number::SUPPORTED_FEATURES => {
+        let Some(note) = ElfNote::from_number(kind) else { return Ok(()) };
+        match note {
+            ElfNote::Entry => self.entry = Some(numeric(note, desc)?),
+            ElfNote::HypercallPage => self.hypercall_page = Some(numeric(note, desc)?),
+            ElfNote::VirtBase => self.virt_base = Some(numeric(note, desc)?),
+            ElfNote::PaddrOffset => self.paddr_offset = Some(numeric(note, desc)?),
+            ElfNote::XenVersion => self.xen_version = Some(text(note, desc)?),
+            ElfNote::GuestOs => self.guest_os = Some(text(note, desc)?),
+            ElfNote::GuestVersion => self.guest_version = Some(text(note, desc)?),
+            ElfNote::Loader => self.loader = Some(text(note, desc)?),
+            ElfNote::PaeMode => self.pae_mode = Some(text(note, desc)?),
+            ElfNote::Features => self.features = Some(text(note, desc)?),
+            ElfNote::HvStartLow => self.hv_start_low = Some(numeric(note, desc)?),
+            ElfNote::L1MfnValid => self.l1_mfn_valid = mask_and_value(desc),
+            ElfNote::SuspendCancel => self.suspend_cancel = numeric(note, desc)? != 0,
+            ElfNote::InitP2m => self.init_p2m = Some(numeric(note, desc)?),
+            ElfNote::ModStartPfn => self.mod_start_pfn = numeric(note, desc)? != 0,
+            ElfNote::SupportedFeatures => {
                 // Features beyond the first 32 belong to further words, which no version has.
-                self.supported_features = Some(numeric("SUPPORTED_FEATURES", desc)? as FeatureMask);
+                self.supported_features = Some(Features::from_bits_retain(numeric(note, desc)? as u32));
             }
-            number::PHYS32_ENTRY => self.phys32_entry = Some(numeric("PHYS32_ENTRY", desc)?),
-            _ => {}
+            ElfNote::Phys32Entry => self.phys32_entry = Some(numeric(note, desc)?),
+            ElfNote::Info | ElfNote::BsdSymtab => {}
         }
         Ok(())
     }
@@ -160,11 +125,11 @@ impl<'a> Notes<'a> {
     }
 
     /// Checks that each required feature is in `offered`; required ones that nobody knows are refused too.
-    pub(crate) fn check_features(&self, offered: FeatureMask) -> Result<(), ImageError> {
+    pub(crate) fn check_features(&self, offered: Features) -> Result<(), ImageError> {
         for word in self.features.unwrap_or("").split('|') {
             let Some(name) = word.strip_prefix('!') else { continue };
-            let known = FEATURE_NAMES.iter().find(|(known, _)| *known == name);
-            if known.is_none_or(|(_, bit)| offered & (1 << bit) == 0) {
+            let known = Features::from_note_name(name.as_bytes());
+            if !known.is_some_and(|feature| offered.contains(feature)) {
                 return Err(ImageError::RequiredFeature { name: quote(name) });
             }
         }
@@ -173,26 +138,25 @@ impl<'a> Notes<'a> {
 }
 
 /// A little-endian number of 1, 2, 4 or 8 bytes.
-fn numeric(name: &'static str, desc: &[u8]) -> Result<u64, ImageError> {
+fn numeric(note: ElfNote, desc: &[u8]) -> Result<u64, ImageError> {
     match *desc {
         [a] => Ok(u64::from(a)),
         [a, b] => Ok(u64::from(u16::from_le_bytes([a, b]))),
         [a, b, c, d] => Ok(u64::from(u32::from_le_bytes([a, b, c, d]))),
         [a, b, c, d, e, f, g, h] => Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
-        _ => Err(ImageError::BadNote { name, size: desc.len() }),
+        _ => Err(ImageError::BadNote { note, size: desc.len() }),
     }
 }
 
 /// Text up to the first NUL or the note's end.
-fn text<'a>(name: &'static str, desc: &'a [u8]) -> Result<&'a str, ImageError> {
+fn text(note: ElfNote, desc: &[u8]) -> Result<&str, ImageError> {
     let bytes = desc.split(|byte| *byte == 0).next().unwrap_or(desc);
-    core::str::from_utf8(bytes).map_err(|_| ImageError::BadNote { name, size: desc.len() })
+    core::str::from_utf8(bytes).map_err(|_| ImageError::BadNote { note, size: desc.len() })
 }
 
-/// The first of the note's pairs of 8-byte numbers.
-fn mask_and_value(desc: &[u8]) -> Result<(u64, u64), ImageError> {
-    let bad = ImageError::BadNote { name: "L1_MFN_VALID", size: desc.len() };
-    let (mask, rest) = desc.split_first_chunk::<8>().ok_or(bad)?;
-    let (value, _) = rest.split_first_chunk::<8>().ok_or(bad)?;
-    Ok((u64::from_le_bytes(*mask), u64::from_le_bytes(*value)))
+/// The first of the note's pairs of 8-byte numbers; `None` for other forms: nothing here depends on it.
+fn mask_and_value(desc: &[u8]) -> Option<(u64, u64)> {
+    let (mask, rest) = desc.split_first_chunk::<8>()?;
+    let (value, _) = rest.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*mask), u64::from_le_bytes(*value)))
 }

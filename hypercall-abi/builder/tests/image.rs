@@ -42,8 +42,10 @@ fn notes_of_a_section_and_short_numbers() {
     elf.notes_in_section = true;
     elf.notes.push((VIRT_BASE, 0x10_0000u32.to_le_bytes().to_vec()));
     elf.notes.push((PADDR_OFFSET, 0x10_0000u32.to_le_bytes().to_vec()));
+    elf.notes.push((L1_MFN_VALID, [1u64.to_le_bytes(), 3u64.to_le_bytes()].concat()));
     let bytes = elf.bytes();
     let kernel = Kernel::parse(&bytes, Role::Guest).unwrap();
+    assert_eq!(kernel.notes().l1_mfn_valid, Some((1, 3)));
     assert_eq!((kernel.virt_base().get(), kernel.start()), (0x10_0000, 0x30_0000));
 }
 
@@ -70,7 +72,7 @@ fn refusals_name_the_cause() {
         (base().number(ENTRY, 0x3f_ffff), "outside the image"),
         (base().number(HYPERCALL_PAGE, 0x40_0010), "HYPERCALL_PAGE 0x400010"),
         (base().number(HYPERCALL_PAGE, 0x40_2000), "HYPERCALL_PAGE 0x402000"),
-        (base().text(VIRT_BASE, "12"), "note VIRT_BASE has unusable content of 3 bytes"),
+        (base().text(VIRT_BASE, "12"), "note XEN_ELFNOTE_VIRT_BASE has unusable content of 3 bytes"),
         (base().number(VIRT_BASE, 0xffff_ffff_ffff_f000), "leaves the address space"),
         (Elf { loads: vec![], ..base() }, "no loadable segment"),
     ];

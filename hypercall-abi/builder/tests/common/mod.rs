@@ -10,6 +10,7 @@ pub const XEN_VERSION: u32 = 5;
 pub const GUEST_OS: u32 = 6;
 pub const LOADER: u32 = 8;
 pub const FEATURES: u32 = 10;
+pub const L1_MFN_VALID: u32 = 13;
 pub const INIT_P2M: u32 = 15;
 pub const MOD_START_PFN: u32 = 16;
 pub const SUPPORTED_FEATURES: u32 = 17;

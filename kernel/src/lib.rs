@@ -13,6 +13,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod access;
+pub mod build_dom;
 pub mod cmdline;
 pub mod domain;
 pub mod evtchn;

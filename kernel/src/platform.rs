@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall_abi::Mfn;
 
@@ -91,6 +91,38 @@ pub trait Platform: Sync + 'static {
     /// Copies a whole frame.
     fn copy_frame(&self, from: Mfn, to: Mfn);
 
+    /// Copies `bytes` into a frame from byte `offset` on. They fit in it.
+    fn write_frame(&self, mfn: Mfn, offset: usize, bytes: &[u8]) {
+        let words = self.frame(mfn);
+        let mut at = offset;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (index, shift) = (at / 8, at % 8);
+            let (now, later) = rest.split_at(rest.len().min(8 - shift));
+            let mut value = [0u8; 8];
+            value[shift..shift + now.len()].copy_from_slice(now);
+            let value = u64::from_le_bytes(value);
+            if now.len() == 8 {
+                words[index].store(value, Ordering::Relaxed);
+            } else {
+                // The other bytes of the word may be a guest's that writes them now.
+                let mask = (u64::MAX >> (64 - 8 * now.len())) << (8 * shift);
+                words[index].fetch_and(!mask, Ordering::Relaxed);
+                words[index].fetch_or(value, Ordering::Relaxed);
+            }
+            at += now.len();
+            rest = later;
+        }
+    }
+    /// Copies from a frame from byte `offset` on. What is asked for lies in it.
+    fn read_frame(&self, mfn: Mfn, offset: usize, out: &mut [u8]) {
+        let words = self.frame(mfn);
+        for (i, byte) in out.iter_mut().enumerate() {
+            let at = offset + i;
+            *byte = words[at / 8].load(Ordering::Relaxed).to_le_bytes()[at % 8];
+        }
+    }
+
     /// Copies from guest memory at `va` of the vCPU that runs here, as its kernel could read it.
     fn copy_from_guest(&self, dst: &mut [u8], va: u64) -> Result<(), Fault>;
     /// Copies to guest memory at `va` of the vCPU that runs here, as its kernel could write it.
@@ -168,6 +200,15 @@ pub trait Platform: Sync + 'static {
     fn mask_irq(&self, pin: u32, masked: bool);
     /// Tells the interrupt controller that the domain has handled a level-triggered pin.
     fn eoi_irq(&self, pin: u32);
+
+    /// Frames of RAM in the machine.
+    fn ram_frames(&self) -> u64;
+    /// Frames that the hypervisor itself uses: image, tables, heap.
+    fn own_frames(&self) -> u64;
+    /// Bytes in use and bytes in all of the heap that serves boot and domain creation.
+    fn heap_usage(&self) -> (u64, u64);
+    /// Ticks of the time-stamp counter per millisecond.
+    fn tsc_khz(&self) -> u32;
 
     /// Writes to the hypervisor's console.
     fn console_write(&self, text: &[u8]);

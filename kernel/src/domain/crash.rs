@@ -31,6 +31,7 @@ impl<P: Platform> Hypervisor<P> {
         if domain.is_shut_down.load(Ordering::Acquire) {
             return;
         }
+        let reason = domain.shutdown_code_or(reason);
         domain.shutdown_reason.store(reason, Ordering::Release);
         domain.is_shut_down.store(true, Ordering::Release);
         if domain.rights.lock().verbs.contains(Verbs::HARDWARE) {

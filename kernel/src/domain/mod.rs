@@ -1,22 +1,27 @@
 //! Domains, their virtual CPUs, and the table of all domains.
 #![forbid(unsafe_code)]
 
+mod context;
 mod crash;
+mod lifecycle;
 mod registry;
 mod regs;
 mod vcpu;
+mod vcpu_services;
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use hypercall_abi::{DomId, Mfn, VcpuId};
 
 pub use crash::reason;
+pub use lifecycle::{MAX_VCPUS, NewDomain};
 pub use registry::Registry;
 pub use regs::*;
 pub use vcpu::*;
 
 use crate::access::Rights;
+use crate::platform::Platform;
 use crate::sync::{RankedMutex, rank};
 
 /// Where a domain is in its life.
@@ -57,6 +62,10 @@ pub struct Domain {
     pub is_shut_down: AtomicBool,
     /// Reason given to `sched_op(shutdown)`.
     pub shutdown_reason: AtomicU32,
+    /// Reason that a shutdown takes instead of its own, plus one (`SCHEDOP_shutdown_code`); 0 for none.
+    shutdown_code: AtomicU32,
+    /// Ends of the two watchdogs in nanoseconds since boot, 0 for off.
+    pub watchdogs: [AtomicU64; 2],
     life: AtomicU8,
     /// Progress of teardown (see `domain::teardown`).
     pub teardown: RankedMutex<crate::mm::Teardown, { rank::TEARDOWN }>,
@@ -80,12 +89,12 @@ pub struct DomainConfig {
 
 impl Domain {
     /// A domain without memory, all vCPUs down, paused once.
-    pub fn new(config: DomainConfig) -> Domain {
+    pub fn new<P: Platform>(config: DomainConfig, platform: &P) -> Domain {
         Domain {
             id: config.id,
             handle: config.handle,
             rights: RankedMutex::new(config.rights),
-            vcpus: (0..config.vcpus).map(|i| Vcpu::new(VcpuId::new(i))).collect(),
+            vcpus: (0..config.vcpus).map(|i| Vcpu::new(VcpuId::new(i), platform)).collect(),
             pages: RankedMutex::new(crate::mm::PageList::new(config.max_pages)),
             shared_info: config.shared_info,
             events: RankedMutex::new(crate::evtchn::PortTable::new()),
@@ -94,6 +103,8 @@ impl Domain {
             pauses: AtomicU32::new(1),
             is_shut_down: AtomicBool::new(false),
             shutdown_reason: AtomicU32::new(0),
+            shutdown_code: AtomicU32::new(0),
+            watchdogs: [const { AtomicU64::new(0) }; 2],
             life: AtomicU8::new(Life::Alive as u8),
             teardown: RankedMutex::new(crate::mm::Teardown::new()),
         }
@@ -111,6 +122,16 @@ impl Domain {
     /// Moves it on in its life. It never goes back: an earlier stage than the present one is ignored.
     pub fn set_life(&self, life: Life) {
         self.life.fetch_max(life as u8, Ordering::AcqRel);
+    }
+
+    /// Sets the reason that its shutdown will have, whatever reason comes with it. The first call counts.
+    pub fn set_shutdown_code(&self, reason: u32) {
+        let _ = self.shutdown_code.compare_exchange(0, reason + 1, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The reason set before, or this one.
+    pub fn shutdown_code_or(&self, reason: u32) -> u32 {
+        self.shutdown_code.load(Ordering::Acquire).checked_sub(1).unwrap_or(reason)
     }
 
     /// Whether its vCPUs may run at all.

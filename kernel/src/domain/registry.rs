@@ -19,13 +19,20 @@ struct Table {
     /// The same numbers in order, for walks.
     order: BTreeSet<u16>,
     next: u16,
+    /// vCPUs of all domains together.
+    vcpus: usize,
 }
 
 impl Registry {
     /// A table without domains.
     pub fn new() -> Registry {
         Registry {
-            table: RankedMutex::new(Table { domains: HashMap::new(), order: BTreeSet::new(), next: 0 }),
+            table: RankedMutex::new(Table {
+                domains: HashMap::new(),
+                order: BTreeSet::new(),
+                next: 0,
+                vcpus: 0,
+            }),
         }
     }
 
@@ -60,6 +67,7 @@ impl Registry {
         if !table.order.insert(id) {
             return false;
         }
+        table.vcpus += domain.vcpus.len();
         table.domains.insert(id, domain);
         true
     }
@@ -68,7 +76,14 @@ impl Registry {
     pub fn remove(&self, id: DomId) -> Option<Arc<Domain>> {
         let mut table = self.table.lock();
         table.order.remove(&id.get());
-        table.domains.remove(&id.get())
+        let domain = table.domains.remove(&id.get())?;
+        table.vcpus -= domain.vcpus.len();
+        Some(domain)
+    }
+
+    /// How many vCPUs all domains have together.
+    pub fn vcpu_total(&self) -> usize {
+        self.table.lock().vcpus
     }
 
     /// How many domains there are.

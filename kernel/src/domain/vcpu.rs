@@ -13,6 +13,7 @@ use hypercall_abi::{Mfn, VcpuId};
 use super::{Domain, GuestRegs};
 use crate::platform::{CpuId, Platform};
 use crate::sync::{RankedMutex, rank};
+use crate::trap::debug::DebugRegs;
 
 /// What the guest asked for, per trap vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +80,11 @@ pub struct GuestLdt {
     pub frames: [Option<Mfn>; 16],
 }
 
+/// Byte offset of MXCSR in an FXSAVE image (Intel SDM 1, 10.5.1).
+const MXCSR_OFFSET: usize = 24;
+/// Bits of MXCSR that exist on every processor.
+const MXCSR_ALWAYS_VALID: u32 = 0xffbf;
+
 /// Vector registers of a vCPU, 64-byte aligned for XSAVE.
 pub struct VectorState(Box<[VectorLine]>);
 
@@ -93,6 +99,21 @@ impl VectorState {
         let mut state = VectorState(alloc::vec![VectorLine([0; 64]); lines].into_boxed_slice());
         platform.init_vector_state(state.bytes_mut());
         state
+    }
+    /// Replaces the x87 and SSE registers by a guest's FXSAVE image. Bits of MXCSR that would fault on loading are dropped.
+    pub fn load_legacy(&mut self, image: &[u8; 512]) {
+        let area = self.bytes_mut();
+        let Some((legacy, extended)) = area.split_at_mut_checked(image.len()) else { return };
+        legacy.copy_from_slice(image);
+        if let Some(mxcsr) = legacy.get_mut(MXCSR_OFFSET..MXCSR_OFFSET + 4) {
+            for (byte, mask) in mxcsr.iter_mut().zip(MXCSR_ALWAYS_VALID.to_le_bytes()) {
+                *byte &= mask;
+            }
+        }
+        // XSTATE_BV: both components are present. The rest of the header stays as the initial state has it.
+        if let Some(components) = extended.first_mut() {
+            *components |= 3;
+        }
     }
     /// The whole area, for XSAVE and XRSTOR.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
@@ -115,8 +136,6 @@ pub struct VcpuState {
     pub iopl: u8,
     /// Whether the guest set CR0.TS: the next vector instruction raises #NM.
     pub task_switched: bool,
-    /// Whether a non-maskable interrupt waits to be delivered.
-    pub nmi_pending: bool,
     /// Whether the guest is inside its NMI handler.
     pub nmi_masked: bool,
     /// Data selectors (valid while not running, or after `read_live_segments`).
@@ -139,8 +158,8 @@ pub struct VcpuState {
     pub unfinished: Option<Mfn>,
     /// CR4 as the guest set it.
     pub cr4: u64,
-    /// Debug registers 0-3, 6, 7 at their numbers.
-    pub debug: [u64; 8],
+    /// Debug registers.
+    pub debug: DebugRegs,
     /// Descriptor tables.
     pub gdt: GuestGdt,
     /// See [`GuestLdt`].
@@ -158,6 +177,37 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
+    /// A state with nothing in it, of a vCPU that was never given a context.
+    pub fn new<P: Platform>(platform: &P) -> VcpuState {
+        VcpuState {
+            regs: GuestRegs::default(),
+            cpu_stack: 0,
+            kernel_mode: true,
+            sysret_ok: false,
+            iopl: 0,
+            task_switched: false,
+            nmi_masked: false,
+            selectors: DataSelectors::default(),
+            fs_base: 0,
+            gs_base_kernel: 0,
+            gs_base_user: 0,
+            kernel_ss: 0,
+            kernel_sp: 0,
+            kernel_root: None,
+            user_root: None,
+            unfinished: None,
+            cr4: 0,
+            debug: DebugRegs::default(),
+            gdt: GuestGdt::default(),
+            ldt: GuestLdt::default(),
+            callbacks: Callbacks::default(),
+            io_bitmap: (0, 0),
+            traps: [TrapEntry::default(); 256],
+            vectors: VectorState::new(platform),
+            budget: crate::hypercall::Budget::new(0),
+        }
+    }
+
     /// The root in force: the kernel's or the user's.
     pub fn current_root(&self) -> Option<Mfn> {
         if self.kernel_mode { self.kernel_root } else { self.user_root }
@@ -178,7 +228,7 @@ pub mod block {
 pub struct Vcpu {
     /// Its number in its domain.
     pub id: VcpuId,
-    /// The state while nobody runs it; `None` before initialisation and while it runs.
+    /// The state while nobody runs it; `None` while it runs.
     pub parked: RankedMutex<Option<Box<VcpuState>>, { rank::VCPU_PARKED }>,
     /// Whether it was ever given a context.
     pub initialised: AtomicBool,
@@ -188,6 +238,8 @@ pub struct Vcpu {
     pub pauses: AtomicU32,
     /// Machine address of its vcpu_info structure.
     info: AtomicU64,
+    /// Whether the guest registered a place of its own for vcpu_info, which it can do once.
+    pub info_registered: AtomicBool,
     /// The CPU it last ran on.
     pub cpu: AtomicU32,
     /// Whether a CPU runs it now.
@@ -198,6 +250,10 @@ pub struct Vcpu {
     pub sched: crate::sched::Entity,
     /// Run-state accounting.
     pub runstate: RankedMutex<crate::time::RunState, { rank::RUNSTATE }>,
+    /// Guest virtual address of the registered copy of its time record, 0 for none.
+    pub time_area: AtomicU64,
+    /// A non-maskable interrupt was sent to it and waits.
+    pub nmi_pending: AtomicBool,
     /// Timers of the guest.
     pub timers: crate::time::VcpuTimers,
     /// Port bound to each virtual interrupt, 0 for none.
@@ -206,19 +262,22 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// A vCPU that is down and has no context yet.
-    pub fn new(id: VcpuId) -> Vcpu {
+    pub fn new<P: Platform>(id: VcpuId, platform: &P) -> Vcpu {
         Vcpu {
             id,
-            parked: RankedMutex::new(None),
+            parked: RankedMutex::new(Some(Box::new(VcpuState::new(platform)))),
             initialised: AtomicBool::new(false),
             blocked: AtomicU32::new(block::DOWN),
             pauses: AtomicU32::new(0),
             info: AtomicU64::new(0),
+            info_registered: AtomicBool::new(false),
             cpu: AtomicU32::new(0),
             running: AtomicBool::new(false),
             polled_port: AtomicU32::new(0),
             sched: crate::sched::Entity::new(),
             runstate: RankedMutex::new(crate::time::RunState::new()),
+            time_area: AtomicU64::new(0),
+            nmi_pending: AtomicBool::new(false),
             timers: crate::time::VcpuTimers::new(),
             virq_port: [const { AtomicU32::new(0) }; 24],
         }

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::{Entry, Error, PortState, PortTable, Progress, is_global};
 use crate::access::Rights;
-use crate::domain::{Domain, DomainConfig, Life, VcpuRef, block};
+use crate::domain::{Domain, Life, NewDomain, VcpuRef, block};
 use crate::hypercall::Budget;
 use crate::hypervisor::Hypervisor;
 use crate::mm::{FrameRecord, Memory};
@@ -33,19 +33,11 @@ pub(crate) fn hypervisor(frames: usize) -> Hypervisor<SimMachine> {
 
 /// Adds a domain whose vCPUs keep their vcpu_info in shared_info.
 pub(crate) fn add_domain(hv: &Hypervisor<SimMachine>, id: u16, vcpus: u32, rights: Rights) -> Arc<Domain> {
-    let shared_info = hv.allocate_hypervisor_page(DomId::new(id)).expect("the test has memory");
-    let domain = Arc::new(Domain::new(DomainConfig {
-        id: DomId::new(id),
-        handle: [0; 16],
-        vcpus,
-        max_pages: 1024,
-        rights,
-        shared_info,
-    }));
+    let new = NewDomain { id: Some(DomId::new(id)), handle: [0; 16], vcpus, max_pages: 1024, rights };
+    let domain = hv.create_domain(new).expect("the test has memory and the number is free");
     for vcpu in &domain.vcpus {
-        vcpu.set_info_location(shared_info, vcpu.id.get() as usize * 64);
+        vcpu.set_upcall_mask(&hv.platform, false);
     }
-    assert!(hv.domains.insert(domain.clone()));
     domain
 }
 

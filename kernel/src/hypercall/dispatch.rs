@@ -1,6 +1,6 @@
 //! From a hypercall number to its handler, and from its result to the guest's registers.
 
-use hypercall_abi::Hypercall;
+use hypercall_abi::{Errno, Hypercall};
 
 use super::{Args, Exit, HcResult};
 use crate::domain::Current;
@@ -41,6 +41,12 @@ pub fn dispatch<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, number: 
             update_va_mapping::update_va_mapping_otherdomain(hv, current, args)
         }
         Some(Hypercall::MemoryOp) => memory_op::memory_op(hv, current, args),
+        Some(Hypercall::Multicall) => multicall::multicall(hv, current, args),
+        Some(Hypercall::SchedOp) => sched_op::sched_op(hv, current, args),
+        Some(Hypercall::SchedOpCompat) => sched_op::sched_op_compat(hv, current, args),
+        Some(Hypercall::SetTimerOp) => set_timer_op::set_timer_op(hv, current, args),
+        Some(Hypercall::VcpuOp) => vcpu_op::vcpu_op(hv, current, args),
+        Some(Hypercall::Domctl) => domctl::domctl(hv, current, args),
         _ => Err(Errno::ENOSYS.into()),
     }
 }

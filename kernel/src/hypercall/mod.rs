@@ -8,14 +8,21 @@
 
 mod budget;
 mod dispatch;
+mod domctl;
 mod guest_memory;
 pub mod memory_op;
 pub mod mmu_update;
 pub mod mmuext_op;
+mod multicall;
+mod page;
+mod sched_op;
+mod set_timer_op;
 pub mod update_va_mapping;
+mod vcpu_op;
 
 pub use budget::{Budget, Preempted};
 pub use dispatch::{dispatch, hypercall};
+pub use page::write_hypercall_page;
 
 use hypercall_abi::Errno;
 

@@ -197,6 +197,18 @@ impl Platform for SimMachine {
     }
     fn mask_irq(&self, _pin: u32, _masked: bool) {}
     fn eoi_irq(&self, _pin: u32) {}
+    fn ram_frames(&self) -> u64 {
+        self.memory.len() as u64
+    }
+    fn own_frames(&self) -> u64 {
+        0
+    }
+    fn heap_usage(&self) -> (u64, u64) {
+        (0, 0)
+    }
+    fn tsc_khz(&self) -> u32 {
+        1_000_000
+    }
     fn console_write(&self, text: &[u8]) {
         self.console.lock().expect("no test panics holding it").extend_from_slice(text);
     }

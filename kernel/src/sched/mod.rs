@@ -110,6 +110,11 @@ impl RunQueue {
         self.fair.first().is_some_and(|first| first < virtual_ns)
     }
 
+    /// Virtual time of whoever is next.
+    pub fn first(&self) -> Option<u64> {
+        self.fair.first()
+    }
+
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.fair.first().is_none()

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use hypercall_abi::{VcpuId, Virq};
 
 use super::SLICE_NS;
-use crate::domain::{Cpu, Current, Domain, VcpuRef, VcpuState, block};
+use crate::domain::{Cpu, Current, Domain, VcpuRef, block, reason};
 use crate::hypervisor::Hypervisor;
 use crate::platform::{CpuId, Platform};
 use crate::time::RunStateKind;
@@ -64,7 +64,7 @@ impl<P: Platform> Hypervisor<P> {
         let home = CpuId(vcpu.cpu.load(Ordering::Relaxed));
         let mut timers = self.cpu(home).timers.lock();
         let before = timers.first();
-        timers.set(vcpu.clone(), vcpu.timers.earliest());
+        timers.set(vcpu.clone(), vcpu.earliest_deadline(vcpu.domain()));
         let changed = timers.first() != before;
         drop(timers);
         if changed {
@@ -99,7 +99,7 @@ impl<P: Platform> Hypervisor<P> {
         let now = self.platform.now_ns();
         while let Some(vcpu) = { shared.timers.lock().pop_due(now) } {
             self.fire_timers(&vcpu, now);
-            shared.timers.lock().set(vcpu.clone(), vcpu.timers.earliest());
+            shared.timers.lock().set(vcpu.clone(), vcpu.earliest_deadline(vcpu.domain()));
         }
         let slice_end = shared.slice_end_ns.load(Ordering::Relaxed);
         if slice_end != 0 && slice_end <= now {
@@ -126,6 +126,13 @@ impl<P: Platform> Hypervisor<P> {
         }
         if tick {
             self.raise_virq(vcpu, Virq::TIMER);
+        }
+        if vcpu.id.get() == 0 && vcpu.domain().watchdogs.iter().any(|w| due(w.load(Ordering::Acquire))) {
+            log::warn!("domain {}: watchdog fired", vcpu.domain().id);
+            self.shut_down(vcpu.domain(), reason::WATCHDOG);
+            for watchdog in &vcpu.domain().watchdogs {
+                watchdog.store(0, Ordering::Release);
+            }
         }
         if due(timers.poll_ns.load(Ordering::Relaxed)) {
             timers.poll_ns.store(0, Ordering::Relaxed);
@@ -205,7 +212,7 @@ impl<P: Platform> Hypervisor<P> {
             _ => RunStateKind::Offline,
         };
         vcpu.runstate.lock().change(kind, now);
-        self.publish_runstate(&vcpu, &state);
+        self.publish_areas(&vcpu, &state);
         *vcpu.parked.lock() = Some(state);
         let mut queue = self.cpu(cpu).run_queue.lock();
         vcpu.running.store(false, Ordering::Release);
@@ -234,7 +241,7 @@ impl<P: Platform> Hypervisor<P> {
         self.platform.load_root(root);
         self.platform.enter_vcpu(&mut state);
         self.update_vcpu_time(&vcpu);
-        self.publish_runstate(&vcpu, &state);
+        self.publish_areas(&vcpu, &state);
         cpu.current = Some(Current { vcpu, state });
         self.start_slice(cpu.id, now);
     }
@@ -260,21 +267,13 @@ impl<P: Platform> Hypervisor<P> {
         VcpuRef::new(domain, id)
     }
 
-    /// Writes the run-state record to the area that the guest registered. Called while the vCPU's own address space is in
-    /// force; an area that is not mapped is left alone.
-    fn publish_runstate(&self, vcpu: &VcpuRef, state: &VcpuState) {
-        let runstate = vcpu.runstate.lock();
-        if runstate.area == 0 || !state.kernel_mode {
-            return;
+    /// Gives the rest of the slice to whoever waits: the caller's clock moves up to the first that waits.
+    pub fn yield_cpu(&self, current: &Current) {
+        let home = CpuId(current.vcpu.cpu.load(Ordering::Relaxed));
+        let first = self.cpu(home).run_queue.lock().first();
+        if let Some(first) = first {
+            current.vcpu.sched.virtual_ns.fetch_max(first + 1, Ordering::Relaxed);
+            self.request_reschedule(home);
         }
-        let mut record = [0u8; 48];
-        let words = [runstate.state as u64, runstate.entered_ns].into_iter().chain(runstate.times_ns);
-        for (slot, word) in record.chunks_exact_mut(8).zip(words) {
-            slot.copy_from_slice(&word.to_le_bytes());
-        }
-        let area = runstate.area;
-        drop(runstate);
-        // A guest that unmapped its area loses the record, nothing else.
-        let _ = self.platform.copy_to_guest(area, &record);
     }
 }

@@ -1,6 +1,7 @@
 //! Time as guests see it: clocks, timers, and where a vCPU's time went.
 #![forbid(unsafe_code)]
 
+mod areas;
 mod pvclock;
 mod queue;
 mod runstate;

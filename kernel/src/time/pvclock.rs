@@ -7,7 +7,7 @@ use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
 
 /// First word of vcpu_time_info in vcpu_info (byte 32).
-const TIME_WORD: usize = 4;
+pub(super) const TIME_WORD: usize = 4;
 /// Byte offset of wc_version in shared_info: behind 32 vcpu_infos and two bitmaps of 512 bytes.
 const WALLCLOCK_OFFSET: usize = 32 * 64 + 2 * 512;
 

@@ -36,6 +36,13 @@ impl VcpuTimers {
         }
     }
 
+    /// Disarms all.
+    pub fn stop_all(&self) {
+        for timer in [&self.single_ns, &self.tick_ns, &self.period_ns, &self.poll_ns] {
+            timer.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// The earliest time at which anything is due.
     pub fn earliest(&self) -> Option<u64> {
         [&self.single_ns, &self.tick_ns, &self.poll_ns]

@@ -165,14 +165,14 @@ pub fn map_ldt_page(page: usize, mfn: Mfn) {
 /// Loads the debug registers of `state`, or turns breakpoints off when it has none.
 pub fn load_debug_registers(state: &VcpuState) {
     let info = info();
-    let wanted = state.debug[7] & DR7_ENABLES != 0;
+    let wanted = state.debug.dr7 & DR7_ENABLES != 0;
     // A breakpoint inside the hypervisor would hit in places that cannot take a #DB: policy refuses them, and so do we.
     let outside = |address: u64| layout::is_guest_range(address, 8) && is_canonical(address);
-    let on = wanted && state.debug[..4].iter().all(|address| outside(*address) || *address == 0);
+    let on = wanted && state.debug.address.iter().all(|address| outside(*address) || *address == 0);
     if on {
-        let [dr0, dr1, dr2, dr3, ..] = state.debug;
+        let [dr0, dr1, dr2, dr3] = state.debug.address;
         // Reserved bits: 10 is one, 11, 12, 14 and 15 zero; 13 (general detect) would trap ring 0's own accesses.
-        let dr7 = state.debug[7] & 0xffff_03ff | DR7_OFF;
+        let dr7 = state.debug.dr7 & 0xffff_03ff | DR7_OFF;
         // SAFETY: breakpoints on guest addresses only; ring 0 survives hitting one (`ring0_debug`).
         unsafe {
             asm!("mov dr0, {0}", "mov dr1, {1}", "mov dr2, {2}", "mov dr3, {3}", "mov dr7, {4}",

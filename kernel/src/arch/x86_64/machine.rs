@@ -254,6 +254,24 @@ impl Platform for Machine {
         ioapic::end(pin);
     }
 
+    fn ram_frames(&self) -> u64 {
+        super::boot::machine().ram.iter().map(|(start, end)| (end - start) >> 12).sum()
+    }
+
+    fn own_frames(&self) -> u64 {
+        let free: u64 = super::boot::machine().free.iter().map(|(start, end)| (end - start) >> 12).sum();
+        self.ram_frames() - free
+    }
+
+    fn heap_usage(&self) -> (u64, u64) {
+        let (used, size) = crate::heap::usage();
+        (used as u64, size as u64)
+    }
+
+    fn tsc_khz(&self) -> u32 {
+        (super::clock::hz() / 1000) as u32
+    }
+
     fn console_write(&self, text: &[u8]) {
         serial::write_bytes(text);
     }

@@ -1,0 +1,139 @@
+//! What hypercalls ask of vCPUs: areas, NMIs, watchdogs, rights.
+
+use core::sync::atomic::Ordering;
+
+use hypercall_abi::{Errno, Mfn, VirtAddr};
+
+use super::{Current, Domain, Vcpu, VcpuRef};
+use crate::access::Verbs;
+use crate::hypercall::Budget;
+use crate::hypervisor::Hypervisor;
+use crate::page_ref::{TypedRef, Writable};
+use crate::platform::{CpuId, Platform};
+
+/// Bytes of vcpu_info.
+const VCPU_INFO_SIZE: u32 = 64;
+/// How many vCPUs have their vcpu_info in shared_info.
+const INFOS_IN_SHARED_INFO: u32 = 32;
+
+impl<P: Platform> Hypervisor<P> {
+    /// `EPERM` unless the caller holds all of `verbs`.
+    pub fn require(&self, current: &Current, verbs: Verbs) -> Result<(), Errno> {
+        if current.domain().rights.lock().verbs.contains(verbs) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// Whether a guest may name this range as its own: canonical and outside the hypervisor's part, first to last byte.
+    pub fn guest_range_ok(&self, address: u64, length: u64) -> bool {
+        let Some(last) = address.checked_add(length.saturating_sub(1)) else { return false };
+        let (first, last) = (VirtAddr::new(address), VirtAddr::new(last));
+        let usable = |a: VirtAddr| a.is_canonical() && !a.is_hypervisor();
+        usable(first) && usable(last) && first.get() >> 47 == last.get() >> 47 && {
+            // Both halves are contiguous but for the hypervisor's slots at the start of the upper one.
+            last.get() >> 47 == 0 || first.get() >= 0xffff_8800_0000_0000
+        }
+    }
+
+    /// Puts the vcpu_info of the first vCPUs into shared_info, where they are until registered elsewhere.
+    pub fn place_vcpu_infos(&self, domain: &Domain) {
+        for vcpu in domain.vcpus.iter().take(INFOS_IN_SHARED_INFO as usize) {
+            vcpu.set_info_location(domain.shared_info, (vcpu.id.get() * VCPU_INFO_SIZE) as usize);
+            vcpu.set_upcall_mask(&self.platform, true);
+        }
+    }
+
+    /// Moves a vCPU's vcpu_info to the guest's page `mfn`, keeping its contents. Afterwards every event counts as new.
+    ///
+    /// `EINVAL` misaligned, across a page, registered before, running elsewhere, or no page of its own.
+    pub fn register_vcpu_info(&self, vcpu: &VcpuRef, mfn: Mfn, offset: u32) -> Result<(), Errno> {
+        if offset % 8 != 0 || offset > 4096 - VCPU_INFO_SIZE || vcpu.info_registered.load(Ordering::Acquire) {
+            return Err(Errno::EINVAL);
+        }
+        // The reference stays with the vCPU until the domain is torn down.
+        let page: TypedRef<'_, Writable> = self
+            .pager()
+            .get_typed(mfn, vcpu.domain().id, self, &mut Budget::unlimited())
+            .map_err(|_| Errno::EINVAL)?;
+        let page = page.into_pte();
+        let old: [u64; 8] = core::array::from_fn(|i| {
+            vcpu.info_word(&self.platform, i).map_or(0, |w| w.load(Ordering::Acquire))
+        });
+        let new = self.platform.frame(page);
+        // Whoever sends meanwhile still writes to the old place: all selector bits are set below, so nothing is lost.
+        for (i, word) in old.iter().enumerate() {
+            new[offset as usize / 8 + i]
+                .store(if vcpu.info_location().is_some() { *word } else { 0 }, Ordering::Release);
+        }
+        if vcpu.info_location().is_none() {
+            new[offset as usize / 8].fetch_or(0x100, Ordering::AcqRel);
+        }
+        vcpu.set_info_location(page, offset as usize);
+        vcpu.info_registered.store(true, Ordering::Release);
+        if let [Some(first), Some(selectors)] = [0, 1].map(|i| vcpu.info_word(&self.platform, i)) {
+            selectors.store(u64::MAX, Ordering::Release);
+            first.fetch_or(1, Ordering::AcqRel);
+        }
+        self.update_vcpu_time(vcpu);
+        self.unblock(vcpu);
+        Ok(())
+    }
+
+    /// Sends a non-maskable interrupt to a vCPU of the caller's domain.
+    pub fn send_nmi(&self, current: &Current, vcpu: &VcpuRef) {
+        vcpu.nmi_pending.store(true, Ordering::Release);
+        if !vcpu.same(&current.vcpu) {
+            self.unblock(vcpu);
+            self.request_reschedule(CpuId(vcpu.cpu.load(Ordering::Relaxed)));
+        }
+    }
+
+    /// Arms, moves or stops one of a domain's two watchdogs; `id` 0 takes a free one and returns its number. `timeout` is in
+    /// seconds, 0 stops it.
+    ///
+    /// `EINVAL` no such watchdog, `EEXIST` both taken.
+    pub fn set_watchdog(
+        &self,
+        current: &Current,
+        id: u32,
+        timeout: u32,
+    ) -> Result<u64, crate::hypercall::Exit> {
+        let domain = current.domain();
+        let end = || self.platform.now_ns() + u64::from(timeout) * 1_000_000_000;
+        if id == 0 {
+            if timeout == 0 {
+                return Err(Errno::EINVAL.into());
+            }
+            for (i, watchdog) in domain.watchdogs.iter().enumerate() {
+                if watchdog.compare_exchange(0, end(), Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                    self.arm_timers(&self.watchdog_keeper(current));
+                    return Ok(i as u64 + 1);
+                }
+            }
+            return Err(Errno::EEXIST.into());
+        }
+        let watchdog = domain.watchdogs.get(id as usize - 1).ok_or(Errno::EINVAL)?;
+        if watchdog.load(Ordering::Acquire) == 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        watchdog.store(if timeout == 0 { 0 } else { end() }, Ordering::Release);
+        self.arm_timers(&self.watchdog_keeper(current));
+        Ok(0)
+    }
+
+    /// The vCPU whose timer entry carries the domain's watchdogs: the first.
+    fn watchdog_keeper(&self, current: &Current) -> VcpuRef {
+        VcpuRef::new(current.domain(), hypercall_abi::VcpuId::new(0)).unwrap_or_else(|| current.vcpu.clone())
+    }
+}
+
+impl Vcpu {
+    /// When its timer entry is due: its own timers, and on the first vCPU the domain's watchdogs too.
+    pub fn earliest_deadline(&self, domain: &Domain) -> Option<u64> {
+        let watchdogs = domain
+            .watchdogs
+            .iter()
+            .filter(|_| self.id.get() == 0)
+            .map(|w| w.load(Ordering::Acquire))
+            .filter(|t| *t != 0);
+        watchdogs.chain(self.timers.earliest()).min()
+    }
+}

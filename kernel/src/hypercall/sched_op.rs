@@ -1,0 +1,128 @@
+//! `sched_op`: yield, block, poll, shut down, watchdogs (public/sched.h).
+
+use core::sync::atomic::Ordering;
+
+use hypercall_abi::sched::{SchedPoll, SchedRemoteShutdown, SchedShutdown, SchedWatchdog};
+use hypercall_abi::subops::SchedOp;
+use hypercall_abi::{Errno, Port};
+
+use super::{Args, HcResult};
+use crate::access::Verbs;
+use crate::domain::{Current, block};
+use crate::hypervisor::Hypervisor;
+use crate::platform::Platform;
+
+/// Most ports one poll may name.
+const MAX_POLL_PORTS: u32 = 128;
+
+/// `sched_op(cmd, arg)`.
+///
+/// `ENOSYS` unknown command, `EFAULT` unreadable argument; more with each command.
+pub fn sched_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+    let [cmd, arg, ..] = args;
+    match SchedOp::from_number(cmd & 0xffff_ffff).ok_or(Errno::ENOSYS)? {
+        SchedOp::Yield => {
+            hv.yield_cpu(current);
+            Ok(0)
+        }
+        SchedOp::Block => {
+            block_vcpu(hv, current);
+            Ok(0)
+        }
+        SchedOp::Shutdown => {
+            let request: SchedShutdown = hv.read_guest(arg)?;
+            let domain = current.domain().clone();
+            hv.shut_down(&domain, request.reason & 0xff);
+            Ok(0)
+        }
+        SchedOp::ShutdownCode => {
+            let request: SchedShutdown = hv.read_guest(arg)?;
+            current.domain().set_shutdown_code(request.reason & 0xff);
+            Ok(0)
+        }
+        SchedOp::Poll => poll(hv, current, hv.read_guest(arg)?),
+        SchedOp::RemoteShutdown => {
+            let request: SchedRemoteShutdown = hv.read_guest(arg)?;
+            let domain = hv.domains.get(request.domain_id).ok_or(Errno::ESRCH)?;
+            hv.require(current, Verbs::CONTROL)?;
+            hv.shut_down(&domain, request.reason & 0xff);
+            Ok(0)
+        }
+        SchedOp::Watchdog => {
+            let request: SchedWatchdog = hv.read_guest(arg)?;
+            hv.set_watchdog(current, request.id, request.timeout)
+        }
+        SchedOp::PinOverride => Err(pin_override(hv, current).into()),
+    }
+}
+
+/// The form before interface 0x00030101 (hypercall 6): the argument is the shutdown reason itself.
+pub fn sched_op_compat<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+    let [cmd, arg, ..] = args;
+    match SchedOp::from_number(cmd & 0xffff_ffff) {
+        Some(SchedOp::Yield) => {
+            hv.yield_cpu(current);
+            Ok(0)
+        }
+        Some(SchedOp::Block) => {
+            block_vcpu(hv, current);
+            Ok(0)
+        }
+        Some(SchedOp::Shutdown) => {
+            let domain = current.domain().clone();
+            hv.shut_down(&domain, (arg & 0xff) as u32);
+            Ok(0)
+        }
+        _ => Err(Errno::ENOSYS.into()),
+    }
+}
+
+/// Enables events and waits for one. Pending events are looked at after the vCPU counts as blocked, so that one that comes
+/// in between is not slept through.
+fn block_vcpu<P: Platform>(hv: &Hypervisor<P>, current: &Current) {
+    let vcpu = &current.vcpu;
+    vcpu.set_upcall_mask(&hv.platform, false);
+    vcpu.blocked.fetch_or(block::BLOCKED, Ordering::SeqCst);
+    if vcpu.upcall_due(&hv.platform) {
+        vcpu.blocked.fetch_and(!block::BLOCKED, Ordering::SeqCst);
+    }
+}
+
+/// Waits until one of some ports is pending, an event is due, or time is up. `EINVAL` too many ports or no such port.
+fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) -> HcResult {
+    if request.nr_ports > MAX_POLL_PORTS {
+        return Err(Errno::EINVAL.into());
+    }
+    let vcpu = &current.vcpu;
+    vcpu.blocked.fetch_or(block::POLLING, Ordering::SeqCst);
+    let ready = (|| -> Result<bool, Errno> {
+        if vcpu.upcall_due(&hv.platform) {
+            return Ok(true);
+        }
+        for i in 0..request.nr_ports {
+            let port: Port = hv.read_guest_item(request.ports.addr(), u64::from(i))?;
+            if hv.port_pending(current.domain(), port).map_err(|_| Errno::EINVAL)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })();
+    if ready != Ok(false) {
+        vcpu.blocked.fetch_and(!block::POLLING, Ordering::SeqCst);
+        ready?;
+        return Ok(0);
+    }
+    if request.timeout != 0 {
+        vcpu.timers.poll_ns.store(request.timeout, Ordering::Relaxed);
+        hv.arm_timers(vcpu);
+    }
+    Ok(0)
+}
+
+/// Temporary pinning of the caller's vCPU: this hypervisor runs every vCPU where its affinity says.
+fn pin_override<P: Platform>(hv: &Hypervisor<P>, current: &Current) -> Errno {
+    match hv.require(current, Verbs::HARDWARE) {
+        Ok(()) => Errno::ENOSYS,
+        Err(errno) => errno,
+    }
+}

@@ -1,0 +1,151 @@
+//! `vcpu_op`: bring vCPUs up and down, their areas and timers (public/vcpu.h).
+
+use core::sync::atomic::Ordering;
+
+use hypercall_abi::subops::VcpuOp;
+use hypercall_abi::vcpu::{
+    RunstateInfo, VcpuGetPhysid, VcpuGuestContext, VcpuRegisterRunstateMemoryArea,
+    VcpuRegisterTimeMemoryArea, VcpuRegisterVcpuInfo, VcpuSetPeriodicTimer, VcpuSetSingleshotTimer,
+};
+use hypercall_abi::{Errno, Mfn, VcpuId};
+
+use super::{Args, HcResult};
+use crate::domain::{Current, VcpuRef, block};
+use crate::hypervisor::Hypervisor;
+use crate::platform::Platform;
+
+/// Shortest period of a periodic timer.
+const SHORTEST_PERIOD_NS: u64 = 1_000_000;
+/// Longest period: `STIME_DELTA_MAX`, what a signed clock leaves of a third of its range.
+const LONGEST_PERIOD_NS: u64 = (1 << 55) - 1;
+/// `VCPU_SSHOTTMR_future`: refuse a time that has passed.
+const SINGLESHOT_FUTURE: u32 = 1;
+
+/// `vcpu_op(cmd, vcpu, arg)`.
+///
+/// `ENOENT` no such vCPU, `ENOSYS` unknown command, `EFAULT` unreadable argument; more with each command.
+pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+    let [cmd, id, arg, ..] = args;
+    let vcpu = VcpuRef::new(current.domain(), VcpuId::new(id as u32)).ok_or(Errno::ENOENT)?;
+    match VcpuOp::from_number(cmd & 0xffff_ffff).ok_or(Errno::ENOSYS)? {
+        VcpuOp::Initialise => {
+            if vcpu.info_location().is_none() {
+                return Err(Errno::EINVAL.into());
+            }
+            if vcpu.initialised.load(Ordering::Acquire) {
+                return Err(Errno::EEXIST.into());
+            }
+            let context: VcpuGuestContext = hv.read_guest(arg)?;
+            hv.set_vcpu_context(&vcpu, &context, args, &mut current.state.budget)?;
+            Ok(0)
+        }
+        VcpuOp::Up => {
+            if !vcpu.initialised.load(Ordering::Acquire) {
+                return Err(Errno::EINVAL.into());
+            }
+            vcpu.blocked.fetch_and(!block::DOWN, Ordering::AcqRel);
+            hv.wake(&vcpu);
+            Ok(0)
+        }
+        VcpuOp::Down => {
+            // Not the last one: a domain without a vCPU that is up has shut down without saying why.
+            let others = current
+                .domain()
+                .vcpus
+                .iter()
+                .any(|v| v.id != vcpu.id && v.blocked.load(Ordering::Acquire) & block::DOWN == 0);
+            if !others {
+                let domain = current.domain().clone();
+                hv.shut_down(&domain, crate::domain::reason::POWEROFF);
+                return Ok(0);
+            }
+            vcpu.blocked.fetch_or(block::DOWN, Ordering::AcqRel);
+            hv.request_reschedule(crate::platform::CpuId(vcpu.cpu.load(Ordering::Relaxed)));
+            Ok(0)
+        }
+        VcpuOp::IsUp => Ok(u64::from(vcpu.blocked.load(Ordering::Acquire) & block::DOWN == 0)),
+        VcpuOp::GetRunstateInfo => {
+            let info = hv.runstate_info(&vcpu);
+            hv.write_guest(arg, &info)?;
+            Ok(0)
+        }
+        VcpuOp::RegisterRunstateMemoryArea => {
+            let request: VcpuRegisterRunstateMemoryArea = hv.read_guest(arg)?;
+            if !hv.guest_range_ok(request.addr.addr(), size_of::<RunstateInfo>() as u64) {
+                return Err(Errno::EFAULT.into());
+            }
+            vcpu.runstate.lock().area = request.addr.addr();
+            if vcpu.same(&current.vcpu) && request.addr.addr() != 0 {
+                let info = hv.runstate_info(&vcpu);
+                // As on Xen, an area that is not mapped now is kept for later.
+                let _ = hv.write_guest(request.addr.addr(), &info);
+            }
+            Ok(0)
+        }
+        VcpuOp::SetPeriodicTimer => {
+            let request: VcpuSetPeriodicTimer = hv.read_guest(arg)?;
+            if !(SHORTEST_PERIOD_NS..=LONGEST_PERIOD_NS).contains(&request.period_ns) {
+                return Err(Errno::EINVAL.into());
+            }
+            vcpu.timers.period_ns.store(request.period_ns, Ordering::Relaxed);
+            vcpu.timers.tick_ns.store(hv.platform.now_ns() + request.period_ns, Ordering::Relaxed);
+            hv.arm_timers(&vcpu);
+            Ok(0)
+        }
+        VcpuOp::StopPeriodicTimer => {
+            vcpu.timers.period_ns.store(0, Ordering::Relaxed);
+            vcpu.timers.tick_ns.store(0, Ordering::Relaxed);
+            hv.arm_timers(&vcpu);
+            Ok(0)
+        }
+        VcpuOp::SetSingleshotTimer => {
+            if !vcpu.same(&current.vcpu) {
+                return Err(Errno::EINVAL.into());
+            }
+            let request: VcpuSetSingleshotTimer = hv.read_guest(arg)?;
+            if request.flags & SINGLESHOT_FUTURE != 0 && request.timeout_abs_ns < hv.platform.now_ns() {
+                return Err(Errno::ETIME.into());
+            }
+            // 0 means "not armed" in the timer record; a time in the past fires at once all the same.
+            vcpu.timers.single_ns.store(request.timeout_abs_ns.max(1), Ordering::Relaxed);
+            hv.arm_timers(&vcpu);
+            Ok(0)
+        }
+        VcpuOp::StopSingleshotTimer => {
+            if !vcpu.same(&current.vcpu) {
+                return Err(Errno::EINVAL.into());
+            }
+            vcpu.timers.single_ns.store(0, Ordering::Relaxed);
+            hv.arm_timers(&vcpu);
+            Ok(0)
+        }
+        VcpuOp::RegisterVcpuInfo => {
+            let request: VcpuRegisterVcpuInfo = hv.read_guest(arg)?;
+            hv.register_vcpu_info(&vcpu, Mfn::new(request.mfn), request.offset)?;
+            Ok(0)
+        }
+        VcpuOp::SendNmi => {
+            if arg != 0 {
+                return Err(Errno::EINVAL.into());
+            }
+            hv.send_nmi(current, &vcpu);
+            Ok(0)
+        }
+        VcpuOp::GetPhysid => {
+            let _: VcpuGetPhysid = hv.read_guest(arg)?;
+            // As on Xen, only for vCPUs that are pinned; no vCPU is.
+            Err(Errno::EINVAL.into())
+        }
+        VcpuOp::RegisterVcpuTimeMemoryArea => {
+            let request: VcpuRegisterTimeMemoryArea = hv.read_guest(arg)?;
+            if !hv.guest_range_ok(request.addr.addr(), 32) {
+                return Err(Errno::EFAULT.into());
+            }
+            vcpu.time_area.store(request.addr.addr(), Ordering::Relaxed);
+            if vcpu.same(&current.vcpu) {
+                hv.publish_time_area(&vcpu);
+            }
+            Ok(0)
+        }
+    }
+}

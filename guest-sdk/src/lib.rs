@@ -18,6 +18,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod console;
+#[cfg(feature = "control")]
+pub mod control;
 mod domain;
 pub mod events;
 pub mod executor;

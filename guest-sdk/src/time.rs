@@ -6,22 +6,12 @@
 use crate::rt::start;
 use core::sync::atomic::{Ordering, compiler_fence, fence};
 use core::time::Duration;
-use hypercall_abi::vcpu::VcpuTimeInfo;
 
 fn tsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: rdtsc reads a counter; lfence keeps it from running ahead of the loads before it.
     unsafe { core::arch::asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nomem, nostack)) };
     u64::from(high) << 32 | u64::from(low)
-}
-
-/// Nanoseconds of system time for a TSC value (public/xen.h `vcpu_time_info`).
-pub(crate) fn system_time(record: &VcpuTimeInfo, tsc: u64) -> u64 {
-    let delta = tsc.wrapping_sub(record.tsc_timestamp);
-    let shift = u32::from(record.tsc_shift.unsigned_abs()).min(63);
-    let shifted = if record.tsc_shift >= 0 { delta << shift } else { delta >> shift };
-    let scaled = (u128::from(shifted) * u128::from(record.tsc_to_system_mul)) >> 32;
-    record.system_time.wrapping_add(scaled as u64)
 }
 
 /// System time in nanoseconds.
@@ -38,7 +28,7 @@ pub fn now_ns() -> u64 {
         // SAFETY: as above.
         let version = unsafe { (&raw const (*shared).vcpu_info[0].time.version).read_volatile() };
         if version & 1 == 0 && version == record.version {
-            return system_time(&record, tsc);
+            return record.system_time_at(tsc);
         }
     }
 }
@@ -115,31 +105,5 @@ impl Ticker {
         until_ns(self.next_ns).await;
         self.next_ns =
             self.next_ns.max(now_ns().saturating_sub(self.period_ns)).saturating_add(self.period_ns);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{VcpuTimeInfo, system_time};
-
-    #[test]
-    fn tsc_becomes_nanoseconds() {
-        // 2 GHz: half a nanosecond a tick, once as shift -1, once as fraction.
-        let record = VcpuTimeInfo {
-            tsc_timestamp: 1_000,
-            system_time: 500,
-            tsc_to_system_mul: 1 << 31,
-            tsc_shift: 0,
-            ..Default::default()
-        };
-        assert_eq!(system_time(&record, 3_000), 1_500);
-        let halved = VcpuTimeInfo { tsc_to_system_mul: u32::MAX, tsc_shift: -1, ..record };
-        assert_eq!(system_time(&halved, 3_002), 1_500);
-        let doubled = VcpuTimeInfo { tsc_to_system_mul: 1 << 30, tsc_shift: 1, ..record };
-        assert_eq!(system_time(&doubled, 3_000), 1_500);
-        // An hour at 4 GHz does not overflow.
-        let hour = 3_600u64 * 4_000_000_000;
-        let quick = VcpuTimeInfo { tsc_timestamp: 0, system_time: 0, tsc_to_system_mul: 1 << 30, ..record };
-        assert_eq!(system_time(&quick, hour), 3_600_000_000_000);
     }
 }

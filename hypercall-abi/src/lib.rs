@@ -34,6 +34,8 @@ pub mod io;
 pub mod memory;
 pub mod mmu;
 pub mod nmi;
+pub mod physdev;
+pub mod platform;
 pub mod sched;
 pub mod segment;
 pub mod shared_info;

@@ -20,6 +20,7 @@ pub use handle::GuestHandle;
 pub use ids::{DomId, GrantRef, Port, VcpuId, Virq};
 
 mod hypercalls;
+mod layout;
 pub mod subops;
 
 pub use hypercalls::{Caller, HYPERCALL_PAGE_STUBS, HYPERCALL_STUB_SIZE, Hypercall};

@@ -3,7 +3,7 @@
 //! | word | meaning |
 //! |---|---|
 //! | `loglvl=none\|error\|warning\|info\|debug\|all` | least severe messages that are printed (default `info`) |
-//! | `dom0_mem=SIZE` | dom0's memory; SIZE with K, M or G, without one in KiB (default: all but a reserve) |
+//! | `dom0_mem=SIZE` | dom0's memory; SIZE with K, M or G, without one in KiB (default: half of what is free) |
 //! | `dom0_max_vcpus=N` | dom0's virtual CPUs (default 1) |
 //! | `com1=BAUD[,8n1]` | speed of the serial console (default 115200) |
 //! | `debug-exit=PORT` | port of QEMU's isa-debug-exit device, told how the host ended |

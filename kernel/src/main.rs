@@ -12,11 +12,14 @@ use arch::x86_64::clock::{self, Calibration};
 use arch::x86_64::interrupts::Cause;
 use arch::x86_64::machine::Machine;
 use arch::x86_64::{boot, entry, epitaph, interrupts, ioapic, power, serial};
+use hv::access::Rights;
+use hv::build_dom::Dom0;
+use hv::cmdline::Options;
 use hv::domain::Cpu;
 use hv::hypervisor::Hypervisor;
 use hv::mm::Memory;
 use hv::platform::CpuId;
-use hypercall_abi::Mfn;
+use hypercall_abi::{Mfn, PAGE_SIZE};
 
 static HYPERVISOR: spin::Once<Hypervisor<Machine>> = spin::Once::new();
 
@@ -75,11 +78,58 @@ fn start(calibration: Calibration) -> ! {
     log::info!("free memory: {} KiB; heap: {} KiB", memory.free_frames() * 4, heap::usage().1 >> 10);
     HYPERVISOR.call_once(|| Hypervisor::new(Machine, memory));
 
+    log::debug!("{} interrupt pins", ioapic::pins());
     let Some(module) = machine.module else { panic!("no module: give dom0's image with -initrd") };
     log::info!("module: {} bytes at {:#x}", module.len, module.start);
+    build_dom0(&options);
+    // The image has been copied: its memory is everybody's again.
+    let (first, end) = (module.start >> 12, (module.start + module.len).div_ceil(4096));
+    hypervisor().mm.add_free(Mfn::new(first), end - first, true);
     interrupts::open_console(console_pin());
-    log::debug!("{} interrupt pins", ioapic::pins());
     entry::run_guests(Cpu { id: CpuId(0), current: None })
+}
+
+/// Builds dom0 from the boot module: its ELF image, and behind that, from the next page on, its own module.
+fn build_dom0(options: &Options<'_>) {
+    let hv = hypervisor();
+    let bytes = boot::module_bytes();
+    let end = match domain_builder::elf_end(bytes) {
+        Ok(end) => end,
+        Err(error) => panic!("dom0's image: {error}"),
+    };
+    let module = bytes.get(end.next_multiple_of(PAGE_SIZE)..).unwrap_or(&[]);
+    let free = hv.mm.free_frames() as u64;
+    let pages = options.dom0_mem.map_or(free / 2, |bytes| bytes / PAGE_SIZE as u64);
+    let dom0 = Dom0 {
+        kernel: bytes.get(..end).unwrap_or(bytes),
+        module,
+        command_line: options.dom0,
+        pages,
+        vcpus: options.dom0_max_vcpus,
+        rights: dom0_rights(),
+    };
+    if let Err(error) = hv.build_dom0(&dom0) {
+        panic!("{error}");
+    }
+    log::info!("dom0: {} KiB, {} vCPUs; {} KiB left", pages * 4, dom0.vcpus, hv.mm.free_frames() * 4);
+}
+
+/// All rights but those to the devices that the hypervisor drives itself.
+fn dom0_rights() -> Rights {
+    let mut rights = Rights::all(ioapic::pins());
+    let pin = u64::from(console_pin());
+    let acpi = &boot::machine().acpi;
+    let mut fits = rights.irqs.remove(pin, pin);
+    // Interrupt controllers and the console's serial port.
+    for (first, last) in [(0x20, 0x21), (0xa0, 0xa1), (0x3f8, 0x3ff)] {
+        fits &= rights.ports.remove(first, last);
+    }
+    let ioapics = acpi.ioapics.iter().map(|chip| chip.address);
+    for address in ioapics.chain([acpi.local_apic]) {
+        fits &= rights.iomem.remove(address >> 12, address >> 12);
+    }
+    assert!(fits, "too many interrupt controllers to keep them from dom0");
+    rights
 }
 
 /// The pin of the console's serial port: its ISA interrupt, where an override put it.
@@ -93,7 +143,8 @@ fn console_pin() -> u32 {
 pub fn on_interrupt(cause: Cause) {
     match cause {
         Cause::Timer => hypervisor().on_timer(),
-        Cause::Pin(_) | Cause::Console => {}
+        Cause::Pin(pin) => hypervisor().on_irq(pin),
+        Cause::Console => hypervisor().on_console_input(),
         // A kick has done its work by arriving: the way back looks at what waits.
         Cause::Kick | Cause::Nothing => {}
     }

@@ -8,6 +8,7 @@ use super::percpu::{self, CpuInfo, INFO_OFFSET};
 use super::{apic, clock, context, fpu, interrupts, ioapic, serial, tables};
 use arrayvec::ArrayVec;
 use core::cell::UnsafeCell;
+use core::ops::Range;
 use core::sync::atomic::AtomicU64;
 use hv::mm::FrameRecord;
 use hv::x86::acpi::{self, AcpiInfo};
@@ -25,6 +26,8 @@ pub struct Machine {
     pub regions: ArrayVec<Region, { start_info::MAX_REGIONS }>,
     /// All RAM, whole pages.
     pub ram: FreeRanges,
+    /// The frames of its largest range.
+    main_ram: Range<u64>,
     /// Memory that boot left over.
     pub free: FreeRanges,
     /// One more than the highest frame of RAM: length of the frame table and of the machine-to-physical table.
@@ -41,9 +44,24 @@ pub struct Machine {
 
 impl Machine {
     /// Whether a frame is RAM, and so in the direct map.
+    #[inline]
     pub fn is_ram(&self, frame: u64) -> bool {
-        frame < self.frames && self.ram.iter().any(|(start, end)| (start >> 12..end >> 12).contains(&frame))
+        // Nearly every question is about the largest range.
+        self.main_ram.contains(&frame)
+            || self.ram.iter().any(|(start, end)| (start >> 12..end >> 12).contains(&frame))
     }
+}
+
+/// The bytes of the boot module, through the direct map. To be read before its memory is given away.
+///
+/// # Panics
+/// When the loader put it outside RAM.
+pub fn module_bytes() -> &'static [u8] {
+    let Some(module) = machine().module.filter(|module| module.len > 0) else { return &[] };
+    let frames = module.start / PAGE_SIZE..(module.start + module.len).div_ceil(PAGE_SIZE);
+    assert!(frames.clone().all(|frame| machine().is_ram(frame)), "the boot module is not in RAM");
+    // SAFETY: RAM that `start` took out of the free ranges, so nothing writes it; the direct map shows it.
+    unsafe { core::slice::from_raw_parts((layout::DIRECT_MAP + module.start) as *const u8, module.len as usize) }
 }
 
 /// Written by [`start`] before anything else runs, read by everybody after.
@@ -147,6 +165,8 @@ extern "C" fn start(info: u32) -> ! {
     let first = make_cpu(&mut space, 0);
     let heap_len = (ram.total() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(PAGE_SIZE - 1);
     let heap = space.frames(heap_len / PAGE_SIZE);
+    let largest = ram.iter().max_by_key(|(start, end)| end - start).unwrap_or((0, 0));
+    let main_ram = largest.0 >> 12..largest.1 >> 12;
     let frames = ram.iter().map(|(_, end)| end / PAGE_SIZE).max().unwrap_or(0);
     map_frame_tables(&mut space, frames);
     apic::map(&mut space, acpi.local_apic);
@@ -155,6 +175,7 @@ extern "C" fn start(info: u32) -> ! {
     MACHINE.call_once(|| Machine {
         regions: info.regions,
         ram,
+        main_ram,
         free,
         frames,
         module: info.module,

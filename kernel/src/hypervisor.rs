@@ -90,12 +90,22 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Tells whoever manages domains that one of them shut down.
     pub fn notify_toolstack(&self) {
+        self.raise_for(Verbs::CONTROL, Virq::DOM_EXC);
+    }
+
+    /// Something was typed at the console: tells whoever may read it.
+    pub fn on_console_input(&self) {
+        self.raise_for(Verbs::CONSOLE, Virq::CONSOLE);
+    }
+
+    /// Raises a virtual interrupt in every domain that has the right `verb`.
+    fn raise_for(&self, verb: Verbs, virq: Virq) {
         let mut from = DomId::ZERO;
         while let Some(domain) = self.domains.at_or_after(from) {
-            if domain.rights.lock().verbs.contains(Verbs::CONTROL)
+            if domain.rights.lock().verbs.contains(verb)
                 && let Some(vcpu) = VcpuRef::new(&domain, VcpuId::new(0))
             {
-                self.raise_virq(&vcpu, Virq::DOM_EXC);
+                self.raise_virq(&vcpu, virq);
             }
             from = DomId::new(domain.id.get() + 1);
         }

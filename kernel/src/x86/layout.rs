@@ -6,7 +6,7 @@
 //! ffff8200_00000000  slot 260  descriptor windows, 128 KiB for each CPU: the guest's GDT (14 pages), our GDT page,
 //!                              one empty page, the guest's LDT (16 pages)
 //! ffff8280_00000000  slot 261  writable alias of the machine-to-physical table
-//! ffff82c0_00000000            CPU blocks, 64 KiB for each CPU: stacks with guard pages, per-CPU data
+//! ffff82c0_00000000            CPU blocks, 128 KiB for each CPU: stacks with guard pages, per-CPU data
 //! ffff82c8_00000000            device registers, uncached: local APIC, I/O APICs
 //! ffff82d0_40000000            the image: text RX, read-only data R, data RW; nothing writable is executable
 //! ffff82e0_00000000            frame table
@@ -40,7 +40,7 @@ pub const LDT_PAGE: u64 = 16;
 /// CPU blocks.
 pub const CPU_BLOCKS: u64 = 0xffff_82c0_0000_0000;
 /// Bytes of a CPU block, and its alignment.
-pub const CPU_BLOCK_SIZE: u64 = 0x1_0000;
+pub const CPU_BLOCK_SIZE: u64 = 0x2_0000;
 /// Device registers.
 pub const DEVICES: u64 = 0xffff_82c8_0000_0000;
 /// The image.
@@ -63,14 +63,17 @@ pub const MAX_CPUS: usize = 64;
 /// Offsets inside a CPU block: each stack is above a page that is not mapped.
 ///
 /// ```text
-/// 0000 guard   1000-2fff NMI      3000 guard   4000-5fff #MC
-/// 6000 guard   7000-8fff #DB      9000 guard   a000-afff #DF
-/// b000 guard   c000-ffff the CPU's stack, per-CPU data at its top
+/// 00000 guard   01000-02fff NMI      03000 guard   04000-05fff #MC
+/// 06000 guard   07000-08fff #DB      09000 guard   0a000-0afff #DF
+/// 0b000-0ffff guard                  10000-1ffff the CPU's stack, per-CPU data at its top
 /// ```
+///
+/// The CPU's stack is large because values of several KiB (a vCPU's context, a page) pass over it while domains are made;
+/// there is one for each CPU, none for each vCPU.
 pub mod cpu_block {
     /// Mapped ranges: first and one past the last offset of each stack.
     pub const STACKS: [(u64, u64); 5] =
-        [(0x1000, 0x3000), (0x4000, 0x6000), (0x7000, 0x9000), (0xa000, 0xb000), (0xc000, 0x1_0000)];
+        [(0x1000, 0x3000), (0x4000, 0x6000), (0x7000, 0x9000), (0xa000, 0xb000), (0x1_0000, 0x2_0000)];
     /// Top of the NMI stack.
     pub const NMI_TOP: u64 = 0x3000;
     /// Top of the machine-check stack.

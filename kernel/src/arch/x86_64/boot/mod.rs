@@ -61,7 +61,9 @@ pub fn module_bytes() -> &'static [u8] {
     let frames = module.start / PAGE_SIZE..(module.start + module.len).div_ceil(PAGE_SIZE);
     assert!(frames.clone().all(|frame| machine().is_ram(frame)), "the boot module is not in RAM");
     // SAFETY: RAM that `start` took out of the free ranges, so nothing writes it; the direct map shows it.
-    unsafe { core::slice::from_raw_parts((layout::DIRECT_MAP + module.start) as *const u8, module.len as usize) }
+    unsafe {
+        core::slice::from_raw_parts((layout::DIRECT_MAP + module.start) as *const u8, module.len as usize)
+    }
 }
 
 /// Written by [`start`] before anything else runs, read by everybody after.

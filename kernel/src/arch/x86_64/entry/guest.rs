@@ -18,7 +18,7 @@ use crate::arch::x86_64::tables::{GUEST_CODE, GUEST_CODE32, GUEST_DATA};
 use core::arch::global_asm;
 use core::mem::offset_of;
 use hv::domain::{ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, GuestRegs, VcpuState};
-use hv::x86::layout::MAX_CPUS;
+use hv::x86::layout::{CPU_BLOCK_SIZE, MAX_CPUS};
 
 // The entry code pushes upwards to `cpu_stack` and expects the processor not to realign.
 const _: () = assert!(offset_of!(VcpuState, regs) == 0);
@@ -129,7 +129,7 @@ debug_entry:
     test byte ptr [rsp + 144], 3
     jz 3f
     mov rax, rsp
-    and rax, -0x10000
+    and rax, -{block}
     mov rdi, [rax + {current}]
     mov rbx, rdi
     mov rsi, rsp
@@ -157,6 +157,7 @@ stub_slots:
     syscall = const ENTRY_SYSCALL,
     syscall32 = const ENTRY_SYSCALL32,
     iret_fault_entry = const ENTRY_IRET_FAULT,
+    block = const CPU_BLOCK_SIZE,
     cpus = const MAX_CPUS,
     cpu_stack = const offset_of!(VcpuState, cpu_stack),
     sysret_ok = const offset_of!(VcpuState, sysret_ok),

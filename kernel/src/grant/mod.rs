@@ -1,14 +1,73 @@
-//! Grant tables.
+//! Grant tables: one domain lets another use a frame, and takes it back when nobody uses it any more.
+//!
+//! # Model
+//! A domain (the *granter*) writes entries into frames that it shares with the hypervisor: who may use which frame, and how
+//! ([`entry`]). Another domain (the *user*) names the entry to have the frame mapped into its page tables, or copied. The
+//! hypervisor keeps, for each entry, an *active entry* that the guest cannot see: how often the frame is in use now, in
+//! four counts (by processors and by devices, reading and writing), by whom, and which frame that is. For each mapping the
+//! user gets a *handle*, an index in its table of mappings.
+//!
+//! # Invariants
+//! 1. The active entry, not the shared one, says which frame is in use: the guest may change the shared one at any time.
+//! 2. While the counts of an active entry are not all zero it holds one general reference to its frame, so the frame keeps its
+//!    owner, and the shared entry has READING set, and WRITING if a writing count is not zero (as far as the guest leaves
+//!    these alone).
+//! 3. A mapping in a page table holds the references of that page-table entry, as every entry does (`mm`): the guest may
+//!    overwrite it by other means, and the counts of the frame stay right. A mapping for devices holds references of its own.
+//! 4. The counts of all active entries are the mappings in all tables of handles, plus what copies and unmappings under way
+//!    hold.
+//! 5. READING and WRITING are taken back only after the TLB debt of the mapping is paid: a granter that sees an entry unused
+//!    can rely on the frame being its own again. The frame of a mapping removed by other means than an unmapping stays marked
+//!    until the user dies.
+//! 6. A dying domain maps nothing, and nothing of it is mapped or copied; what others have mapped of it stays until they
+//!    unmap it, and its active entries with it.
+//!
+//! # Memory
+//! Everything lives in whole frames taken when first needed: a directory, up to [`MAX_FRAMES`] shared frames with two frames
+//! of active entries each, and up to [`MAX_MAPTRACK_FRAMES`] frames of handles.
+//!
+//! # Locks
+//! A table is behind its domain's `grants` lock; the user's and the granter's are taken together in the order of the domains'
+//! numbers. A copy locks one table at a time and copies with none locked: the counts hold the frames.
 #![forbid(unsafe_code)]
 
-use hypercall_abi::{DomId, Errno, GrantRef, Mfn};
+mod copy;
+pub mod entry;
+mod ops;
+mod table;
+#[cfg(test)]
+mod tests;
 
-use crate::domain::Domain;
-use crate::hypercall::{Budget, Preempted};
-use crate::hypervisor::Hypervisor;
-use crate::platform::Platform;
+pub use ops::{HostPte, Unmapping};
+pub use table::{GrantTable, MAX_FRAMES, MAX_MAPTRACK_FRAMES};
+
+/// Why an operation on grants is refused; nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// No such entry, or flags that ask for nothing.
+    BadReference,
+    /// No such domain, or it is dying.
+    BadDomain,
+    /// No such mapping.
+    BadHandle,
+    /// The entry, the frame or the page-table entry does not allow it.
+    Refused,
+    /// Not the address that the mapping has for devices.
+    BadDeviceAddress,
+    /// The caller may not name that domain or frame.
+    NotPermitted,
+    /// The frame is not the granter's.
+    BadPage,
+    /// A copy crosses the end of a page.
+    BadCopy,
+    /// No handle is left, or no memory for one.
+    NoSpace,
+    /// The entry is in use.
+    InUse,
+}
 
 /// What a domain's grants use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// Frames of the shared table.
     pub table_frames: u32,
@@ -16,30 +75,4 @@ pub struct Usage {
     pub mappings: u32,
     /// All frames of the hypervisor that serve its grants.
     pub frames: u32,
-}
-
-impl<P: Platform> Hypervisor<P> {
-    /// What a domain's grants use.
-    pub fn grant_usage(&self, _domain: &Domain) -> Usage {
-        Usage { table_frames: 0, mappings: 0, frames: 0 }
-    }
-    /// Fills a reserved entry of a new domain's table.
-    pub fn grant_seed(&self, _: &Domain, _: GrantRef, _: Mfn, _: DomId, _: bool) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    /// Ends all grants of a dying domain.
-    pub fn tear_down_grants(&self, _: &Domain, _: &mut Budget) -> Result<(), Preempted> {
-        Ok(())
-    }
-}
-
-/// Grant table and mappings of a domain.
-#[derive(Default)]
-pub struct GrantTable {}
-
-impl GrantTable {
-    /// No grants.
-    pub const fn new() -> GrantTable {
-        GrantTable {}
-    }
 }

@@ -41,6 +41,9 @@ pub fn dispatch<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, number: 
             update_va_mapping::update_va_mapping_otherdomain(hv, current, args)
         }
         Some(Hypercall::MemoryOp) => memory_op::memory_op(hv, current, args),
+        Some(Hypercall::EventChannelOp) => event_channel_op::event_channel_op(hv, current, args),
+        Some(Hypercall::EventChannelOpCompat) => event_channel_op::event_channel_op_compat(hv, current, args),
+        Some(Hypercall::GrantTableOp) => grant_table_op::grant_table_op(hv, current, args),
         Some(Hypercall::Multicall) => multicall::multicall(hv, current, args),
         Some(Hypercall::SchedOp) => sched_op::sched_op(hv, current, args),
         Some(Hypercall::SchedOpCompat) => sched_op::sched_op_compat(hv, current, args),

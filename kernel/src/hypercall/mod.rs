@@ -9,6 +9,8 @@
 mod budget;
 mod dispatch;
 mod domctl;
+pub mod event_channel_op;
+pub mod grant_table_op;
 mod guest_memory;
 pub mod memory_op;
 pub mod mmu_update;

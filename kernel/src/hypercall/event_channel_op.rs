@@ -1,0 +1,176 @@
+//! `event_channel_op`: event channels (public/event_channel.h), and its form older than interface 0x00030202.
+
+use alloc::sync::Arc;
+
+use hypercall_abi::evtchn::*;
+use hypercall_abi::subops::EvtchnOp;
+use hypercall_abi::{DomId, Errno, VcpuId, Virq};
+
+use super::{Args, Exit, HcResult};
+use crate::access::Verbs;
+use crate::domain::{Current, Domain};
+use crate::evtchn::{Error, PortState, Progress};
+use crate::hypervisor::Hypervisor;
+use crate::platform::Platform;
+
+impl From<Error> for Errno {
+    fn from(error: Error) -> Errno {
+        match error {
+            Error::NoDomain => Errno::ESRCH,
+            Error::NoVcpu => Errno::ENOENT,
+            Error::BadPort | Error::BadSource | Error::Dying => Errno::EINVAL,
+            Error::AlreadyBound => Errno::EEXIST,
+            Error::PinInUse | Error::ResetUnderWay => Errno::EBUSY,
+            Error::NotPermitted => Errno::EPERM,
+            Error::NoFreePort => Errno::ENOSPC,
+            Error::NoMemory => Errno::ENOMEM,
+            Error::NotAllClosed => Errno::EAGAIN,
+        }
+    }
+}
+
+impl From<Error> for Exit {
+    fn from(error: Error) -> Exit {
+        Exit::Errno(error.into())
+    }
+}
+
+/// The domain that the caller names as the one to work on: itself, or with the control right any other.
+fn target<P: Platform>(hv: &Hypervisor<P>, current: &Current, id: DomId) -> Result<Arc<Domain>, Error> {
+    let caller = current.domain();
+    if hv.resolve_domid(caller.id, id) == caller.id {
+        return Ok(caller.clone());
+    }
+    let domain = hv.domains.get(id).ok_or(Error::NoDomain)?;
+    if caller.rights.lock().verbs.contains(Verbs::CONTROL) { Ok(domain) } else { Err(Error::NotPermitted) }
+}
+
+/// `event_channel_op(cmd, arg)`.
+///
+/// `ENOSYS` unknown command or one of the FIFO form, `EFAULT` unreadable or unwritable argument; more with each argument
+/// structure. When the answer of a command that opened a port cannot be written, the port stays open, as on Xen: the guest
+/// finds it with `status`.
+pub fn event_channel_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+    let [cmd, arg, ..] = args;
+    let domain = current.domain().clone();
+    match EvtchnOp::from_number(cmd & 0xffff_ffff).ok_or(Errno::ENOSYS)? {
+        EvtchnOp::AllocUnbound => {
+            let mut op: EvtchnAllocUnbound = hv.read_guest(arg)?;
+            let owner = target(hv, current, op.dom)?;
+            op.port = hv.alloc_unbound(&owner, hv.resolve_domid(domain.id, op.remote_dom))?;
+            hv.write_guest(arg, &op)?;
+        }
+        EvtchnOp::BindInterdomain => {
+            let mut op: EvtchnBindInterdomain = hv.read_guest(arg)?;
+            let remote = hv.domains.get(hv.resolve_domid(domain.id, op.remote_dom)).ok_or(Error::NoDomain)?;
+            op.local_port = hv.bind_interdomain(&domain, &remote, op.remote_port)?;
+            hv.write_guest(arg, &op)?;
+        }
+        EvtchnOp::BindVirq => {
+            let mut op: EvtchnBindVirq = hv.read_guest(arg)?;
+            op.port = hv.bind_virq(&domain, Virq::new(op.virq), VcpuId::new(op.vcpu))?;
+            hv.write_guest(arg, &op)?;
+        }
+        EvtchnOp::BindIpi => {
+            let mut op: EvtchnBindIpi = hv.read_guest(arg)?;
+            op.port = hv.bind_ipi(&domain, VcpuId::new(op.vcpu))?;
+            hv.write_guest(arg, &op)?;
+        }
+        EvtchnOp::BindPirq => {
+            // BIND_PIRQ_WILL_SHARE is a promise about other listeners; a pin has one listener here.
+            let mut op: EvtchnBindPirq = hv.read_guest(arg)?;
+            op.port = hv.bind_pirq(&domain, op.pirq)?;
+            hv.write_guest(arg, &op)?;
+        }
+        EvtchnOp::Close => hv.close(&domain, hv.read_guest::<EvtchnClose>(arg)?.port)?,
+        EvtchnOp::Send => hv.send(&domain, hv.read_guest::<EvtchnSend>(arg)?.port)?,
+        EvtchnOp::Status => {
+            let mut op: EvtchnStatus = hv.read_guest(arg)?;
+            status(hv, current, &mut op)?;
+            hv.write_guest(arg, &op)?;
+        }
+        EvtchnOp::BindVcpu => {
+            let op: EvtchnBindVcpu = hv.read_guest(arg)?;
+            hv.bind_vcpu(&domain, op.port, VcpuId::new(op.vcpu))?;
+        }
+        EvtchnOp::Unmask => hv.unmask(&domain, hv.read_guest::<EvtchnUnmask>(arg)?.port)?,
+        EvtchnOp::Reset => return reset(hv, current, args, false),
+        EvtchnOp::ResetCont => return reset(hv, current, args, true),
+        EvtchnOp::InitControl | EvtchnOp::ExpandArray | EvtchnOp::SetPriority => {
+            return Err(Errno::ENOSYS.into());
+        }
+    }
+    Ok(0)
+}
+
+/// Fields that do not belong to the state keep what the guest wrote there, as on Xen.
+fn status<P: Platform>(hv: &Hypervisor<P>, current: &Current, op: &mut EvtchnStatus) -> Result<(), Error> {
+    let entry = hv.port_status(&*target(hv, current, op.dom)?, op.port)?;
+    op.status = match entry.state {
+        PortState::Free | PortState::Reserved => EVTCHNSTAT_CLOSED,
+        PortState::Unbound { remote } => {
+            op.u0 = u32::from(remote.get());
+            EVTCHNSTAT_UNBOUND
+        }
+        PortState::Interdomain { remote, port } => {
+            op.set_remote(remote, port);
+            EVTCHNSTAT_INTERDOMAIN
+        }
+        PortState::Pirq { pin } => {
+            op.u0 = pin;
+            EVTCHNSTAT_PIRQ
+        }
+        PortState::Virq { virq } => {
+            op.u0 = virq.get();
+            EVTCHNSTAT_VIRQ
+        }
+        PortState::Ipi => EVTCHNSTAT_IPI,
+    };
+    op.vcpu = entry.vcpu.get();
+    Ok(())
+}
+
+/// Closes all ports of a domain. Another domain's only while the control interface holds it paused.
+fn reset<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, resuming: bool) -> HcResult {
+    let op: EvtchnReset = hv.read_guest(args[1])?;
+    let domain = target(hv, current, op.dom)?;
+    if domain.id != current.domain().id && domain.pauses.load(core::sync::atomic::Ordering::Acquire) == 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    match hv.reset_ports(&domain, resuming, &mut current.state.budget)? {
+        Progress::Done => Ok(0),
+        Progress::Preempted => {
+            let mut again = args;
+            again[0] = u64::from(EvtchnOp::ResetCont.number());
+            Err(Exit::Preempted(again))
+        }
+    }
+}
+
+/// The form of hypercall 16: one structure that begins with the command, the arguments behind it.
+pub fn event_channel_op_compat<P: Platform>(
+    hv: &Hypervisor<P>,
+    current: &mut Current,
+    args: Args,
+) -> HcResult {
+    /// Bytes of the structure: the command, and the largest of the arguments (`status`).
+    const SIZE: usize = size_of::<u32>() + size_of::<EvtchnStatus>();
+    let [at, ..] = args;
+    // Xen copies all of it first: an argument that ends in unreadable memory is refused whatever the command.
+    let whole: [u8; SIZE] = hv.read_guest(at)?;
+    let (cmd, _) = whole.split_first_chunk::<4>().ok_or(Errno::EFAULT)?;
+    let cmd = u64::from(u32::from_le_bytes(*cmd));
+    match EvtchnOp::from_number(cmd).ok_or(Errno::ENOSYS)? {
+        EvtchnOp::BindInterdomain
+        | EvtchnOp::BindVirq
+        | EvtchnOp::BindPirq
+        | EvtchnOp::Close
+        | EvtchnOp::Send
+        | EvtchnOp::Status
+        | EvtchnOp::AllocUnbound
+        | EvtchnOp::BindIpi
+        | EvtchnOp::BindVcpu
+        | EvtchnOp::Unmask => event_channel_op(hv, current, [cmd, at.wrapping_add(4), 0, 0, 0, 0]),
+        _ => Err(Errno::ENOSYS.into()),
+    }
+}

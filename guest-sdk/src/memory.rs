@@ -11,8 +11,9 @@ use crate::rt::{heap, start, trap};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use hypercall_abi::mmu::{MmuCommand, MmuUpdate};
 use hypercall_abi::segment::MACH2PHYS_VIRT_START;
-use hypercall_abi::{DomId, Errno, Mfn, PAGE_SIZE, Pfn};
+use hypercall_abi::{DomId, Errno, MachAddr, Mfn, PAGE_SIZE, Pfn};
 use spin::{Mutex, Once};
 
 /// First address of the window.
@@ -67,6 +68,11 @@ impl Access {
             Access::ReadExecute => 0x61,
         }
     }
+}
+
+/// A page-table entry.
+fn entry(frame: Mfn, bits: u64) -> u64 {
+    frame.address().get() | bits
 }
 
 struct Place {
@@ -248,13 +254,13 @@ pub(crate) fn fill_reserve(mut page: impl FnMut() -> Option<u64>) {
 unsafe fn enter_table(address: u64, entry_place: u64) -> Result<(), Errno> {
     let frame = translate(address).ok_or(Errno::EFAULT)?;
     // SAFETY: the page is nobody's; read-only it may become a table.
-    unsafe { set_leaf(address, frame.get() * PAGE | Access::Read.bits())? };
-    let request = [entry_place, frame.get() * PAGE | TABLE];
+    unsafe { set_leaf(address, entry(frame, Access::Read.bits()))? };
+    let request = [entry_place, entry(frame, TABLE)];
     // SAFETY: one request of two words; it fills a hole that nothing is mapped through.
     let done = unsafe { stub::mmu_update((&raw const request) as u64, 1, 0, u64::from(DomId::SELF.get())) };
     if let Err(error) = done {
         // SAFETY: back to an ordinary page.
-        unsafe { set_leaf(address, frame.get() * PAGE | WRITABLE | NO_EXECUTE)? };
+        unsafe { set_leaf(address, entry(frame, WRITABLE | NO_EXECUTE))? };
         return Err(error);
     }
     Ok(())
@@ -296,8 +302,7 @@ fn map_own(start: u64, end: u64) -> Result<(), Errno> {
     let base = place().base;
     let entry_of = |address: u64| {
         // A page that was given away stays a hole.
-        pfn_to_mfn(Pfn::new((address - base) / PAGE))
-            .map_or(0, |frame| frame.get() * PAGE | WRITABLE | NO_EXECUTE)
+        pfn_to_mfn(Pfn::new((address - base) / PAGE)).map_or(0, |frame| entry(frame, WRITABLE | NO_EXECUTE))
     };
     for level in [4, 3] {
         let (entry, place) = walk(start, level).ok_or(Errno::EFAULT)?;
@@ -427,7 +432,7 @@ impl Page {
     /// Changes what the page's own mapping allows.
     pub(crate) fn protect(&self, access: Access) -> Result<(), Errno> {
         // SAFETY: only pages that are tables are made read-only, and nobody writes those through Rust.
-        unsafe { set_leaf(self.address(), self.mfn().get() * PAGE | access.bits()) }
+        unsafe { set_leaf(self.address(), entry(self.mfn(), access.bits())) }
     }
 
     /// Gives the page up for ever, for somebody who keeps it (a page table, a grant that does not end).
@@ -520,7 +525,7 @@ impl Range {
     /// Rust sees the frame at another address too, or somebody else writes it: only volatile or atomic accesses are right.
     pub unsafe fn map(&self, index: u64, frame: Mfn, access: Access) -> Result<(), Errno> {
         // SAFETY: the window holds no Rust objects.
-        unsafe { set_leaf(self.address(index), frame.get() * PAGE | access.bits()) }
+        unsafe { set_leaf(self.address(index), entry(frame, access.bits())) }
     }
 
     /// Ends a mapping.
@@ -609,6 +614,110 @@ impl crate::ring::SharedPage for Shared {
         let address = self.check(offset, 4);
         // SAFETY: mapped while self lives, aligned, and only ever accessed as this says.
         unsafe { AtomicU32::from_ptr(address as *mut u32) }
+    }
+}
+
+/// Slots of the window over a pool of own pages: which slot shows which page, and what it allows, changes in batches.
+///
+/// The region owns its pages, and nobody sees them but through its slots, so safe code may map them as it likes.
+#[derive(Debug)]
+pub struct Region {
+    // Dropped first: the slots are unmapped before the pages are freed.
+    range: Range,
+    /// Machine address of each slot's entry.
+    places: Vec<u64>,
+    pages: Vec<Page>,
+    queued: Vec<MmuUpdate>,
+}
+
+impl Region {
+    /// `slots` empty slots over a pool of pages.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn new(slots: u64, pages: Vec<Page>) -> Result<Region, Errno> {
+        let range = Range::new(slots)?;
+        let places = (0..slots).map(|slot| leaf_address(range.address(slot)).ok_or(Errno::EFAULT));
+        let places = places.collect::<Result<Vec<u64>, Errno>>()?;
+        Ok(Region { range, places, pages, queued: Vec::new() })
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.places.len()
+    }
+
+    /// How many changes wait for [`commit`](Self::commit).
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queued.len()
+    }
+
+    /// Queues: `slot` shows page `page` of the pool.
+    ///
+    /// # Panics
+    /// When there is no such slot or page.
+    pub fn map(&mut self, slot: usize, page: usize, access: Access) {
+        self.queue(slot, entry(self.pages[page].mfn(), access.bits()));
+    }
+
+    /// Queues: `slot` shows nothing.
+    ///
+    /// # Panics
+    /// When there is no such slot.
+    pub fn unmap(&mut self, slot: usize) {
+        self.queue(slot, 0);
+    }
+
+    fn queue(&mut self, slot: usize, entry: u64) {
+        let place = MachAddr::new(self.places[slot]);
+        self.queued.push(MmuUpdate::new(MmuCommand::NormalPtUpdate, place, entry));
+    }
+
+    /// Carries out what is queued in one hypercall, flushes, and gives the number of entries written.
+    ///
+    /// # Errors
+    /// The first refusal; entries before it are written, the rest is dropped.
+    pub fn commit(&mut self) -> Result<usize, Errno> {
+        let count = self.queued.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        let at = self.queued.as_ptr() as u64;
+        // SAFETY: `count` requests; they map own pages of the pool, which no reference leads to, into the window.
+        let result = unsafe { stub::mmu_update(at, count as u64, 0, u64::from(DomId::SELF.get())) };
+        self.queued.clear();
+        flush_tlb();
+        result.map(|_| count)
+    }
+
+    /// Reads a word through a slot.
+    ///
+    /// # Errors
+    /// The page fault, when the slot is empty.
+    ///
+    /// # Panics
+    /// When the word is not inside.
+    pub fn read(&self, slot: usize, offset: usize) -> Result<u64, trap::Exception> {
+        trap::try_read(self.word(slot, offset))
+    }
+
+    /// Writes a word through a slot.
+    ///
+    /// # Errors
+    /// The page fault, when the slot is empty or does not allow it.
+    ///
+    /// # Panics
+    /// When the word is not inside.
+    pub fn write(&self, slot: usize, offset: usize, value: u64) -> Result<(), trap::Exception> {
+        // SAFETY: a page of the pool, which no reference leads to.
+        unsafe { trap::try_write(self.word(slot, offset), value) }
+    }
+
+    fn word(&self, slot: usize, offset: usize) -> u64 {
+        assert!(offset.is_multiple_of(8) && offset < PAGE_SIZE, "a word at {offset}");
+        self.range.address(slot as u64) + offset as u64
     }
 }
 

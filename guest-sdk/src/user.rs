@@ -7,6 +7,7 @@
 use crate::hypercall::stub;
 use crate::memory::{self, Access, Page};
 use crate::rt::trap::{self, TrapFrame, enter_user};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::arch::{asm, naked_asm};
 use core::cell::UnsafeCell;
@@ -136,7 +137,7 @@ unsafe extern "C" fn return_from_user() {
 /// # Safety
 /// As [`run_in_kernel_space`]. The function must not issue hypercalls (they would be system calls), so it neither prints nor
 /// allocates.
-pub unsafe fn call(function: extern "C" fn(u64) -> u64, argument: u64) -> Result<u64, TrapFrame> {
+pub unsafe fn call(function: extern "C" fn(u64) -> u64, argument: u64) -> Result<u64, Box<TrapFrame>> {
     const WORDS: usize = 2048;
     let mut stack: Vec<u64> = alloc::vec![0; WORDS];
     // At a function's first instruction rsp is 8 below a multiple of 16, and points at the return address.
@@ -149,12 +150,12 @@ pub unsafe fn call(function: extern "C" fn(u64) -> u64, argument: u64) -> Result
         // SAFETY: the caller's.
         match unsafe { run_in_kernel_space(&frame) } {
             Ok(back) => frame = back,
-            Err(_) => return Err(frame),
+            Err(_) => return Err(Box::new(frame)),
         }
         match exit_of(&frame) {
             Exit::Upcall => crate::events::turn(),
             Exit::SystemCall if frame.rax == RETURNED => return Ok(frame.rdi),
-            _ => return Err(frame),
+            _ => return Err(Box::new(frame)),
         }
     }
 }

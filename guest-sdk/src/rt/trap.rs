@@ -176,8 +176,7 @@ pub static USER_RETURN: AtomicUsize = AtomicUsize::new(0);
 /// Looks at an exception before it becomes fatal: true means that the frame was changed and code goes on with it.
 pub type Handler = fn(&mut TrapFrame) -> bool;
 
-const NO_HANDLER: AtomicUsize = AtomicUsize::new(0);
-static HANDLERS: [AtomicUsize; 256] = [NO_HANDLER; 256];
+static HANDLERS: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
 
 /// Sets or removes the function that is asked about kernel-mode entries with this vector.
 ///

@@ -1,0 +1,6 @@
+//! What several examples share: both ends of the pipe.
+#![no_std]
+
+extern crate alloc;
+
+pub mod pipe;

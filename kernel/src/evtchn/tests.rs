@@ -119,7 +119,9 @@ fn only_the_named_domain_may_connect() {
     assert_eq!(hv.bind_interdomain(&c, &a, waiting), Err(Error::BadPort));
     assert_eq!(hv.bind_interdomain(&b, &a, Port::new(waiting.get() + 1)), Err(Error::BadPort));
     assert_eq!(hv.bind_interdomain(&b, &a, Port::new(100_000)), Err(Error::BadPort));
-    assert_eq!(c.events.lock().active() + b.events.lock().active(), 0, "a refused bind takes no port");
+    for domain in [&b, &c] {
+        assert_eq!(domain.events.lock().active(), 0, "a refused bind takes no port");
+    }
     assert!(hv.bind_interdomain(&b, &a, waiting).is_ok());
     assert_eq!(hv.bind_interdomain(&b, &a, waiting), Err(Error::BadPort));
 }

@@ -1,8 +1,9 @@
 //! Locks with ranks: the one lock order of the hypervisor.
 //!
-//! A CPU may take a lock only if its rank is higher than that of every lock it holds (debug builds check). Interrupts are off
-//! while the hypervisor runs, so a lock holder is never interrupted on its own CPU.
+//! A CPU may take a lock only if its rank is higher than that of every lock it holds (host tests check this, see `order`).
+//! Interrupts are off while the hypervisor runs, so a lock holder is never interrupted on its own CPU.
 
+mod order;
 pub mod rank;
 
 use core::ops::{Deref, DerefMut};
@@ -20,14 +21,14 @@ impl<T, const RANK: u8> RankedMutex<T, RANK> {
 
     /// Waits for the lock.
     pub fn lock(&self) -> RankedGuard<'_, T, RANK> {
-        rank::taken(RANK);
+        order::take(RANK);
         RankedGuard { inner: self.inner.lock() }
     }
 
     /// Waits for the lock as the second of a pair of rank `RANK`, counted as rank `SECOND`. The caller orders the pair.
     pub fn lock_second<const SECOND: u8>(&self) -> RankedGuard<'_, T, SECOND> {
         const { assert!(RANK < SECOND, "the second of a pair ranks above the first") };
-        rank::taken(SECOND);
+        order::take(SECOND);
         RankedGuard { inner: self.inner.lock() }
     }
 
@@ -57,6 +58,6 @@ impl<T, const RANK: u8> DerefMut for RankedGuard<'_, T, RANK> {
 
 impl<T, const RANK: u8> Drop for RankedGuard<'_, T, RANK> {
     fn drop(&mut self) {
-        rank::released(RANK);
+        order::release(RANK);
     }
 }

@@ -30,11 +30,3 @@ pub const RUN_QUEUE: u8 = 75;
 pub const RUNSTATE: u8 = 80;
 /// Console and log.
 pub const CONSOLE: u8 = 90;
-
-/// Notes that this CPU takes a lock.
-#[inline]
-pub fn taken(_rank: u8) {}
-
-/// Notes that this CPU gave a lock back.
-#[inline]
-pub fn released(_rank: u8) {}

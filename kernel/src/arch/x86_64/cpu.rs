@@ -24,6 +24,7 @@ pub struct Features {
     pub invariant_tsc: bool,
     pub gigabyte_pages: bool,
     pub global_pages: bool,
+    pub machine_check: bool,
 }
 
 /// Runs CPUID.
@@ -57,6 +58,7 @@ impl Features {
             invariant_tsc: bit(power.edx, 8),
             gigabyte_pages: bit(extended.edx, 26),
             global_pages: bit(basic.edx, 13),
+            machine_check: bit(basic.edx, 7),
         }
     }
 
@@ -98,6 +100,8 @@ pub fn has_xsaveopt() -> bool {
 pub fn base_cr4(features: &Features) -> Cr4Flags {
     let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
     // UMIP stays off: PV guests may run SGDT, SIDT and SMSW, and some test that they can.
+    // Without it a machine check resets the machine instead of being reported.
+    cr4.set(Cr4Flags::MACHINE_CHECK_EXCEPTION, features.machine_check);
     cr4.set(Cr4Flags::PAGE_GLOBAL, features.global_pages);
     cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, features.smep);
     cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, features.smap);

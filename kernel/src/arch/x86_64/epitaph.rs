@@ -58,6 +58,18 @@ fn begin() {
 }
 
 fn end() -> ! {
+    // SAFETY: null or this CPU's data, which lives for ever.
+    if let Some(info) = unsafe { percpu::this().as_ref() } {
+        // SAFETY: null, or the state of the vCPU that runs here, which this CPU owns.
+        if let Some(state) = unsafe { info.current.as_ref() } {
+            let r = &state.regs;
+            let _ = writeln!(
+                Serial,
+                "(XL) Entered from a guest, vector {:#x}: cs:rip {:04x}:{:016x} ss:rsp {:04x}:{:016x} rax {:016x}",
+                r.vector, r.cs, r.rip, r.ss, r.rsp, r.rax
+            );
+        }
+    }
     let _ = writeln!(Serial, "(XL) ****************************************");
     let _ = writeln!(Serial, "(XL) The host is stopped.");
     debug_exit(EXIT_PANIC);

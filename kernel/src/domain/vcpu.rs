@@ -26,6 +26,17 @@ pub struct TrapEntry {
     pub flags: u8,
 }
 
+impl TrapEntry {
+    /// The least privileged ring that may raise it by software.
+    pub const fn dpl(self) -> u8 {
+        self.flags & 3
+    }
+    /// Whether events are masked on delivery.
+    pub const fn masks_events(self) -> bool {
+        self.flags & 4 != 0
+    }
+}
+
 /// A callback that the guest registered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Callback {

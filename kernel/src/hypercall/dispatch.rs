@@ -1,6 +1,6 @@
 //! From a hypercall number to its handler, and from its result to the guest's registers.
 
-use hypercall_abi::{Errno, Hypercall};
+use hypercall_abi::Hypercall;
 
 use super::{Args, Exit, HcResult};
 use crate::domain::Current;
@@ -44,6 +44,23 @@ pub fn dispatch<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, number: 
         Some(Hypercall::EventChannelOp) => event_channel_op::event_channel_op(hv, current, args),
         Some(Hypercall::EventChannelOpCompat) => event_channel_op::event_channel_op_compat(hv, current, args),
         Some(Hypercall::GrantTableOp) => grant_table_op::grant_table_op(hv, current, args),
+        Some(Hypercall::SetTrapTable) => traps::set_trap_table(hv, current, args),
+        Some(Hypercall::SetCallbacks) => traps::set_callbacks(hv, current, args),
+        Some(Hypercall::CallbackOp) => traps::callback_op(hv, current, args),
+        Some(Hypercall::NmiOp) => traps::nmi_op(hv, current, args),
+        Some(Hypercall::StackSwitch) => traps::stack_switch(hv, current, args),
+        Some(Hypercall::Iret) => iret::iret(hv, current, args),
+        Some(Hypercall::SetGdt) => segments::set_gdt(hv, current, args),
+        Some(Hypercall::UpdateDescriptor) => segments::update_descriptor(hv, current, args),
+        Some(Hypercall::SetSegmentBase) => segments::set_segment_base(hv, current, args),
+        Some(Hypercall::XenVersion) => xen_version::xen_version(hv, current, args),
+        Some(Hypercall::ConsoleIo) => console_io::console_io(hv, current, args),
+        Some(Hypercall::PhysdevOp) => physdev_op::physdev_op(hv, current, args),
+        Some(Hypercall::PhysdevOpCompat) => physdev_op::physdev_op_compat(hv, current, args),
+        Some(Hypercall::SetDebugreg) => registers::set_debugreg(hv, current, args),
+        Some(Hypercall::GetDebugreg) => registers::get_debugreg(hv, current, args),
+        Some(Hypercall::FpuTaskswitch) => registers::fpu_taskswitch(hv, current, args),
+        Some(Hypercall::VmAssist) => registers::vm_assist(hv, current, args),
         Some(Hypercall::Multicall) => multicall::multicall(hv, current, args),
         Some(Hypercall::SchedOp) => sched_op::sched_op(hv, current, args),
         Some(Hypercall::SchedOpCompat) => sched_op::sched_op_compat(hv, current, args),

@@ -237,7 +237,7 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// Empties the LDT window of the running vCPU: its pages are faulted in anew, under the tables then in force.
-    fn drop_ldt(&self, current: &mut Current) {
+    pub(crate) fn drop_ldt(&self, current: &mut Current) {
         let mut any = false;
         for slot in &mut current.state.ldt.frames {
             if let Some(mfn) = slot.take() {

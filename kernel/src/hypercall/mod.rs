@@ -7,20 +7,27 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+mod console_io;
 mod dispatch;
 mod domctl;
 pub mod event_channel_op;
 pub mod grant_table_op;
 mod guest_memory;
+mod iret;
 pub mod memory_op;
 pub mod mmu_update;
 pub mod mmuext_op;
 mod multicall;
 mod page;
+mod physdev_op;
+mod registers;
 mod sched_op;
+mod segments;
 mod set_timer_op;
+mod traps;
 pub mod update_va_mapping;
 mod vcpu_op;
+mod xen_version;
 
 pub use budget::{Budget, Preempted};
 pub use dispatch::{dispatch, hypercall};

@@ -7,17 +7,11 @@
 
 use arrayvec::ArrayVec;
 
-/// The flat 64-bit code selector in which handlers of guest kernels run (FLAT_RING3_CS64).
-pub const KERNEL_CS: u16 = 0xe033;
-/// The flat stack selector that goes with it (FLAT_RING3_SS64).
-pub const KERNEL_SS: u16 = 0xe02b;
-/// The flat 32-bit code selector, set by a SYSCALL from 32-bit code (FLAT_RING3_CS32).
-pub const USER_CS32: u16 = 0xe023;
+pub use hypercall_abi::segment::{
+    FLAT_KERNEL_CS as KERNEL_CS, FLAT_KERNEL_SS as KERNEL_SS, FLAT_RING3_CS32 as USER_CS32,
+};
 
-/// First address of the hypervisor's own range.
-pub const HYPERVISOR_START: u64 = 0xffff_8000_0000_0000;
-/// First address behind it.
-pub const HYPERVISOR_END: u64 = 0xffff_8800_0000_0000;
+use crate::x86::layout::HYPERVISOR_END;
 
 bitflags::bitflags! {
     /// The bits of rflags that trap handling touches.
@@ -48,11 +42,6 @@ const CLEARED: Flags = Flags::TF.union(Flags::NT).union(Flags::RF).union(Flags::
 /// Whether `address` can be in a guest's address space: canonical, and outside the hypervisor's range.
 pub const fn guest_address(address: u64) -> bool {
     address < 0x0000_8000_0000_0000 || address >= HYPERVISOR_END
-}
-
-/// Whether bits 47 to 63 of an address are equal.
-pub const fn canonical(address: u64) -> bool {
-    ((address << 16) as i64 >> 16) as u64 == address
 }
 
 /// What was interrupted.
@@ -176,6 +165,7 @@ pub fn frame(from: &Interrupted, kernel_sp: u64, delivery: &Delivery) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::x86::layout::HYPERVISOR_START;
 
     fn interrupted() -> Interrupted {
         Interrupted {

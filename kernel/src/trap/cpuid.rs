@@ -39,6 +39,15 @@ pub struct Offer {
     pub fsgsbase: bool,
 }
 
+impl Offer {
+    /// From the processor's own CPUID, asked in ring 0: the machine layer switches XSAVE state if it turned OSXSAVE on, and
+    /// always sets CR4.FSGSBASE where it exists.
+    pub fn from_host(host: impl Fn(u32, u32) -> Leaf) -> Offer {
+        let structured = if host(0, 0)[0] >= 7 { host(7, 0)[1] } else { 0 };
+        Offer { xsave: host(1, 0)[2] & OSXSAVE != 0, fsgsbase: structured & FSGSBASE != 0 }
+    }
+}
+
 /// What is known about the vCPU that asks.
 #[derive(Clone, Copy, Debug)]
 pub struct Context {

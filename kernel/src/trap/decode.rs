@@ -18,6 +18,10 @@ pub struct Gpr(u8);
 impl Gpr {
     /// The accumulator.
     pub const RAX: Gpr = Gpr(0);
+    /// The source of string instructions.
+    pub const RSI: Gpr = Gpr(6);
+    /// The destination of string instructions.
+    pub const RDI: Gpr = Gpr(7);
     /// The register with this number; bits above the low four are dropped.
     pub const fn new_truncated(number: u8) -> Gpr {
         Gpr(number & 15)

@@ -75,6 +75,14 @@ pub fn code_segment(raw: u64) -> CodeSegment {
     }
 }
 
+/// The base of a descriptor that a data segment register can hold; `None` for one whose load faults.
+pub fn data_segment(raw: u64) -> Option<u64> {
+    const READABLE: u64 = 1 << 41;
+    // Data segments can always be read; code segments if they say so.
+    let loads = raw & (PRESENT | CODE_OR_DATA) == PRESENT | CODE_OR_DATA && raw & (CODE | READABLE) != CODE;
+    loads.then_some(raw >> 16 & 0xff_ffff | raw >> 32 & 0xff00_0000)
+}
+
 /// A selector with the least privilege bits a guest may have.
 pub const fn guest_selector(selector: u16) -> u16 {
     selector | 3
@@ -126,6 +134,16 @@ mod tests {
         assert_eq!(code_segment(0x00cf_fb00_0000_ffff), CodeSegment::Legacy);
         assert_eq!(code_segment(FLAT_DATA), CodeSegment::None);
         assert_eq!(code_segment(FLAT_CODE64 & !PRESENT), CodeSegment::None);
+    }
+
+    #[test]
+    fn data_segments_give_their_base() {
+        assert_eq!(data_segment(FLAT_DATA), Some(0));
+        assert_eq!(data_segment(0x12cf_f334_5678_ffff), Some(0x1234_5678));
+        assert_eq!(data_segment(FLAT_CODE64), Some(0));
+        assert_eq!(data_segment(FLAT_CODE64 & !(1 << 41)), None, "code that cannot be read");
+        assert_eq!(data_segment(0), None);
+        assert_eq!(data_segment(PRESENT | CALL_GATE), None);
     }
 
     proptest! {

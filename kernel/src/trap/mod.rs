@@ -6,6 +6,12 @@ pub mod bounce;
 pub mod cpuid;
 pub mod debug;
 pub mod decode;
+mod deliver;
 pub mod descriptor;
+mod emulate;
 mod entry;
+mod memory;
 pub mod msr;
+
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,9 @@ use super::cpu;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Components that may be on in XCR0: x87, SSE, AVX, and AVX-512's three. Others need more than XSAVE to be safe (PKRU,
-/// AMX tiles), or are not for guests.
-const COMPONENTS: u64 = 0b1110_0111;
+/// Components that may be on in XCR0: exactly those that guests are told of, because a guest that saves all that is on must
+/// know how much that is.
+const COMPONENTS: u64 = hv::trap::cpuid::XCR0_OFFERED;
 /// Bytes of the FXSAVE area.
 const FXSAVE_SIZE: usize = 512;
 /// Initial x87 control word.
@@ -27,11 +27,7 @@ pub fn init() {
         return;
     }
     let supported = cpu::cpuid(0xd, 0);
-    let mut mask = (u64::from(supported.edx) << 32 | u64::from(supported.eax)) & COMPONENTS | 3;
-    // AVX-512 in whole or not at all, and never without AVX.
-    if mask & 0xe4 != 0xe4 {
-        mask &= 7;
-    }
+    let mask = (u64::from(supported.edx) << 32 | u64::from(supported.eax)) & COMPONENTS | 3;
     // SAFETY: only components that CPUID lists, x87 and SSE among them, in a legal combination.
     unsafe {
         asm!("xsetbv", in("ecx") 0, in("eax") mask as u32, in("edx") (mask >> 32) as u32, options(nostack))

@@ -41,7 +41,11 @@ extern "C" fn guest_entry(_state: *mut VcpuState) -> *mut VcpuState {
     // First, before a copy to or from a guest faults and changes it.
     let fault_address = Cr2::read_raw();
     let cpu = policy();
-    let vector = cpu.current.as_ref().map_or(u64::MAX, |current| current.state.regs.vector);
+    let vector = cpu.current.as_mut().map_or(u64::MAX, |current| {
+        // It held for the resume before: an interrupt must not cost the guest its rcx and r11.
+        current.state.sysret_ok = false;
+        current.state.regs.vector
+    });
     match vector {
         ENTRY_SYSCALL | ENTRY_SYSCALL32 | ENTRY_SYSENTER => crate::hypervisor().on_syscall(cpu),
         1 => crate::hypervisor().on_exception(cpu, context::take_debug_status()),

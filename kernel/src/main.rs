@@ -79,7 +79,9 @@ fn start(calibration: Calibration) -> ! {
     HYPERVISOR.call_once(|| Hypervisor::new(Machine, memory));
 
     log::debug!("{} interrupt pins", ioapic::pins());
-    let Some(module) = machine.module else { panic!("no module: give dom0's image with -initrd") };
+    let Some(module) = machine.module else {
+        epitaph::refuse(format_args!("no module: give dom0's image with -initrd"))
+    };
     log::info!("module: {} bytes at {:#x}", module.len, module.start);
     build_dom0(&options);
     // The image has been copied: its memory is everybody's again.
@@ -95,7 +97,7 @@ fn build_dom0(options: &Options<'_>) {
     let bytes = boot::module_bytes();
     let end = match domain_builder::elf_end(bytes) {
         Ok(end) => end,
-        Err(error) => panic!("dom0's image: {error}"),
+        Err(error) => epitaph::refuse(format_args!("dom0's image: {error}")),
     };
     let module = bytes.get(end.next_multiple_of(PAGE_SIZE)..).unwrap_or(&[]);
     let free = hv.mm.free_frames() as u64;
@@ -109,7 +111,7 @@ fn build_dom0(options: &Options<'_>) {
         rights: dom0_rights(),
     };
     if let Err(error) = hv.build_dom0(&dom0) {
-        panic!("{error}");
+        epitaph::refuse(format_args!("{error}"));
     }
     log::info!("dom0: {} KiB, {} vCPUs; {} KiB left", pages * 4, dom0.vcpus, hv.mm.free_frames() * 4);
 }

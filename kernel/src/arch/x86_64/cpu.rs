@@ -81,7 +81,7 @@ pub fn publish(features: &Features) {
     PUBLISHED.store(bits, Ordering::Relaxed);
 }
 
-/// Whether guests run with CR4.FSGSBASE on.
+/// Whether guests may turn CR4.FSGSBASE on.
 pub fn has_fsgsbase() -> bool {
     PUBLISHED.load(Ordering::Relaxed) & Features::FSGSBASE != 0
 }
@@ -96,7 +96,7 @@ pub fn has_xsaveopt() -> bool {
     PUBLISHED.load(Ordering::Relaxed) & Features::XSAVEOPT != 0
 }
 
-/// The CR4 that every vCPU runs with, apart from TSD and DE, which are the guest's to choose.
+/// The CR4 that every vCPU runs with, apart from the bits that are the guest's to choose (`context`).
 pub fn base_cr4(features: &Features) -> Cr4Flags {
     let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
     // UMIP stays off: PV guests may run SGDT, SIDT and SMSW, and some test that they can.
@@ -105,7 +105,6 @@ pub fn base_cr4(features: &Features) -> Cr4Flags {
     cr4.set(Cr4Flags::PAGE_GLOBAL, features.global_pages);
     cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, features.smep);
     cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, features.smap);
-    cr4.set(Cr4Flags::FSGSBASE, features.fsgsbase);
     cr4.set(Cr4Flags::OSXSAVE, features.xsave);
     cr4
 }

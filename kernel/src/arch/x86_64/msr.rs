@@ -37,24 +37,24 @@ pub unsafe fn write(msr: u32, value: u64) {
     unsafe { Msr::new(msr).write(value) }
 }
 
-/// The base of FS.
-pub fn fs_base() -> u64 {
-    if !super::cpu::has_fsgsbase() {
+/// The base of FS; `fast` says that CR4.FSGSBASE is on.
+pub fn fs_base(fast: bool) -> u64 {
+    if !fast {
         return read(FS_BASE);
     }
     let value;
-    // SAFETY: CR4.FSGSBASE is on.
+    // SAFETY: CR4.FSGSBASE is on, says the caller; otherwise this is #UD, reported and fatal, but harmless to memory.
     unsafe { asm!("rdfsbase {}", out(reg) value, options(nomem, nostack, preserves_flags)) };
     value
 }
 
-/// The base of GS in force.
-pub fn gs_base() -> u64 {
-    if !super::cpu::has_fsgsbase() {
+/// The base of GS in force; `fast` says that CR4.FSGSBASE is on.
+pub fn gs_base(fast: bool) -> u64 {
+    if !fast {
         return read(GS_BASE);
     }
     let value;
-    // SAFETY: CR4.FSGSBASE is on.
+    // SAFETY: CR4.FSGSBASE is on, says the caller; otherwise this is #UD, reported and fatal, but harmless to memory.
     unsafe { asm!("rdgsbase {}", out(reg) value, options(nomem, nostack, preserves_flags)) };
     value
 }

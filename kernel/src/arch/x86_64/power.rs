@@ -25,7 +25,9 @@ pub fn off(power: &Power) -> ! {
             }
         }
     }
-    log::warn!("the machine cannot be switched off: it is stopped");
+    if power.s5.is_none() {
+        log::warn!("firmware does not say how to switch the machine off: it is stopped");
+    }
     epitaph::stop()
 }
 

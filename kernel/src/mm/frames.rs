@@ -261,6 +261,11 @@ impl Memory {
         self.get_general(mfn).then(|| PageRef::from_count(self, mfn))
     }
 
+    /// Takes back the reference that [`PageRef::into_pte`] stored somewhere, where it is no more.
+    pub fn take_back(&self, mfn: Mfn) -> PageRef<'_> {
+        PageRef::from_pte(self, mfn)
+    }
+
     fn get_general(&self, mfn: Mfn) -> bool {
         let Some(record) = self.records.get(mfn.get() as usize) else { return false };
         record

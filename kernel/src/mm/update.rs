@@ -23,7 +23,7 @@ pub enum Store {
     Plain,
     /// Keeping the accessed and dirty bits that the processor has set.
     PreserveAccessedDirty,
-    /// Only if the entry is this now.
+    /// Only if the entry is this now. For L1 entries and data: no other table can be written by its guest.
     IfEqual(Pte),
 }
 
@@ -185,7 +185,7 @@ impl<'a, P: Platform> Pager<'a, P> {
         rights: &impl MapRights,
         budget: &mut Budget,
     ) -> Result<Updated, NotUpdated> {
-        if is_hypervisor_slot(level, index) {
+        if is_hypervisor_slot(level, index) || matches!(store, Store::IfEqual(_)) {
             return Err(Failure::Invalid.into());
         }
         let old = expected(word, store);
@@ -201,13 +201,10 @@ impl<'a, P: Platform> Pager<'a, P> {
             }
             _ => new,
         };
-        let (gone, outcome) = match write(word, stored, store) {
-            Ok(old) => (old, Ok(())),
-            Err(now) => (stored, Err(NotUpdated::Differs(now))),
-        };
+        let gone = write(word, stored, store).map_err(NotUpdated::Differs)?;
         // While the lock is held: the table still has its linear entries counted.
         let unfinished = self.put_entry(gone, table, level, budget).err();
-        outcome.map(|()| Updated { debt: TlbDebt::everywhere(), unfinished })
+        Ok(Updated { debt: TlbDebt::everywhere(), unfinished })
     }
 
     /// The L1 table that translates `va` under `root`, and the index of the entry in it. `None` where a level is missing.

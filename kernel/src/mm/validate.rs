@@ -142,8 +142,8 @@ impl<'a, P: Platform> Pager<'a, P> {
         self.release_stored(page.into_pte(), budget)
     }
 
-    /// Gives back a general and a type reference that were stored somewhere.
-    pub(crate) fn release_stored(&self, mfn: Mfn, budget: &mut Budget) -> Result<(), Unfinished> {
+    /// Gives back a general and a type reference that were stored somewhere with `into_pte`, and are there no more.
+    pub fn release_stored(&self, mfn: Mfn, budget: &mut Budget) -> Result<(), Unfinished> {
         let result = self.put_type(mfn, false, budget);
         self.memory.put_general(mfn);
         result.map_err(|Preempted| Unfinished(mfn))

@@ -16,6 +16,9 @@ const PRESENT: u64 = 1;
 const WRITE: u64 = 2;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// Called at each TLB flush.
+pub type FlushHook = Box<dyn Fn(TlbFlush) + Send + Sync>;
+
 /// The machine: `frames` frames of RAM from frame 0.
 pub struct SimMachine {
     memory: Box<[FrameWords]>,
@@ -26,6 +29,7 @@ pub struct SimMachine {
     pub console: Mutex<Vec<u8>>,
     /// TLB flushes asked for, in order.
     pub flushes: Mutex<Vec<TlbFlush>>,
+    flush_hook: std::sync::OnceLock<FlushHook>,
 }
 
 impl SimMachine {
@@ -38,7 +42,13 @@ impl SimMachine {
             timer: AtomicU64::new(u64::MAX),
             console: Mutex::new(Vec::new()),
             flushes: Mutex::new(Vec::new()),
+            flush_hook: std::sync::OnceLock::new(),
         }
+    }
+
+    /// From now on calls `hook` at each TLB flush instead of noting it in `flushes`: for models of a TLB. The first call counts.
+    pub fn on_flush(&self, hook: FlushHook) {
+        let _ = self.flush_hook.set(hook);
     }
 
     /// How many frames there are.
@@ -132,7 +142,10 @@ impl Platform for SimMachine {
     }
     fn fill_hypervisor_slots(&self, _l4: Mfn) {}
     fn flush_tlb(&self, _cpus: CpuSet, what: TlbFlush) {
-        self.flushes.lock().expect("no test panics holding it").push(what);
+        match self.flush_hook.get() {
+            Some(hook) => hook(what),
+            None => self.flushes.lock().expect("no test panics holding it").push(what),
+        }
     }
     fn flush_caches(&self) {}
     fn now_ns(&self) -> u64 {

@@ -64,7 +64,7 @@ impl<'a> PageRef<'a> {
         match self.memory.type_step(self.mfn, Event::Get(K::KIND)) {
             Ok(effects) => {
                 let debt = match effects.retyped {
-                    Some((_, stamp)) => self.memory.clock().owed_since(stamp),
+                    Some((_, stamp)) => self.memory.owed_since(stamp),
                     None => crate::mm::TlbDebt::NONE,
                 };
                 Ok((TypedRef { page: self, kind: PhantomData }, debt))

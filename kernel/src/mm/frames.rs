@@ -26,7 +26,8 @@ use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn};
 
 use super::m2p::{self, M2p};
-use super::page_info::{Effects, Event, Refusal, TypeWord, step};
+use super::mutants::{Mutant, Mutants};
+use super::page_info::{Effects, Event, Refusal, Stamp, TypeWord, step};
 use super::tlb_debt::{TlbClock, TlbDebt};
 use crate::page_ref::PageRef;
 use crate::platform::Platform;
@@ -109,6 +110,7 @@ pub struct Memory {
     quarantined: AtomicUsize,
     machine_map: spin::Once<&'static [E820Entry]>,
     m2p_frame: spin::Once<Mfn>,
+    mutants: Mutants,
 }
 
 struct FreeLists {
@@ -141,6 +143,7 @@ impl Memory {
             quarantined: AtomicUsize::new(0),
             machine_map: spin::Once::new(),
             m2p_frame: spin::Once::new(),
+            mutants: Mutants::default(),
         }
     }
 
@@ -198,6 +201,16 @@ impl Memory {
     /// The machine-to-physical table.
     pub fn m2p(&self) -> &M2p {
         &self.m2p
+    }
+
+    /// The bug that a test has put in, none in an image.
+    pub fn mutants(&self) -> &Mutants {
+        &self.mutants
+    }
+
+    /// What is owed for a right that left the tables at `stamp`.
+    pub fn owed_since(&self, stamp: Stamp) -> TlbDebt {
+        if self.mutants.has(Mutant::MissedFlush) { TlbDebt::NONE } else { self.clock.owed_since(stamp) }
     }
 
     /// The clock of complete TLB flushes.
@@ -369,7 +382,7 @@ impl Memory {
         let record = self.record(mfn);
         // Without the lock: another CPU that waits for it could not answer a flush.
         let stamp = TypeWord::from_bits(record.word.load(Ordering::Acquire)).stamp();
-        self.settle(self.clock.owed_since(stamp), platform);
+        self.settle(self.owed_since(stamp), platform);
         let flags = record.flags();
         let owner = (flags & HYPERVISOR_PAGE == 0).then(|| DomId::new((flags & OWNER_MASK) as u16));
         Some(Drained { mfn, owner })

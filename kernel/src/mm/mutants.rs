@@ -1,51 +1,42 @@
 //! Bugs put in by hand, for the test that shows that the reference model objects to each. Compiled out of every image:
-//! without the feature `mutants` these are constants.
+//! without the feature `mutants` nothing can be chosen and every question is answered by a constant.
+
+#[cfg(feature = "mutants")]
+use core::sync::atomic::{AtomicU8, Ordering};
 
 /// A known way to get the accounting wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Mutant {
     /// A writable mapping does not ask whether the frame is a page table.
-    SkippedTypeCheck,
+    SkippedTypeCheck = 1,
     /// A frame that changes its kind or its owner owes no flush.
-    MissedFlush,
+    MissedFlush = 2,
     /// An entry that is replaced keeps its references.
-    LeakedReference,
+    LeakedReference = 3,
 }
 
-#[cfg(feature = "mutants")]
-mod chosen {
-    use core::cell::Cell;
-
-    std::thread_local! {
-        static MUTANT: Cell<Option<super::Mutant>> = const { Cell::new(None) };
-    }
-
-    /// Chooses the bug of this thread.
-    pub fn choose(mutant: Option<super::Mutant>) {
-        MUTANT.set(mutant);
-    }
-
-    pub(in crate::mm) fn is(mutant: super::Mutant) -> bool {
-        MUTANT.get() == Some(mutant)
-    }
+/// The bug that is in, if any.
+#[derive(Default)]
+pub struct Mutants {
+    #[cfg(feature = "mutants")]
+    chosen: AtomicU8,
 }
 
-#[cfg(not(feature = "mutants"))]
-mod chosen {
-    pub(in crate::mm) const fn is(_mutant: super::Mutant) -> bool {
+impl Mutants {
+    /// Puts a bug in, or takes it out.
+    #[cfg(feature = "mutants")]
+    pub fn choose(&self, mutant: Option<Mutant>) {
+        self.chosen.store(mutant.map_or(0, |m| m as u8), Ordering::Relaxed);
+    }
+
+    #[cfg(feature = "mutants")]
+    pub(super) fn has(&self, mutant: Mutant) -> bool {
+        self.chosen.load(Ordering::Relaxed) == mutant as u8
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    pub(super) const fn has(&self, _mutant: Mutant) -> bool {
         false
     }
-}
-
-#[cfg(feature = "mutants")]
-pub use chosen::choose;
-
-pub(super) fn skips_type_check() -> bool {
-    chosen::is(Mutant::SkippedTypeCheck)
-}
-pub(super) fn misses_flush() -> bool {
-    chosen::is(Mutant::MissedFlush)
-}
-pub(super) fn leaks_reference() -> bool {
-    chosen::is(Mutant::LeakedReference)
 }

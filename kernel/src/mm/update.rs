@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::{DomId, Mfn};
 
 use super::frames::Owner;
+use super::mutants::Mutant;
 use super::page_info::{Event, Failure, Refusal};
 use super::page_kind::{Kind, Level};
 use super::pte::{Pte, PteFlags};
@@ -164,7 +165,7 @@ impl<'a, P: Platform> Pager<'a, P> {
         let old = write(word, stored, store).map_err(NotUpdated::Differs)?;
         refs.into_pte();
         let gone = EntryRef::from_pte(self.memory, old);
-        if super::mutants::leaks_reference() {
+        if self.memory.mutants().has(Mutant::LeakedReference) {
             gone.into_pte();
         } else {
             drop(gone);

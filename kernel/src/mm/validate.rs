@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering;
 use hypercall_abi::{DomId, Mfn};
 
 use super::frames::{Memory, Owner};
+use super::mutants::Mutant;
 use super::page_info::{ENTRIES, Event, Failure, Refusal, Work};
 use super::page_kind::{Kind, Level};
 use super::pte::{Pte, PteFlags};
@@ -168,7 +169,7 @@ impl<'a, P: Platform> Pager<'a, P> {
             };
             if let Some((_, stamp)) = effects.retyped {
                 // Before anybody relies on the new kind: another CPU could still write the frame while it is checked.
-                self.pay(self.memory.clock().owed_since(stamp));
+                self.pay(self.memory.owed_since(stamp));
             }
             match effects.work {
                 None => return Ok(()),
@@ -316,7 +317,7 @@ impl<'a, P: Platform> Pager<'a, P> {
             return self.acquire_io(pte, table_owner, frame_owner, rights);
         }
         let page = self.memory.get_page(mfn, frame_owner).ok_or(Failure::Busy)?;
-        let refs = if pte.is_writable() && !super::mutants::skips_type_check() {
+        let refs = if pte.is_writable() && !self.memory.mutants().has(Mutant::SkippedTypeCheck) {
             match page.typed::<Writable>() {
                 Ok((typed, debt)) => {
                     // A former table that becomes writable: stale translations *through* it must go.

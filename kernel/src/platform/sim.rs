@@ -5,9 +5,9 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Mutex;
 
 use hypercall_abi::Mfn;
+use spin::Mutex;
 
 use super::{CpuId, CpuSet, Fault, FrameWords, HaltReason, Platform, TimeScale, TlbFlush};
 use crate::domain::VcpuState;
@@ -29,7 +29,7 @@ pub struct SimMachine {
     pub console: Mutex<Vec<u8>>,
     /// TLB flushes asked for, in order.
     pub flushes: Mutex<Vec<TlbFlush>>,
-    flush_hook: std::sync::OnceLock<FlushHook>,
+    flush_hook: spin::Once<FlushHook>,
 }
 
 impl SimMachine {
@@ -42,13 +42,13 @@ impl SimMachine {
             timer: AtomicU64::new(u64::MAX),
             console: Mutex::new(Vec::new()),
             flushes: Mutex::new(Vec::new()),
-            flush_hook: std::sync::OnceLock::new(),
+            flush_hook: spin::Once::new(),
         }
     }
 
     /// From now on calls `hook` at each TLB flush instead of noting it in `flushes`: for models of a TLB. The first call counts.
     pub fn on_flush(&self, hook: FlushHook) {
-        let _ = self.flush_hook.set(hook);
+        self.flush_hook.call_once(|| hook);
     }
 
     /// How many frames there are.
@@ -144,7 +144,7 @@ impl Platform for SimMachine {
     fn flush_tlb(&self, _cpus: CpuSet, what: TlbFlush) {
         match self.flush_hook.get() {
             Some(hook) => hook(what),
-            None => self.flushes.lock().expect("no test panics holding it").push(what),
+            None => self.flushes.lock().push(what),
         }
     }
     fn flush_caches(&self) {}
@@ -223,7 +223,7 @@ impl Platform for SimMachine {
         1_000_000
     }
     fn console_write(&self, text: &[u8]) {
-        self.console.lock().expect("no test panics holding it").extend_from_slice(text);
+        self.console.lock().extend_from_slice(text);
     }
     fn console_read(&self, _buf: &mut [u8]) -> usize {
         0

@@ -2,7 +2,7 @@
 //!
 //! In the image this costs nothing: interrupts are off in ring 0, so what the tests run is all there is to order.
 
-#[cfg(all(debug_assertions, any(test, feature = "sim")))]
+#[cfg(all(debug_assertions, test))]
 mod held {
     use std::cell::RefCell;
     use std::vec::Vec;
@@ -34,16 +34,16 @@ mod held {
     }
 }
 
-#[cfg(all(debug_assertions, any(test, feature = "sim")))]
+#[cfg(all(debug_assertions, test))]
 pub use held::{release, take};
 
 /// Notes that a lock of this rank is about to be taken.
-#[cfg(not(all(debug_assertions, any(test, feature = "sim"))))]
+#[cfg(not(all(debug_assertions, test)))]
 #[inline]
 pub fn take(_rank: u8) {}
 
 /// Notes that a lock of this rank was given back.
-#[cfg(not(all(debug_assertions, any(test, feature = "sim"))))]
+#[cfg(not(all(debug_assertions, test)))]
 #[inline]
 pub fn release(_rank: u8) {}
 

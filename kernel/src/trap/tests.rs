@@ -960,7 +960,7 @@ fn the_console_is_for_those_with_the_right() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(*g.hv.platform.console.lock().unwrap(), text);
+    assert_eq!(*g.hv.platform.console.lock(), text);
     assert_eq!(g.call(Hypercall::ConsoleIo, &[0, 5, 0x10_0000]), errno(Errno::EFAULT));
     assert_eq!(g.call(Hypercall::ConsoleIo, &[1, 1 << 31, DATA]), errno(Errno::E2BIG));
     assert_eq!(g.call(Hypercall::ConsoleIo, &[1, 10, DATA]), Ok(0));

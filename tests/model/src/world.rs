@@ -8,6 +8,7 @@ use hv::access::Rights;
 use hv::domain::{Domain, DomainConfig};
 use hv::hypercall::Budget;
 use hv::hypervisor::Hypervisor;
+use hv::mm::mutants::Mutant;
 use hv::mm::update::NotUpdated;
 use hv::mm::{Failure, FrameRecord, Kind, Level, MapRights, Memory, Owner, Pte, Stop, Store, Unfinished};
 use hv::page_ref::{SegDesc, Writable};
@@ -214,6 +215,11 @@ pub struct World {
 impl World {
     /// A machine with `DOMAINS` domains. Operations are preempted after `steps` steps (`u32::MAX`: never).
     pub fn new(steps: u32) -> World {
+        World::with_bug(steps, None)
+    }
+
+    /// As [`World::new`], with a bug put into the core.
+    pub fn with_bug(steps: u32, bug: Option<Mutant>) -> World {
         let records: &'static [FrameRecord] =
             Box::leak((0..FRAMES).map(|_| FrameRecord::new()).collect::<Vec<_>>().into_boxed_slice());
         let m2p: &'static [AtomicU64] =
@@ -221,6 +227,7 @@ impl World {
         let memory = Memory::new(records, m2p);
         memory.declare_ram(Mfn::new(0), FRAMES);
         memory.add_free(Mfn::new(0), FRAMES, false);
+        memory.mutants().choose(bug);
         let hv = Arc::new(Hypervisor::new(SimMachine::new(FRAMES as usize), memory));
         let tlb = Arc::new(Mutex::new(Tlb::default()));
         let (weak, cache) = (Arc::downgrade(&hv), tlb.clone());

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use hv::mm::mutants::{self, Mutant};
+use hv::mm::mutants::Mutant;
 use hv::platform::Platform;
 use hypercall_abi::Mfn;
 use model::reference::{Reference, Use};
@@ -90,9 +90,9 @@ struct Tally {
 }
 
 /// Runs operations in a world that is never stopped, in one that is stopped after each step, and in the reference.
-fn run(ops: &[Op], tally: &mut Tally) -> Result<(), String> {
-    let mut free = World::new(u32::MAX);
-    let mut stopped = World::new(1);
+fn run(ops: &[Op], bug: Option<Mutant>, tally: &mut Tally) -> Result<(), String> {
+    let mut free = World::with_bug(u32::MAX, bug);
+    let mut stopped = World::with_bug(1, bug);
     let mut reference = Reference::new(FRAMES, (1..=DOMAINS).collect());
     for dom in 0..usize::from(DOMAINS) {
         for mfn in free.doms[dom].frames.clone() {
@@ -144,7 +144,8 @@ fn random_operations_agree_with_the_reference() {
     });
     let tally = std::cell::RefCell::new(Tally::default());
     let ops = prop::collection::vec(op(), LENGTH / 2..=LENGTH * 3 / 2);
-    let result = runner.run(&ops, |ops| run(&ops, &mut tally.borrow_mut()).map_err(TestCaseError::fail));
+    let result =
+        runner.run(&ops, |ops| run(&ops, None, &mut tally.borrow_mut()).map_err(TestCaseError::fail));
     if let Err(error) = result {
         panic!("{error}");
     }
@@ -182,10 +183,8 @@ fn is_caught(mutant: Mutant) {
     let ops = prop::collection::vec(op(), LENGTH);
     let caught = (0..20).any(|_| {
         let ops = ops.new_tree(&mut runner).expect("operations can be made").current();
-        mutants::choose(Some(mutant));
-        let result = std::panic::catch_unwind(|| run(&ops, &mut Tally::default()));
-        mutants::choose(None);
-        assert_eq!(run(&ops, &mut Tally::default()), Ok(()), "without the bug nobody objects");
+        let result = std::panic::catch_unwind(|| run(&ops, Some(mutant), &mut Tally::default()));
+        assert_eq!(run(&ops, None, &mut Tally::default()), Ok(()), "without the bug nobody objects");
         !matches!(result, Ok(Ok(())))
     });
     assert!(caught, "nobody objects to {mutant:?}");

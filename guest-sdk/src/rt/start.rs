@@ -96,7 +96,7 @@ pub fn fault_address() -> u64 {
     unsafe { (&raw const (*shared_info()).vcpu_info[0].arch.cr2).read_volatile() }
 }
 
-fn register_callbacks() -> Result<(), Errno> {
+pub(crate) fn register_callbacks() -> Result<(), Errno> {
     let kinds = [CallbackType::Event, CallbackType::Failsafe, CallbackType::Syscall];
     for (kind, address) in kinds.into_iter().zip(trap::callbacks()) {
         let argument = CallbackRegister {
@@ -112,7 +112,7 @@ fn register_callbacks() -> Result<(), Errno> {
 }
 
 /// Registers the entry stubs in the trap table.
-fn register_traps() -> Result<(), Errno> {
+pub(crate) fn register_traps() -> Result<(), Errno> {
     let mut table = [TrapInfo::default(); 32];
     for (slot, (vector, address, privilege)) in table.iter_mut().zip(trap::vectors()) {
         *slot = TrapInfo {

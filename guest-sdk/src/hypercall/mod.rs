@@ -1,7 +1,12 @@
-//! Hypercalls: raw stubs made from the ABI's table ([`stub`]), and typed wrappers by family.
+//! Hypercalls: raw stubs made from the ABI's table ([`stub`]), and typed wrappers for what the rest
+//! of the SDK does not offer as values.
 //!
 //! Wrappers give `Result<_, Errno>`. Those that can take memory from under Rust (page tables, grant mappings, callbacks,
 //! descriptor tables) are unsafe; the rest of the SDK puts safe values over them.
+
+mod typed;
+
+pub use typed::*;
 
 use core::arch::asm;
 use hypercall_abi::{Errno, Hypercall};

@@ -49,7 +49,9 @@ impl GuestRegs {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
     }
     /// Replaces the arguments of a hypercall that is restarted.
+    ///
+    /// No hypercall has a sixth argument, so guests (Linux among them) count on finding r9 as they left it.
     pub fn set_args(&mut self, args: [u64; 6]) {
-        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9] = args;
+        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, _] = args;
     }
 }

@@ -1,0 +1,207 @@
+//! What the conformance guests share: raw calls, pages that are nobody's, and which hypervisor this is.
+//!
+//! Each program in `src/bin` is one family of the ABI as many small named cases. A case says precisely what it expects (the
+//! error number, the effect that the guest sees), and was first run on real Xen 4.17: what Xen answers is right. Where the two
+//! differ for a reason, the case says so with [`only_on`].
+#![no_std]
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use guest_sdk::abi::mmu::{MmuCommand, MmuUpdate, MmuextOp};
+use guest_sdk::abi::shared_info::SharedInfo;
+use guest_sdk::abi::subops::{
+    CallbackOp, EvtchnOp, GnttabOp, MemoryOp, MmuextCmd, PhysdevOp, SchedOp, VcpuOp, VersionOp,
+};
+use guest_sdk::abi::{DomId, Errno, Hypercall, MachAddr, Mfn};
+use guest_sdk::memory::{self, Page};
+use guest_sdk::testkit::{Stop, skip};
+
+unsafe extern "C" {
+    static __shared_info: u8;
+}
+
+/// Issues a hypercall.
+///
+/// Not `unsafe`, though it can do anything to this guest: every case is written against the raw ABI, and its author answers
+/// for the arguments, as in an unsafe block.
+pub fn call(call: Hypercall, arguments: [u64; 5]) -> Result<u64, Errno> {
+    raw(call.number(), arguments)
+}
+
+/// Issues a hypercall by number; as [`call`].
+pub fn raw(number: u64, arguments: [u64; 5]) -> Result<u64, Errno> {
+    // SAFETY: the case's author answers for the arguments.
+    Errno::check(unsafe { guest_sdk::hypercall::raw(number, arguments) })
+}
+
+/// The address of a struct that a call reads or writes.
+pub fn at<T>(value: &mut T) -> u64 {
+    (&raw mut *value) as u64
+}
+
+/// A call with a command and one argument struct.
+fn with<T>(which: Hypercall, command: u32, argument: &mut T) -> Result<u64, Errno> {
+    call(which, [u64::from(command), at(argument), 0, 0, 0])
+}
+
+/// `event_channel_op`.
+pub fn evtchn<T>(command: EvtchnOp, argument: &mut T) -> Result<u64, Errno> {
+    with(Hypercall::EventChannelOp, command.number(), argument)
+}
+
+/// `sched_op`.
+pub fn sched<T>(command: SchedOp, argument: &mut T) -> Result<u64, Errno> {
+    with(Hypercall::SchedOp, command.number(), argument)
+}
+
+/// `memory_op`.
+pub fn memop<T>(command: MemoryOp, argument: &mut T) -> Result<u64, Errno> {
+    with(Hypercall::MemoryOp, command.number(), argument)
+}
+
+/// `physdev_op`.
+pub fn physdev<T>(command: PhysdevOp, argument: &mut T) -> Result<u64, Errno> {
+    with(Hypercall::PhysdevOp, command.number(), argument)
+}
+
+/// `xen_version`.
+pub fn version<T>(command: VersionOp, argument: &mut T) -> Result<u64, Errno> {
+    with(Hypercall::XenVersion, command.number(), argument)
+}
+
+/// `callback_op`.
+pub fn callback<T>(command: CallbackOp, argument: &mut T) -> Result<u64, Errno> {
+    with(Hypercall::CallbackOp, command.number(), argument)
+}
+
+/// `vcpu_op`.
+pub fn vcpu<T>(command: VcpuOp, vcpu: u64, argument: &mut T) -> Result<u64, Errno> {
+    call(Hypercall::VcpuOp, [u64::from(command.number()), vcpu, at(argument), 0, 0])
+}
+
+/// `grant_table_op` with a list of one.
+pub fn grant<T>(command: GnttabOp, argument: &mut T) -> Result<u64, Errno> {
+    call(Hypercall::GrantTableOp, [u64::from(command.number()), at(argument), 1, 0, 0])
+}
+
+/// One `mmuext_op` for this domain.
+pub fn mmuext(command: MmuextCmd, arg1: u64, arg2: u64) -> Result<u64, Errno> {
+    let mut operation = MmuextOp::new(command, arg1, arg2);
+    call(Hypercall::MmuextOp, [at(&mut operation), 1, 0, SELF, 0])
+}
+
+/// One `mmu_update` for this domain.
+pub fn update(command: MmuCommand, place: u64, value: u64) -> Result<u64, Errno> {
+    let mut request = MmuUpdate::new(command, MachAddr::new(place), value);
+    call(Hypercall::MmuUpdate, [at(&mut request), 1, 0, SELF, 0])
+}
+
+/// `DOMID_SELF` in a register.
+pub const SELF: u64 = DomId::SELF.get() as u64;
+
+/// An address at which nothing is mapped, in the guest's part.
+pub const NOWHERE: u64 = 0x7000_0000_0000;
+
+/// The page shared with the hypervisor.
+pub fn shared() -> *mut SharedInfo {
+    (&raw const __shared_info) as *mut SharedInfo
+}
+
+/// Whether Xenolith runs this guest; otherwise it is Xen itself.
+pub fn is_xenolith() -> bool {
+    let mut text = [0u8; 16];
+    let _ = version(VersionOp::Extraversion, &mut text);
+    text.windows(8).any(|part| part == b"xenolith")
+}
+
+/// Skips a case elsewhere, for this reason.
+///
+/// # Errors
+/// The skip, on the other hypervisor.
+pub fn only_on(xenolith: bool, reason: &str) -> Result<(), Stop> {
+    if is_xenolith() == xenolith { Ok(()) } else { skip(reason) }
+}
+
+/// A page whose own mapping is read-only while this lives, so that it may become a table; then it is an ordinary page again.
+pub struct TablePage(Option<Page>);
+
+impl TablePage {
+    /// A page with this content, read-only now.
+    ///
+    /// # Errors
+    /// No memory, or as the hypervisor says.
+    pub fn new(words: &[(usize, u64)]) -> Result<TablePage, Errno> {
+        let mut page = Page::new()?;
+        for &(index, value) in words {
+            if let Some(bytes) = page.bytes_mut().get_mut(index * 8..index * 8 + 8) {
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        protect(&page, false)?;
+        Ok(TablePage(Some(page)))
+    }
+
+    fn page(&self) -> &Page {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+
+    /// Its machine frame.
+    pub fn mfn(&self) -> u64 {
+        self.page().mfn().get()
+    }
+
+    /// Machine address of word `index`.
+    pub fn place(&self, index: u64) -> u64 {
+        (self.mfn() << 12) + index * 8
+    }
+
+    /// Where it can be read.
+    pub fn address(&self) -> u64 {
+        self.page().address()
+    }
+
+    /// Word `index` as it is now; the hypervisor writes it too.
+    pub fn word(&self, index: u64) -> u64 {
+        assert!(index < 512);
+        // SAFETY: inside the page, which is mapped for reading.
+        unsafe { ((self.address() + index * 8) as *const u64).read_volatile() }
+    }
+}
+
+impl Drop for TablePage {
+    fn drop(&mut self) {
+        let Some(page) = self.0.take() else { return };
+        if protect(&page, true).is_err() {
+            // Still a table somewhere: nobody may write it any more.
+            page.leak();
+        }
+    }
+}
+
+/// Makes a page's own mapping writable or not.
+///
+/// # Errors
+/// As the hypervisor says: `EINVAL` for a frame whose type does not allow it.
+pub fn protect(page: &Page, writable: bool) -> Result<(), Errno> {
+    let bits = if writable { 0x63 } else { 0x61 };
+    // SAFETY: callers write a page only while it is writable.
+    unsafe { memory::set_leaf(page.address(), page.mfn().get() << 12 | bits | 1 << 63) }
+}
+
+/// `count` pages.
+///
+/// # Errors
+/// No memory.
+pub fn pages(count: usize) -> Result<Vec<Page>, Stop> {
+    let mut pages = Vec::new();
+    for _ in 0..count {
+        pages.push(Page::new()?);
+    }
+    Ok(pages)
+}
+
+/// A page-table entry.
+pub fn pte(frame: u64, bits: u64) -> u64 {
+    Mfn::new(frame).address().get() | bits
+}

@@ -338,7 +338,7 @@ fn page_types<P: Platform>(
         hv.write_guest(request.frames.addr(), &answer.bits())?;
         request.count -= 1;
         request.frames = hypercall_abi::GuestHandle::new(request.frames.addr() + 8);
-        if request.count % 16 == 0 && request.count > 0 && current.state.budget.step().is_err() {
+        if request.count.is_multiple_of(16) && request.count > 0 && current.state.budget.step().is_err() {
             // What is done is done: the rest is another call's, told by the payload.
             op.encode(&request);
             hv.write_guest(args[0], op)?;

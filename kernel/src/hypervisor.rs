@@ -27,6 +27,10 @@ pub struct CpuShared {
     pub reschedule: AtomicBool,
     /// A timer is due.
     pub timer_due: AtomicBool,
+    /// The longest entry from a guest so far, in TSC ticks from the entry to the end of its work.
+    pub longest_ticks: AtomicU64,
+    /// What it was: a hypercall number with bit 16 set, or an exception vector.
+    pub longest_what: AtomicU32,
     /// When the present slice ends, in nanoseconds since boot; 0 when nobody waits.
     pub slice_end_ns: AtomicU64,
 }
@@ -56,6 +60,8 @@ impl<P: Platform> Hypervisor<P> {
                 timers: RankedMutex::new(TimerQueue::new()),
                 reschedule: AtomicBool::new(false),
                 timer_due: AtomicBool::new(false),
+                longest_ticks: AtomicU64::new(0),
+                longest_what: AtomicU32::new(0),
                 slice_end_ns: AtomicU64::new(0),
             })
             .collect();

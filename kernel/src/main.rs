@@ -88,7 +88,7 @@ fn start(calibration: Calibration) -> ! {
     let (first, end) = (module.start >> 12, (module.start + module.len).div_ceil(4096));
     hypervisor().mm.add_free(Mfn::new(first), end - first, true);
     interrupts::open_console(console_pin());
-    entry::run_guests(Cpu { id: CpuId(0), current: None })
+    entry::run_guests(Cpu::new(CpuId(0)))
 }
 
 /// Builds dom0 from the boot module: its ELF image, and behind that, from the next page on, its own module.

@@ -55,9 +55,15 @@ pub struct PhysInfo {
     pub cpu_khz: u32,
     /// Domains that exist.
     pub domains: u32,
-    /// Zero.
-    pub pad0: u32,
+    /// What the longest entry was: an exception vector, or a hypercall number with [`LONGEST_IS_HYPERCALL`].
+    pub longest_what: u32,
+    /// The longest that ring 0 worked for one entry from a guest, in TSC ticks, since the last call of this command: the
+    /// longest that nothing else could run on that CPU.
+    pub longest_ticks: u64,
 }
+
+/// Flag of [`PhysInfo::longest_what`].
+pub const LONGEST_IS_HYPERCALL: u32 = 1 << 16;
 
 /// Reads the hypervisor's log from a position on.
 ///

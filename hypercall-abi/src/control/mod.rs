@@ -20,7 +20,7 @@ pub use domain::{
     ListDomains, PageKind, PageType, PageTypes, Pause, SetMaxPages, SetVcpuContext, SetWeight, Unpause,
     VcpuInfo, VcpuState,
 };
-pub use host::{Capabilities, PhysInfo, ReadLog, SetLogLevel, Version};
+pub use host::{Capabilities, LONGEST_IS_HYPERCALL, PhysInfo, ReadLog, SetLogLevel, Version};
 pub use rights::{IomemPermission, IoportPermission, IrqPermission};
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};

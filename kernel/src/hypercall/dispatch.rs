@@ -16,8 +16,8 @@ pub fn hypercall<P: Platform>(hv: &Hypervisor<P>, current: &mut Current) {
     let number = current.state.regs.rax;
     let args = current.state.regs.args();
     match dispatch(hv, current, number, args) {
-        Ok(value) => current.state.regs.rax = value,
-        Err(Exit::Errno(errno)) => current.state.regs.rax = errno.to_ret(),
+        Ok(value) => finish(current, value),
+        Err(Exit::Errno(errno)) => finish(current, errno.to_ret()),
         Err(Exit::RegistersReplaced) => {}
         Err(Exit::Preempted(args)) => {
             let regs = &mut current.state.regs;
@@ -26,6 +26,12 @@ pub fn hypercall<P: Platform>(hv: &Hypervisor<P>, current: &mut Current) {
         }
         Err(Exit::Crash(why)) => hv.crash_current(current, why),
     }
+}
+
+/// Stores a result. The guest expects SYSCALL to have changed rcx and r11, so SYSRET may do the same on the way back.
+fn finish(current: &mut Current, result: u64) {
+    current.state.regs.rax = result;
+    current.state.sysret_ok = true;
 }
 
 /// Calls the handler of hypercall `number`. Numbers that nobody implements are `ENOSYS`.

@@ -351,6 +351,14 @@ fn page_types<P: Platform>(
 fn phys_info<P: Platform>(hv: &Hypervisor<P>) -> PhysInfo {
     let (heap_used, heap_size) = hv.platform.heap_usage();
     let free = hv.mm.free_frames() as u64;
+    let (mut longest_ticks, mut longest_what) = (0, 0);
+    for cpu in &hv.cpus {
+        let ticks = cpu.longest_ticks.swap(0, Ordering::Relaxed);
+        if ticks > longest_ticks {
+            longest_ticks = ticks;
+            longest_what = cpu.longest_what.load(Ordering::Relaxed);
+        }
+    }
     PhysInfo {
         total_pages: hv.platform.ram_frames(),
         free_pages: free,
@@ -362,7 +370,8 @@ fn phys_info<P: Platform>(hv: &Hypervisor<P>) -> PhysInfo {
         cpus: hv.platform.cpu_count(),
         cpu_khz: hv.platform.tsc_khz(),
         domains: hv.domains.len() as u32,
-        ..PhysInfo::default()
+        longest_what,
+        longest_ticks,
     }
 }
 

@@ -144,6 +144,13 @@ impl<P: Platform> Hypervisor<P> {
     /// whom to run (idling when there is nobody), and events to deliver. Afterwards `cpu.current` is what to resume.
     pub fn prepare_resume(&self, cpu: &mut Cpu) {
         let shared = self.cpu(cpu.id);
+        if let Some((since, what)) = cpu.entered.take() {
+            let ticks = self.platform.tsc().wrapping_sub(since);
+            if ticks > shared.longest_ticks.load(Ordering::Relaxed) {
+                shared.longest_ticks.store(ticks, Ordering::Relaxed);
+                shared.longest_what.store(what, Ordering::Relaxed);
+            }
+        }
         loop {
             if shared.timer_due.swap(false, Ordering::AcqRel) {
                 self.run_timers(cpu.id);

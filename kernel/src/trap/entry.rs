@@ -9,6 +9,7 @@ use super::emulate::Emulated;
 use crate::domain::{Cpu, Current, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
+use hypercall_abi::control::LONGEST_IS_HYPERCALL;
 
 /// Bytes of SYSCALL and of `int n`.
 const TWO_BYTES: u64 = 2;
@@ -25,6 +26,8 @@ impl<P: Platform> Hypervisor<P> {
     /// SYSCALL or SYSENTER (`regs.vector` says which): a hypercall of the guest's kernel, or a system call to bounce.
     pub fn on_syscall(&self, cpu: &mut Cpu) {
         let Some(current) = cpu.current.as_mut() else { return };
+        cpu.entered =
+            Some((self.platform.tsc(), LONGEST_IS_HYPERCALL | current.state.regs.rax as u32 & 0xff));
         let entry = current.state.regs.vector;
         if entry == ENTRY_SYSCALL && current.state.kernel_mode {
             return crate::hypercall::hypercall(self, current);
@@ -57,6 +60,7 @@ impl<P: Platform> Hypervisor<P> {
     /// names the vector. (QEMU 7.2 names twice the vector; QEMU 10 has it right.)
     pub fn on_exception(&self, cpu: &mut Cpu, detail: u64) {
         let Some(current) = cpu.current.as_mut() else { return };
+        cpu.entered = Some((self.platform.tsc(), current.state.regs.vector as u32 & 0xff));
         let error_code = current.state.regs.error_code;
         let number = current.state.regs.vector;
         let Ok(number) = u8::try_from(if number == ENTRY_IRET_FAULT { 13 } else { number }) else {

@@ -94,7 +94,7 @@ fn guest_with(rights: Rights) -> Guest {
     state.budget = Budget::new(64);
     hv.platform.load_root(l4);
     let vcpu = VcpuRef::new(&domain, VcpuId::new(0)).unwrap();
-    let cpu = Cpu { id: CpuId(0), current: Some(Current { vcpu, state }) };
+    let cpu = Cpu { current: Some(Current { vcpu, state }), ..Cpu::new(CpuId(0)) };
     Guest { hv, cpu, frames, l1 }
 }
 

@@ -30,7 +30,7 @@ mod ops;
 mod port;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod two_level;
 
 pub use irq::{IrqStatus, IrqTable};

@@ -25,6 +25,8 @@
 //! event for its former user sets it.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod interleavings;
 mod irq;
 mod ops;
 mod port;

@@ -28,7 +28,7 @@
 //!
 //! The guest may write anything to these words at any time. It can only lose its own events by that.
 //!
-//! Generic over the word, so that the very same code runs in a loom model (`tests/concurrency`).
+//! Generic over the word, so that tests run the very same code in every interleaving (`interleavings`).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

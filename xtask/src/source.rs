@@ -12,7 +12,7 @@ pub struct Source {
     pub text: String,
     /// The text with every comment, string and character literal turned into blanks; lines stay lines.
     pub code: String,
-    /// For each line, whether it belongs to a `#[cfg(test)]` item.
+    /// For each line, whether it belongs to a test.
     pub test: Vec<bool>,
 }
 
@@ -42,7 +42,12 @@ impl Source {
 
     fn new(path: PathBuf, text: String) -> Source {
         let code = mask(&text);
-        let test = test_lines(&code);
+        // `#[cfg(test)] mod tests;` in the file above, or a folder of integration tests in a package.
+        let tests = path.file_stem().is_some_and(|stem| stem == "tests")
+            || path
+                .parent()
+                .is_some_and(|dir| dir.components().skip(1).any(|part| part.as_os_str() == "tests"));
+        let test = if tests { vec![true; code.lines().count()] } else { test_lines(&code) };
         Source { path, text, code, test }
     }
 
@@ -50,9 +55,7 @@ impl Source {
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         let no_comments = strip_comments(&self.text);
-        let in_tests_folder =
-            self.path.components().any(|part| part.as_os_str() == "tests") && !self.path.starts_with("tests");
-        let is_test = |line: usize| in_tests_folder || self.test.get(line).copied().unwrap_or(false);
+        let is_test = |line: usize| self.test.get(line).copied().unwrap_or(false);
         let has_code: Vec<bool> = no_comments.lines().map(|line| !line.trim().is_empty()).collect();
         for (line, _) in has_code.iter().enumerate().filter(|(_, has)| **has) {
             if is_test(line) {

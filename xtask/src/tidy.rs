@@ -58,6 +58,7 @@ pub fn check() -> Result<Vec<String>> {
     errno(&sources, &mut findings);
     unfinished(&sources, &mut findings);
     machine_paths(&files, &mut findings)?;
+    links(&files, &mut findings)?;
     coverage(&sources, &mut findings)?;
     Ok(findings)
 }
@@ -159,6 +160,48 @@ fn machine_paths(files: &[PathBuf], findings: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+/// Links between pages lead somewhere, and the book's table of contents is complete.
+fn links(files: &[PathBuf], findings: &mut Vec<String>) -> Result<()> {
+    let summary = Path::new("docs/book/src/SUMMARY.md");
+    let mut chapters: BTreeSet<PathBuf> = BTreeSet::new();
+    for path in files.iter().filter(|path| path.extension().is_some_and(|ext| ext == "md")) {
+        let text = String::from_utf8(sh::read(&sh::root().join(path))?)
+            .with_context(|| format!("{} is not UTF-8", path.display()))?;
+        let here = path.parent().unwrap_or(Path::new(""));
+        for target in targets(&text) {
+            let target = here.join(target);
+            if !sh::root().join(&target).exists() {
+                findings.push(format!("{}: the link to {} leads nowhere", path.display(), target.display()));
+            }
+            if path == summary {
+                chapters.insert(target);
+            }
+        }
+    }
+    let in_book = |path: &&PathBuf| {
+        path.starts_with("docs/book/src") && path.extension().is_some_and(|ext| ext == "md")
+    };
+    for path in files.iter().filter(in_book) {
+        if path != summary && !chapters.contains(path) {
+            findings.push(format!("{}: not listed in {}", path.display(), summary.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Files that a page links to.
+fn targets(text: &str) -> Vec<&str> {
+    let after = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let file = |target: &&str| {
+        !target.contains("://") && !target.starts_with('#') && !target.contains(char::is_whitespace)
+    };
+    after
+        .map(|target| target.split('#').next().unwrap_or(target))
+        .filter(|t| !t.is_empty())
+        .filter(file)
+        .collect()
+}
+
 /// The coverage data names exactly the hypercalls that the dispatcher has.
 ///
 /// In the data each hypercall is a table `[NAME]`, in the dispatcher an arm that names `Hypercall::NAME`; names are compared
@@ -198,6 +241,12 @@ fn coverage(sources: &BTreeMap<PathBuf, Source>, findings: &mut Vec<String>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finds_the_files_that_a_page_links_to() {
+        let text = "[a](b.md#c) ![d](e/f.png) [g](#h) [i](https://j.example/k) `l[m](n o)`";
+        assert_eq!(targets(text), ["b.md", "e/f.png"]);
+    }
 
     #[test]
     fn cells_are_whole_folders_or_single_files() {

@@ -1,6 +1,6 @@
 //! Page-table entries as guests write them: what bits they may set, and what they read back.
 //!
-//! As in Xen 4.17, with two differences that docs/design/0020-page-types.md records: GLOBAL is dropped from every entry
+//! As in Xen 4.17, with two differences that docs/design/0010-page-types.md records: GLOBAL is dropped from every entry
 //! (then a load of CR3 is a full flush), and bits 53 and 54 are dropped too: they are kept for the hypervisor's dirty log.
 
 use hypercall_abi::Mfn;

@@ -53,6 +53,9 @@ pub mod tlb_debt;
 pub mod update;
 pub mod validate;
 
+#[cfg(test)]
+mod tests;
+
 pub use domain_memory::{AllocationError, Teardown};
 pub use frames::{FrameRecord, MAX_ORDER, Memory, OverLimit, Owner, PageList};
 pub use page_info::{Event, Failure, Refusal, Stamp, TypeWord};

@@ -154,7 +154,7 @@ impl Guest {
 
     /// Machine address of an entry of a table.
     fn entry(&self, table: Mfn, index: u64) -> u64 {
-        table.get() << 12 | index * 8
+        (table.get() << 12) + index * 8
     }
 
     fn word(&self, table: Mfn, index: usize) -> u64 {
@@ -443,7 +443,7 @@ fn update_va_mapping_changes_one_entry() {
 fn a_guests_own_write_to_its_l1_table_means_an_update() {
     let g = Guest::new(u32::MAX, Verbs::empty());
     let (a, l1) = (g.spare[0], g.tables[0]);
-    let va = (L1_PAGE as u64) << 12 | 50 * 8;
+    let va = ((L1_PAGE as u64) << 12) + 50 * 8;
     let write = |va, size, new, expected| g.hv.emulate_pt_write(&g.current, va, size, new, expected);
     assert_eq!(write(va, 8, at(a, 0x3), None), Ok(None));
     assert_eq!(g.word(l1, 50), at(a, RW) | 1 << 52, "checked and adjusted like a hypercall");

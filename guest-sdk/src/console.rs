@@ -11,9 +11,8 @@ use crate::rt::start;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use hypercall_abi::evtchn::EvtchnSend;
-use hypercall_abi::sched::SchedPoll;
-use hypercall_abi::subops::{ConsoleIoOp, EvtchnOp, SchedOp};
-use hypercall_abi::{Errno, GuestHandle, Port, Virq};
+use hypercall_abi::subops::{ConsoleIoOp, EvtchnOp};
+use hypercall_abi::{Errno, Port, Virq};
 use spin::{Mutex, Once};
 
 // Offsets in the ring page (public io/console.h).
@@ -28,17 +27,54 @@ const OUT_PROD: usize = 3084;
 
 /// A full ring is given this long before text is dropped.
 const PATIENCE_NS: u64 = 1_000_000_000;
+/// Room for the note that says how much was dropped.
+const ROOM_FOR_NOTE: u32 = 128;
 
-struct Ring {
-    page: Shared,
-    port: Port,
+/// What a ring's writer needs to know of the world: a reader that can be called, and the time.
+trait Reader {
+    /// Tells the reader that there is something.
+    fn notify(&self);
+    /// System time, ns.
+    fn now_ns(&self) -> u64;
+    /// Sleeps until the reader answers or the time has come; may return early.
+    fn wait_until(&self, deadline_ns: u64);
 }
 
-static RING: Once<Ring> = Once::new();
+/// The reader at the other end of an event channel.
+struct Peer(Port);
+
+impl Reader for Peer {
+    fn notify(&self) {
+        let argument = EvtchnSend { port: self.0 };
+        // SAFETY: the command's own argument, alive through the call.
+        let _ = unsafe {
+            stub::event_channel_op(u64::from(EvtchnOp::Send.number()), (&raw const argument) as u64)
+        };
+    }
+
+    fn now_ns(&self) -> u64 {
+        crate::time::now_ns()
+    }
+
+    fn wait_until(&self, deadline_ns: u64) {
+        // Nothing to do about a port that cannot be polled: the caller looks at the time.
+        let _ = crate::hypercall::poll(&[self.0], deadline_ns);
+        // The port's event is noted for who reads input, and the next poll sleeps again.
+        events::collect_port(self.0);
+    }
+}
+
+/// The ring page, as its guest sees it.
+struct Ring<M, R> {
+    page: M,
+    reader: R,
+    /// Bytes dropped since there last was room.
+    dropped: AtomicU64,
+}
+
+static RING: Once<Ring<Shared, Peer>> = Once::new();
 /// Keeps lines whole. The panic path writes without it.
 static LINE: Mutex<()> = Mutex::new(());
-/// Bytes dropped since somebody last read.
-static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 /// Finds the ring; before this, and in the first domain always, text goes to the hypervisor.
 pub(crate) fn init() {
@@ -49,7 +85,7 @@ pub(crate) fn init() {
     if let Some(address) = memory::own_frame_address(info.console.mfn) {
         // SAFETY: the builder's page, mapped from start to end; it is in no memory that Rust hands out.
         let page = unsafe { Shared::new(address, 4096) };
-        RING.call_once(|| Ring { page, port: info.console.evtchn });
+        RING.call_once(|| Ring { page, reader: Peer(info.console.evtchn), dropped: AtomicU64::new(0) });
     }
 }
 
@@ -59,49 +95,27 @@ fn write_to_hypervisor(text: &[u8]) {
     let _ = unsafe { stub::console_io(command, text.len() as u64, text.as_ptr() as u64) };
 }
 
-impl Ring {
-    fn notify(&self) {
-        let argument = EvtchnSend { port: self.port };
-        // SAFETY: the command's own argument, alive through the call.
-        let _ = unsafe {
-            stub::event_channel_op(u64::from(EvtchnOp::Send.number()), (&raw const argument) as u64)
-        };
-    }
-
+impl<M: SharedPage, R: Reader> Ring<M, R> {
     fn room(&self) -> u32 {
-        let used = self
-            .page
-            .word(OUT_PROD)
-            .load(Ordering::Relaxed)
-            .wrapping_sub(self.page.word(OUT_CONS).load(Ordering::Acquire));
+        let produced = self.page.word(OUT_PROD).load(Ordering::Relaxed);
         // A reader that writes nonsense gets no more text; it harms nobody else.
-        OUT_SIZE.saturating_sub(used)
+        OUT_SIZE.saturating_sub(produced.wrapping_sub(self.page.word(OUT_CONS).load(Ordering::Acquire)))
     }
 
-    /// Waits for room; false when the reader takes too long.
+    /// Waits for room; false when the reader takes too long, or has done so and not read since.
     fn wait_for_room(&self) -> bool {
-        let deadline = crate::time::now_ns().saturating_add(PATIENCE_NS);
-        loop {
-            self.notify();
-            // The port's earlier events are noted for who reads input; what comes from here on ends the poll.
-            events::collect_port(self.port);
+        let deadline = self.reader.now_ns().saturating_add(PATIENCE_NS);
+        while self.dropped.load(Ordering::Relaxed) == 0 {
+            self.reader.notify();
             if self.room() != 0 {
                 return true;
             }
-            if DROPPED.load(Ordering::Relaxed) != 0 || crate::time::now_ns() >= deadline {
+            if self.reader.now_ns() >= deadline {
                 return false;
             }
-            let port = self.port;
-            let argument = SchedPoll {
-                ports: GuestHandle::new((&raw const port) as u64),
-                nr_ports: 1,
-                pad0: 0,
-                timeout: deadline,
-            };
-            // SAFETY: the command's own argument and one port, alive through the call.
-            let _ =
-                unsafe { stub::sched_op(u64::from(SchedOp::Poll.number()), (&raw const argument) as u64) };
+            self.reader.wait_until(deadline);
         }
+        false
     }
 
     fn put(&self, byte: u8) -> bool {
@@ -115,28 +129,47 @@ impl Ring {
     }
 
     fn write(&self, text: &[u8]) {
-        if DROPPED.load(Ordering::Relaxed) != 0 && self.room() > 64 {
-            let dropped = DROPPED.swap(0, Ordering::Relaxed);
-            let _ = write!(Plain(self), "\n[{dropped} bytes of output were dropped: nobody was reading]\n");
+        if self.room() >= ROOM_FOR_NOTE {
+            let dropped = self.dropped.swap(0, Ordering::Relaxed);
+            if dropped != 0 {
+                let _ = write!(Plain(self), "\n[{dropped} bytes were dropped: nobody was reading]\n");
+            }
         }
         self.write_bytes(text);
         fence(Ordering::SeqCst);
-        self.notify();
+        self.reader.notify();
     }
 
     fn write_bytes(&self, text: &[u8]) {
         for (at, &byte) in text.iter().enumerate() {
             if (byte == b'\n' && !self.put(b'\r')) || !self.put(byte) {
-                DROPPED.fetch_add((text.len() - at) as u64, Ordering::Relaxed);
+                self.dropped.fetch_add((text.len() - at) as u64, Ordering::Relaxed);
                 return;
             }
         }
     }
+
+    /// Takes input, as much as fits.
+    fn read(&self, to: &mut [u8]) -> usize {
+        let consumed = self.page.word(IN_CONS).load(Ordering::Relaxed);
+        let ready = self.page.word(IN_PROD).load(Ordering::Acquire).wrapping_sub(consumed);
+        // More than the ring holds is nonsense: what is there is taken as it is.
+        let count = to.len().min(ready.min(IN_SIZE) as usize);
+        for (index, byte) in to.iter_mut().take(count).enumerate() {
+            let at = consumed.wrapping_add(index as u32) & (IN_SIZE - 1);
+            self.page.read_bytes(IN + at as usize, core::slice::from_mut(byte));
+        }
+        if count != 0 {
+            self.page.word(IN_CONS).store(consumed.wrapping_add(count as u32), Ordering::Release);
+            self.reader.notify();
+        }
+        count
+    }
 }
 
-struct Plain<'a>(&'a Ring);
+struct Plain<'a, M, R>(&'a Ring<M, R>);
 
-impl Write for Plain<'_> {
+impl<M: SharedPage, R: Reader> Write for Plain<'_, M, R> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.write_bytes(text.as_bytes());
         Ok(())
@@ -165,9 +198,8 @@ pub(crate) fn flush() {
     let Some(ring) = RING.get() else { return };
     let deadline = crate::time::now_ns().saturating_add(PATIENCE_NS / 4);
     while ring.room() < OUT_SIZE && crate::time::now_ns() < deadline {
-        ring.notify();
-        // SAFETY: no pointer.
-        let _ = unsafe { stub::sched_op(u64::from(SchedOp::Yield.number()), 0) };
+        ring.reader.notify();
+        crate::hypercall::yield_now();
     }
 }
 
@@ -237,21 +269,7 @@ impl Console {
     /// Takes what has been typed, as much as fits; 0 when there is nothing.
     pub fn read(&mut self, to: &mut [u8]) -> usize {
         match RING.get() {
-            Some(ring) => {
-                let consumed = ring.page.word(IN_CONS).load(Ordering::Relaxed);
-                let ready =
-                    ring.page.word(IN_PROD).load(Ordering::Acquire).wrapping_sub(consumed).min(IN_SIZE);
-                let count = to.len().min(ready as usize);
-                for (at, byte) in to.iter_mut().take(count).enumerate() {
-                    let index = consumed.wrapping_add(at as u32) & (IN_SIZE - 1);
-                    ring.page.read_bytes(IN + index as usize, core::slice::from_mut(byte));
-                }
-                if count != 0 {
-                    ring.page.word(IN_CONS).store(consumed.wrapping_add(count as u32), Ordering::Release);
-                    ring.notify();
-                }
-                count
-            }
+            Some(ring) => ring.read(to),
             None => {
                 let command = u64::from(ConsoleIoOp::Read.number());
                 // SAFETY: the hypervisor writes at most `len` bytes into a live buffer.
@@ -264,7 +282,7 @@ impl Console {
     fn channel(&mut self) -> Result<&mut Channel, Errno> {
         if self.input.is_none() {
             let channel = match RING.get() {
-                Some(ring) => Channel::adopt(ring.port)?,
+                Some(ring) => Channel::adopt(ring.reader.0)?,
                 None => crate::events::Events::new().bind_virq(Virq::CONSOLE)?,
             };
             self.input = Some(channel);
@@ -307,5 +325,117 @@ impl Write for Console {
         let _line = LINE.lock();
         write(text.as_bytes());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{IN_CONS, IN_PROD, OUT, OUT_CONS, OUT_PROD, OUT_SIZE, PATIENCE_NS, Reader, Ring};
+    use crate::ring::SharedPage;
+    use crate::ring::tests::HostPage;
+    use alloc::string::String;
+    use core::cell::{Cell, RefCell};
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    /// A reader that takes everything when it is called, unless it sleeps.
+    struct Host<'a> {
+        page: &'a HostPage,
+        asleep: Cell<bool>,
+        clock: Cell<u64>,
+        text: RefCell<String>,
+    }
+
+    impl Reader for &Host<'_> {
+        fn notify(&self) {
+            if self.asleep.get() {
+                return;
+            }
+            let end = self.page.word(OUT_PROD).load(Ordering::Acquire);
+            let mut at = self.page.word(OUT_CONS).load(Ordering::Relaxed);
+            while at != end {
+                let mut byte = [0];
+                self.page.read_bytes(OUT + (at % OUT_SIZE) as usize, &mut byte);
+                self.text.borrow_mut().push(char::from(byte[0]));
+                at = at.wrapping_add(1);
+            }
+            self.page.word(OUT_CONS).store(at, Ordering::Release);
+        }
+        fn now_ns(&self) -> u64 {
+            self.clock.get()
+        }
+        fn wait_until(&self, deadline_ns: u64) {
+            self.clock.set(deadline_ns);
+        }
+    }
+
+    fn with_ring(start: u32, test: impl FnOnce(&Ring<&HostPage, &Host<'_>>, &Host<'_>)) {
+        let page = HostPage::new();
+        for index in [IN_CONS, IN_PROD, OUT_CONS, OUT_PROD] {
+            page.word(index).store(start, Ordering::Relaxed);
+        }
+        let host = Host {
+            page: &page,
+            asleep: Cell::new(false),
+            clock: Cell::new(0),
+            text: RefCell::new(String::new()),
+        };
+        test(&Ring { page: &page, reader: &host, dropped: AtomicU64::new(0) }, &host);
+    }
+
+    #[test]
+    fn text_arrives_whole_across_the_wrap() {
+        with_ring(u32::MAX - 1000, |ring, host| {
+            let line = "a line of text, and another one of the same\n".repeat(200);
+            ring.write(line.as_bytes());
+            assert_eq!(*host.text.borrow(), line.replace('\n', "\r\n"));
+            assert_eq!(host.clock.get(), 0, "it waited for a reader that was there");
+        });
+    }
+
+    #[test]
+    fn a_sleeping_reader_costs_one_wait_and_hears_of_the_loss() {
+        with_ring(0, |ring, host| {
+            host.asleep.set(true);
+            ring.write(&[b'x'; 3000]);
+            assert_eq!(host.clock.get(), PATIENCE_NS);
+            ring.write(&[b'y'; 500]);
+            assert_eq!(host.clock.get(), PATIENCE_NS, "it waited again");
+            host.asleep.set(false);
+            (&host).notify();
+            assert_eq!(host.text.borrow().len(), OUT_SIZE as usize);
+            host.text.borrow_mut().clear();
+            ring.write(b"back\n");
+            let lost = 3000 - OUT_SIZE + 500;
+            assert_eq!(
+                *host.text.borrow(),
+                alloc::format!("\r\n[{lost} bytes were dropped: nobody was reading]\r\nback\r\n")
+            );
+        });
+    }
+
+    #[test]
+    fn a_reader_that_writes_nonsense_gets_nothing() {
+        with_ring(0, |ring, host| {
+            host.asleep.set(true);
+            host.page.word(OUT_CONS).store(77, Ordering::Relaxed);
+            assert_eq!(ring.room(), 0);
+            ring.write(b"lost");
+            assert_eq!(ring.dropped.load(Ordering::Relaxed), 4);
+        });
+    }
+
+    #[test]
+    fn input_is_taken_in_order_and_as_much_as_fits() {
+        with_ring(u32::MAX - 2, |ring, host| {
+            for byte in *b"typed" {
+                let produced = host.page.word(IN_PROD).load(Ordering::Relaxed);
+                host.page.write_bytes((produced % 1024) as usize, &[byte]);
+                host.page.word(IN_PROD).store(produced.wrapping_add(1), Ordering::Release);
+            }
+            let mut some = [0; 3];
+            assert_eq!((ring.read(&mut some), &some), (3, b"typ"));
+            assert_eq!((ring.read(&mut some), &some[..2]), (2, &b"ed"[..]));
+            assert_eq!(ring.read(&mut some), 0);
+        });
     }
 }

@@ -329,11 +329,13 @@ pub(crate) mod tests {
         assert!(front.publish());
         assert!(back.prepare_to_wait(), "a request is there: no sleep");
         assert_eq!(back.pop(), Ok(Some(1)));
-        // A back at work is not disturbed.
+        // A back at work is not disturbed: it asked for the first request only.
         front.push(2).expect("room");
-        assert!(front.publish(), "asked for by prepare_to_wait before");
-        front.push(3).expect("room");
         assert!(!front.publish());
+        assert_eq!(back.pop(), Ok(Some(2)));
+        assert!(!back.prepare_to_wait(), "nothing is there: it may sleep");
+        front.push(3).expect("room");
+        assert!(front.publish(), "it sleeps");
     }
 
     #[test]

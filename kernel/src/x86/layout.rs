@@ -74,6 +74,14 @@ pub mod cpu_block {
     /// Mapped ranges: first and one past the last offset of each stack.
     pub const STACKS: [(u64, u64); 5] =
         [(0x1000, 0x3000), (0x4000, 0x6000), (0x7000, 0x9000), (0xa000, 0xb000), (0x1_0000, 0x2_0000)];
+    /// Whether an address lies in a page of a CPU block that is never mapped: a stack ran over.
+    #[must_use]
+    pub fn is_guard(address: u64) -> bool {
+        let end = super::CPU_BLOCKS + super::MAX_CPUS as u64 * super::CPU_BLOCK_SIZE;
+        let offset = address % super::CPU_BLOCK_SIZE;
+        (super::CPU_BLOCKS..end).contains(&address)
+            && !STACKS.iter().any(|(start, end)| (*start..*end).contains(&offset))
+    }
     /// Top of the NMI stack.
     pub const NMI_TOP: u64 = 0x3000;
     /// Top of the machine-check stack.
@@ -152,5 +160,7 @@ mod tests {
             below = end;
         }
         assert_eq!(below, CPU_BLOCK_SIZE);
+        assert!(cpu_block::is_guard(CPU_BLOCKS) && cpu_block::is_guard(CPU_BLOCKS + CPU_BLOCK_SIZE + 0xffff));
+        assert!(!cpu_block::is_guard(CPU_BLOCKS + 0x1000) && !cpu_block::is_guard(CPU_BLOCKS - 1));
     }
 }

@@ -267,7 +267,6 @@ pub fn init_syscall() {
     let info = info();
     info.cr4 = Cr4::read();
     info.base_cr4 = info.cr4;
-    debug_assert!(cpu::cpuid(0x8000_0001, 0).edx & 1 << 11 != 0);
     let stub = &raw const entry::guest::syscall_stubs as u64 + info.number as u64 * entry::guest::STUB_STRIDE;
     let star = u64::from(tables::RING0_CODE) << 32 | u64::from(tables::GUEST_CODE32) << 48;
     // IF, DF, TF, AC and NT off at the first instruction.
@@ -277,9 +276,20 @@ pub fn init_syscall() {
         (msr::LSTAR, stub),
         (msr::CSTAR, stub + entry::guest::STUB_32),
         (msr::SFMASK, mask),
-        (msr::SYSENTER_CS, 0),
     ] {
-        // SAFETY: the stubs of this CPU, flat selectors of the hypervisor's GDT page; SYSENTER faults with a null selector.
+        // SAFETY: the stubs of this CPU, flat selectors of the hypervisor's GDT page.
+        unsafe { msr::write(register, value) };
+    }
+    if !cpu::has_long_mode_sysenter() {
+        return;
+    }
+    // The stub loads its own stack pointer.
+    for (register, value) in [
+        (msr::SYSENTER_CS, u64::from(tables::RING0_CODE)),
+        (msr::SYSENTER_ESP, 0),
+        (msr::SYSENTER_EIP, stub + entry::guest::STUB_SYSENTER),
+    ] {
+        // SAFETY: as above.
         unsafe { msr::write(register, value) };
     }
 }

@@ -86,6 +86,13 @@ pub fn has_fsgsbase() -> bool {
     PUBLISHED.load(Ordering::Relaxed) & Features::FSGSBASE != 0
 }
 
+/// Whether SYSENTER works in long mode: on Intel's and Centaur's processors; AMD's raise #UD.
+pub fn has_long_mode_sysenter() -> bool {
+    let vendor = cpuid(0, 0);
+    // "GenuineIntel", "CentaurHauls" by their first four letters.
+    leaf(1).edx & 1 << 11 != 0 && matches!(&vendor.ebx.to_le_bytes(), b"Genu" | b"Cent")
+}
+
 /// Whether XSAVE is there, and on.
 pub fn has_xsave() -> bool {
     PUBLISHED.load(Ordering::Relaxed) & Features::XSAVE != 0

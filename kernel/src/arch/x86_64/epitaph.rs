@@ -146,6 +146,9 @@ pub fn exception(vector: u64, frame: &Frame) -> ! {
         }
         let _ = Serial.write_str("\n");
     }
+    if matches!(vector, 8 | 14) && layout::cpu_block::is_guard(Cr2::read_raw()) {
+        let _ = writeln!(Serial, "(XL) cr2 is in a guard page: a stack of ring 0 has overflowed");
+    }
     backtrace(Some(f.rip), f.rbp);
     end()
 }

@@ -17,8 +17,12 @@ pub const LSTAR: u32 = 0xc000_0082;
 pub const CSTAR: u32 = 0xc000_0083;
 /// Flags that SYSCALL clears.
 pub const SFMASK: u32 = 0xc000_0084;
-/// Code selector of SYSENTER; 0 makes it fault.
+/// Code selector of SYSENTER; 0, as after reset, makes it fault.
 pub const SYSENTER_CS: u32 = 0x174;
+/// Stack pointer of SYSENTER.
+pub const SYSENTER_ESP: u32 = 0x175;
+/// Target of SYSENTER.
+pub const SYSENTER_EIP: u32 = 0x176;
 /// Local APIC base and mode.
 pub const APIC_BASE: u32 = 0x1b;
 

@@ -8,6 +8,8 @@
 //! - SYSCALL arrives with the guest's `rsp`: the stub stores it and touches no stack before it has its own. NMI, #MC and #DB
 //!   have interrupt stacks, so they may come in between (`mov ss` then SYSCALL raises #DB at the stub's first instruction).
 //! - SFMASK clears IF, DF, TF, AC and NT on SYSCALL; an interrupt gate leaves DF, AC: hence CLD and CLAC on every path.
+//! - SYSENTER clears IF and nothing else: its stub loads clean flags. A single step (TF) raises #DB in it, which ring 0
+//!   swallows.
 //! - SYSRET with a non-canonical RIP faults in ring 0 on Intel processors, with the guest's stack pointer: it is used only
 //!   when `hv::x86::exit::may_sysret` says so.
 //! - IRET to the guest may fault (selectors, RIP): the frame it read is kept, see `iret_fault`.
@@ -17,7 +19,7 @@ use crate::arch::x86_64::percpu::{CpuInfo, INFO_OFFSET};
 use crate::arch::x86_64::tables::{GUEST_CODE, GUEST_CODE32, GUEST_DATA};
 use core::arch::global_asm;
 use core::mem::offset_of;
-use hv::domain::{ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, GuestRegs, VcpuState};
+use hv::domain::{ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER, GuestRegs, VcpuState};
 use hv::x86::layout::{CPU_BLOCK_SIZE, MAX_CPUS};
 
 // The entry code pushes upwards to `cpu_stack` and expects the processor not to realign.
@@ -28,9 +30,11 @@ const _: () = assert!(align_of::<VcpuState>() >= 16);
 const _: () = assert!(offset_of!(GuestRegs, rip) == 136 && offset_of!(GuestRegs, vector) == 120);
 
 /// Bytes between the stubs of two CPUs.
-pub const STUB_STRIDE: u64 = 128;
-/// Offset of the 32-bit stub in a CPU's pair.
+pub const STUB_STRIDE: u64 = 192;
+/// Offset of the stub for SYSCALL from 32-bit code among a CPU's three.
 pub const STUB_32: u64 = 64;
+/// Offset of the SYSENTER stub.
+pub const STUB_SYSENTER: u64 = 128;
 
 /// What a CPU's SYSCALL stub reads and writes, alone on a cache line.
 #[repr(C, align(64))]
@@ -42,7 +46,7 @@ pub struct StubSlot {
 }
 
 unsafe extern "C" {
-    /// SYSCALL stubs, a pair for each CPU.
+    /// SYSCALL and SYSENTER stubs, three for each CPU.
     pub static syscall_stubs: u8;
     /// One slot for each CPU.
     pub static mut stub_slots: [StubSlot; MAX_CPUS];
@@ -64,15 +68,33 @@ global_asm!(
     jmp guest_save
     .endm
 
-    .balign 128
+    /* SYSENTER saves nothing: where the guest was, its kernel knows. The flags are its own but for IF, which was on. */
+    .macro SYSENTER_STUB slot
+    mov rsp, [rip + stub_slots + \slot * 64 + 8]
+    push {data}
+    push 0
+    pushfq
+    or qword ptr [rsp], 0x200
+    push 3
+    push 0
+    push 0
+    push {sysenter}
+    push 2
+    popfq
+    jmp guest_save
+    .endm
+
+    .balign 64
     .globl syscall_stubs
 syscall_stubs:
     .set slot, 0
     .rept {cpus}
-    .balign 128
+    .balign 64
     SYSCALL_STUB slot, {code}, {syscall}
     .balign 64
     SYSCALL_STUB slot, {code32}, {syscall32}
+    .balign 64
+    SYSENTER_STUB slot
     .set slot, slot + 1
     .endr
 
@@ -156,6 +178,7 @@ stub_slots:
     code32 = const GUEST_CODE32,
     syscall = const ENTRY_SYSCALL,
     syscall32 = const ENTRY_SYSCALL32,
+    sysenter = const ENTRY_SYSENTER,
     iret_fault_entry = const ENTRY_IRET_FAULT,
     block = const CPU_BLOCK_SIZE,
     cpus = const MAX_CPUS,

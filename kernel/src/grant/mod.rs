@@ -36,7 +36,7 @@ pub mod entry;
 mod ops;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use ops::{HostPte, Unmapping};
 pub use table::{GrantTable, MAX_FRAMES, MAX_MAPTRACK_FRAMES};

@@ -29,20 +29,20 @@ use crate::platform::sim::SimMachine;
 
 type Hv = Hypervisor<SimMachine>;
 
-const DATA: usize = 6;
+pub(crate) const DATA: usize = 6;
 /// Index of the first entry of a guest's L1 table that maps nothing.
 const FREE_SLOT: usize = 256;
 
 /// A domain with a page-table tree: data page `i` is mapped writable at virtual page `i`.
-struct Guest {
-    domain: Arc<Domain>,
+pub(crate) struct Guest {
+    pub(crate) domain: Arc<Domain>,
     root: Mfn,
     l1: Mfn,
     data: Vec<Mfn>,
 }
 
 impl Guest {
-    fn new(hv: &Hv, id: u16) -> Guest {
+    pub(crate) fn new(hv: &Hv, id: u16) -> Guest {
         let domain = add_domain(hv, id, 1, Rights::none());
         let mut frames: Vec<Mfn> = (0..4 + DATA)
             .map(|_| hv.give_frames(&domain, 0, u64::MAX).expect("the test has memory"))
@@ -66,7 +66,7 @@ impl Guest {
         self.domain.id
     }
 
-    fn current(&self, hv: &Hv, budget: u32) -> Current {
+    pub(crate) fn current(&self, hv: &Hv, budget: u32) -> Current {
         hv.platform.load_root(self.root);
         let mut state = Box::new(VcpuState::new(&hv.platform));
         state.kernel_root = Some(self.root);

@@ -174,3 +174,139 @@ pub fn event_channel_op_compat<P: Platform>(
         _ => Err(Errno::ENOSYS.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evtchn::tests::hypervisor;
+    use crate::grant::tests::Guest;
+    use crate::platform::sim::SimMachine;
+    use hypercall_abi::Port;
+    use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+    /// Where the argument lies: the guest's first data page.
+    const AT: u64 = 0x100;
+
+    fn call<T: IntoBytes + FromBytes + Immutable>(
+        hv: &Hypervisor<SimMachine>,
+        guest: &Guest,
+        cmd: EvtchnOp,
+        op: T,
+    ) -> Result<T, Errno> {
+        let mut current = guest.current(hv, 2);
+        hv.write_guest(AT, &op)?;
+        let mut args = [u64::from(cmd.number()), AT, 0, 0, 0, 0];
+        loop {
+            match event_channel_op(hv, &mut current, args) {
+                Ok(0) => return hv.read_guest(AT),
+                Ok(other) => panic!("answered {other}"),
+                Err(Exit::Errno(errno)) => return Err(errno),
+                Err(Exit::Preempted(again)) => {
+                    args = again;
+                    current.state.budget = crate::hypercall::Budget::new(2);
+                }
+                Err(exit) => panic!("{exit:?}"),
+            }
+        }
+    }
+
+    fn port_of(hv: &Hypervisor<SimMachine>, guest: &Guest, remote: DomId) -> Port {
+        let op = EvtchnAllocUnbound { dom: DomId::SELF, remote_dom: remote, ..Default::default() };
+        call(hv, guest, EvtchnOp::AllocUnbound, op).unwrap().port
+    }
+
+    fn status_of(hv: &Hypervisor<SimMachine>, guest: &Guest, port: Port) -> EvtchnStatus {
+        let op = EvtchnStatus { dom: DomId::SELF, port, ..Default::default() };
+        call(hv, guest, EvtchnOp::Status, op).unwrap()
+    }
+
+    #[test]
+    fn a_channel_from_opening_to_reset() {
+        let hv = hypervisor(128);
+        let (a, b) = (Guest::new(&hv, 0), Guest::new(&hv, 4));
+        let waiting = port_of(&hv, &a, b.domain.id);
+        let bind =
+            EvtchnBindInterdomain { remote_dom: a.domain.id, remote_port: waiting, ..Default::default() };
+        let port = call(&hv, &b, EvtchnOp::BindInterdomain, bind).unwrap().local_port;
+        let seen = status_of(&hv, &b, port);
+        assert_eq!(
+            (seen.status, seen.remote_domain(), seen.remote_port()),
+            (EVTCHNSTAT_INTERDOMAIN, a.domain.id, waiting)
+        );
+        call(&hv, &b, EvtchnOp::Send, EvtchnSend { port }).unwrap();
+        assert_eq!(hv.port_pending(&a.domain, waiting), Ok(true));
+        call(&hv, &b, EvtchnOp::Unmask, EvtchnUnmask { port }).unwrap();
+        call(&hv, &b, EvtchnOp::BindVcpu, EvtchnBindVcpu { port, vcpu: 0 }).unwrap();
+        call(&hv, &b, EvtchnOp::Close, EvtchnClose { port }).unwrap();
+        assert_eq!(status_of(&hv, &a, waiting).status, EVTCHNSTAT_UNBOUND);
+
+        let virq = EvtchnBindVirq { virq: Virq::TIMER.get(), vcpu: 0, ..Default::default() };
+        let timer = call(&hv, &a, EvtchnOp::BindVirq, virq).unwrap().port;
+        assert_eq!(status_of(&hv, &a, timer).status, EVTCHNSTAT_VIRQ);
+        let ipi = call(&hv, &a, EvtchnOp::BindIpi, EvtchnBindIpi::default()).unwrap().port;
+        assert_eq!(status_of(&hv, &a, ipi).status, EVTCHNSTAT_IPI);
+        call(&hv, &a, EvtchnOp::Reset, EvtchnReset { dom: DomId::SELF }).unwrap();
+        assert_eq!(a.domain.events.lock().active(), 0, "a reset that was preempted goes on");
+    }
+
+    #[test]
+    fn errors_are_those_of_xen() {
+        let hv = hypervisor(128);
+        let (a, b) = (Guest::new(&hv, 0), Guest::new(&hv, 4));
+        let waiting = port_of(&hv, &a, a.domain.id);
+        let alloc = |dom| EvtchnAllocUnbound { dom, remote_dom: DomId::ZERO, ..Default::default() };
+        assert_eq!(call(&hv, &a, EvtchnOp::AllocUnbound, alloc(b.domain.id)), Err(Errno::EPERM));
+        assert_eq!(call(&hv, &a, EvtchnOp::AllocUnbound, alloc(DomId::new(77))), Err(Errno::ESRCH));
+        let bind =
+            |dom, remote_port| EvtchnBindInterdomain { remote_dom: dom, remote_port, ..Default::default() };
+        assert_eq!(call(&hv, &b, EvtchnOp::BindInterdomain, bind(a.domain.id, waiting)), Err(Errno::EINVAL));
+        assert_eq!(
+            call(&hv, &b, EvtchnOp::BindInterdomain, bind(DomId::new(77), waiting)),
+            Err(Errno::ESRCH)
+        );
+        let virq = |virq, vcpu| EvtchnBindVirq { virq, vcpu, ..Default::default() };
+        call(&hv, &a, EvtchnOp::BindVirq, virq(0, 0)).unwrap();
+        assert_eq!(call(&hv, &a, EvtchnOp::BindVirq, virq(0, 0)), Err(Errno::EEXIST));
+        assert_eq!(call(&hv, &a, EvtchnOp::BindVirq, virq(0, 9)), Err(Errno::ENOENT));
+        assert_eq!(call(&hv, &a, EvtchnOp::BindVirq, virq(24, 0)), Err(Errno::EINVAL));
+        let ipi = EvtchnBindIpi { vcpu: 9, ..Default::default() };
+        assert_eq!(call(&hv, &a, EvtchnOp::BindIpi, ipi), Err(Errno::ENOENT));
+        let pirq = EvtchnBindPirq { pirq: 3, ..Default::default() };
+        assert_eq!(call(&hv, &a, EvtchnOp::BindPirq, pirq), Err(Errno::EPERM));
+        for port in [Port::new(0), Port::new(40), Port::new(u32::MAX)] {
+            assert_eq!(call(&hv, &a, EvtchnOp::Close, EvtchnClose { port }), Err(Errno::EINVAL));
+            assert_eq!(call(&hv, &a, EvtchnOp::Send, EvtchnSend { port }), Err(Errno::EINVAL));
+        }
+        assert_eq!(call(&hv, &a, EvtchnOp::Reset, EvtchnReset { dom: b.domain.id }), Err(Errno::EPERM));
+        assert_eq!(call(&hv, &a, EvtchnOp::ResetCont, EvtchnReset { dom: DomId::SELF }), Err(Errno::EBUSY));
+        assert_eq!(call(&hv, &a, EvtchnOp::SetPriority, EvtchnSetPriority::default()), Err(Errno::ENOSYS));
+        let mut current = a.current(&hv, 2);
+        for (args, errno) in
+            [([99, AT, 0, 0, 0, 0], Errno::ENOSYS), ([4, 0xdead_0000, 0, 0, 0, 0], Errno::EFAULT)]
+        {
+            assert_eq!(event_channel_op(&hv, &mut current, args), Err(Exit::Errno(errno)));
+        }
+    }
+
+    #[test]
+    fn the_old_form_is_the_command_and_its_argument() {
+        let hv = hypervisor(128);
+        let a = Guest::new(&hv, 0);
+        let mut current = a.current(&hv, 2);
+        hv.write_guest(AT, &EvtchnOp::AllocUnbound.number()).unwrap();
+        let op = EvtchnAllocUnbound { dom: DomId::SELF, remote_dom: DomId::new(3), ..Default::default() };
+        hv.write_guest(AT + 4, &op).unwrap();
+        assert_eq!(event_channel_op_compat(&hv, &mut current, [AT, 0, 0, 0, 0, 0]), Ok(0));
+        let answer: EvtchnAllocUnbound = hv.read_guest(AT + 4).unwrap();
+        assert_eq!(
+            hv.port_status(&a.domain, answer.port).unwrap().state,
+            PortState::Unbound { remote: DomId::new(3) }
+        );
+        hv.write_guest(AT, &EvtchnOp::Reset.number()).unwrap();
+        assert_eq!(
+            event_channel_op_compat(&hv, &mut current, [AT, 0, 0, 0, 0, 0]),
+            Err(Exit::Errno(Errno::ENOSYS)),
+            "commands that came later have no old form"
+        );
+    }
+}

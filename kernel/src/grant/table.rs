@@ -172,7 +172,7 @@ impl GrantTable {
         self.frames.max(1) * ENTRIES_PER_FRAME
     }
 
-    fn slot<'p, P: Platform>(platform: &'p P, directory: Option<Mfn>, slot: u32) -> Option<&'p AtomicU64> {
+    fn slot<P: Platform>(platform: &P, directory: Option<Mfn>, slot: u32) -> Option<&AtomicU64> {
         platform.frame(directory?).get(slot as usize)
     }
 
@@ -181,12 +181,7 @@ impl GrantTable {
         (mfn != 0).then(|| Mfn::new(mfn))
     }
 
-    fn word<'p, P: Platform>(
-        platform: &'p P,
-        directory: Option<Mfn>,
-        slot: u32,
-        index: u32,
-    ) -> Option<&'p AtomicU64> {
+    fn word<P: Platform>(platform: &P, directory: Option<Mfn>, slot: u32, index: u32) -> Option<&AtomicU64> {
         platform.frame(GrantTable::frame_at(platform, directory, slot)?).get(index as usize)
     }
 

@@ -24,6 +24,8 @@ mod registers;
 mod sched_op;
 mod segments;
 mod set_timer_op;
+#[cfg(test)]
+mod tests;
 mod traps;
 pub mod update_va_mapping;
 mod vcpu_op;

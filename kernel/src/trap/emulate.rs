@@ -586,7 +586,7 @@ fn tsc_khz(scale: crate::platform::TimeScale) -> u32 {
     let ticks = if scale.shift < 0 {
         ticks.checked_shl(u32::from(scale.shift.unsigned_abs())).unwrap_or(0)
     } else {
-        ticks >> scale.shift.min(127)
+        ticks >> scale.shift
     };
     u32::try_from(ticks).unwrap_or(u32::MAX)
 }

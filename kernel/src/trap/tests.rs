@@ -132,7 +132,7 @@ impl Guest {
     fn handle(&mut self, vector: usize, flags: u8) {
         self.state().traps[vector] = TrapEntry { address: HANDLER + vector as u64, cs: KERNEL_CS, flags };
     }
-    fn to_user(&mut self) {
+    fn drop_to_user(&mut self) {
         let root = self.state().user_root.unwrap();
         self.state().kernel_mode = false;
         self.hv.platform.load_root(root);
@@ -175,7 +175,7 @@ const GP: usize = 13;
 fn a_page_fault_of_user_mode_goes_to_the_kernel() {
     let mut g = guest();
     g.handle(14, 4);
-    g.to_user();
+    g.drop_to_user();
     g.state().regs.rcx = 0xc;
     g.state().regs.r11 = 0xb;
     g.exception(14, 0x6, 0xdead_b000);
@@ -229,7 +229,7 @@ fn a_reserved_bit_fault_crashes() {
 fn system_calls_are_bounced() {
     let mut g = guest();
     g.state().callbacks.syscall = Callback { address: HANDLER, mask_events: true };
-    g.to_user();
+    g.drop_to_user();
     g.state().regs.vector = ENTRY_SYSCALL;
     g.state().regs.rflags = 0x602;
     g.hv.on_syscall(&mut g.cpu);
@@ -242,7 +242,7 @@ fn system_calls_are_bounced() {
 fn system_calls_without_callback_are_exceptions() {
     let mut g = guest();
     g.handle(6, 0);
-    g.to_user();
+    g.drop_to_user();
     g.state().regs.rip = CODE + 2;
     g.state().regs.vector = ENTRY_SYSCALL;
     g.hv.on_syscall(&mut g.cpu);
@@ -250,7 +250,7 @@ fn system_calls_without_callback_are_exceptions() {
     assert_eq!(g.state().regs.rip, HANDLER + 6);
     let mut g = guest();
     g.handle(GP, 0);
-    g.to_user();
+    g.drop_to_user();
     g.state().regs.vector = ENTRY_SYSENTER;
     g.hv.on_syscall(&mut g.cpu);
     assert_eq!(g.state().regs.rip, HANDLER + 13);
@@ -299,7 +299,7 @@ fn an_nmi_waits_for_the_end_of_the_one_before() {
 fn int_n_asks_the_guests_own_table() {
     let mut g = guest();
     g.handle(0x21, 3);
-    g.to_user();
+    g.drop_to_user();
     g.exception(13, 0x21 << 3 | 2, 0);
     assert_eq!(g.state().regs.rip, HANDLER + 0x21);
     assert_eq!(g.words::<8>(KERNEL_STACK - 56)[2], CODE + 2, "behind the instruction, without error code");
@@ -310,7 +310,7 @@ fn int_n_without_privilege_is_a_fault_at_the_instruction() {
     let mut g = guest();
     g.handle(0x21, 1);
     g.handle(GP, 0);
-    g.to_user();
+    g.drop_to_user();
     g.exception(13, 0x21 << 3 | 2, 0);
     assert_eq!(g.words::<8>(KERNEL_STACK - 64)[2..4], [0x21 << 3 | 2, CODE]);
     // The guest's kernel counts as ring 1.
@@ -324,13 +324,13 @@ fn int_n_without_privilege_is_a_fault_at_the_instruction() {
 fn the_old_system_call_has_a_gate_of_its_own() {
     let mut g = guest();
     g.handle(0x80, 3);
-    g.to_user();
+    g.drop_to_user();
     g.state().regs.rip = CODE + 2;
     g.exception(0x80, 0, 0);
     assert_eq!((g.state().regs.rip, g.words::<8>(KERNEL_STACK - 56)[2]), (HANDLER + 0x80, CODE + 2));
     let mut g = guest();
     g.handle(GP, 0);
-    g.to_user();
+    g.drop_to_user();
     g.state().regs.rip = CODE + 2;
     g.exception(0x80, 0, 0);
     assert_eq!(g.words::<8>(KERNEL_STACK - 64)[2..4], [0x402, CODE]);
@@ -432,7 +432,7 @@ fn user_mode_may_execute_nothing_of_this() {
     ] {
         let mut g = guest();
         g.handle(GP, 0);
-        g.to_user();
+        g.drop_to_user();
         let before = g.state().regs;
         g.privileged(code);
         assert_eq!(g.state().regs.rip, HANDLER + 13, "{code:02x?}");
@@ -546,7 +546,7 @@ fn ports_need_the_guests_own_permission_first() {
     // cli and sti are accepted.
     g.privileged(&[0xfa]);
     assert_eq!(g.state().regs.rip, CODE + 1);
-    g.to_user();
+    g.drop_to_user();
     g.privileged(&[0xe4, 0x80]);
     assert_eq!(g.state().regs.rip, HANDLER + 13, "level 1 is not for user mode");
 }
@@ -559,7 +559,7 @@ fn a_port_bitmap_opens_single_ports_to_user_mode() {
     g.put(DATA + 0x100 + 0x80 / 8, &[0xfe]);
     g.put_words(DATA, &[DATA + 0x100, 0x200]);
     assert_eq!(g.call(Hypercall::PhysdevOp, &[7, DATA]), Ok(0));
-    g.to_user();
+    g.drop_to_user();
     g.privileged(&[0xe4, 0x80]);
     assert_eq!(g.state().regs.rip, CODE + 2);
     assert_eq!(g.hv.platform.root(), g.state().user_root, "back in its own tables");

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicU32;
 use hypercall_abi::control::{
     ControlOp, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed, HypercallPage, ListDomains,
-    Pause, Payload, PhysInfo, ReadLog, SetMaxPages, SetVcpuContext, Unpause, Version,
+    Pause, Payload, PhysInfo, ReadLog, SetLogLevel, SetMaxPages, SetVcpuContext, Unpause, Version,
 };
 use hypercall_abi::evtchn::EvtchnAllocUnbound;
 use hypercall_abi::memory::MemoryReservation;
@@ -198,6 +198,14 @@ pub fn read_log(index: u64, buffer: &mut [u8]) -> Result<(usize, u64, u64), Errn
     // SAFETY: as many bytes of room as it says, alive through the call.
     unsafe { op(DomId::SELF, &mut request)? };
     Ok(((request.copied as usize).min(buffer.len()), request.index, request.skipped))
+}
+
+/// Sets how much the hypervisor logs: 0 nothing to 5 everything. Gives the level before.
+///
+/// # Errors
+/// `EINVAL` above 5; `EPERM`.
+pub fn set_log_level(level: u32) -> Result<u32, Errno> {
+    plain(DomId::SELF, SetLogLevel { level, ..SetLogLevel::default() }).map(|answer| answer.level)
 }
 
 /// Ends another domain with a reason, as if it had shut down itself.

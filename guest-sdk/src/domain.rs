@@ -6,6 +6,7 @@ use crate::rt::start;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use hypercall_abi::evtchn::{EvtchnAllocUnbound, EvtchnClose, EvtchnStatus};
+use hypercall_abi::start_info::StartFlags;
 use hypercall_abi::subops::EvtchnOp;
 use hypercall_abi::{DomId, Port};
 
@@ -43,6 +44,18 @@ impl Domain {
     #[must_use]
     pub fn id(&self) -> DomId {
         id()
+    }
+
+    /// The module (initrd, boot archive) that came with the image; empty when there is none.
+    #[must_use]
+    pub fn module(&self) -> &'static [u8] {
+        let Some(info) = start::start_info() else { return &[] };
+        // A guest of this SDK does not ask for modules by frame number (ELF note MOD_START_PFN).
+        if info.mod_start == 0 || info.mod_len == 0 || info.flags().contains(StartFlags::MOD_START_PFN) {
+            return &[];
+        }
+        // SAFETY: the builder has mapped these bytes, the heap begins behind them, and nobody writes them.
+        unsafe { core::slice::from_raw_parts(info.mod_start as *const u8, info.mod_len as usize) }
     }
 }
 

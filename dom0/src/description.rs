@@ -1,0 +1,251 @@
+//! Descriptions of domains, in TOML.
+//!
+//! ```toml
+//! name = "demo"              # letters, digits, `-`, `_`, `.`
+//! image = "hello"            # a file in images/ of the boot archive
+//! memory = "4M"              # K, M or G; a multiple of 4K
+//! vcpus = 1
+//! cmdline = "log=debug"
+//! autostart = true           # start it when dom0 starts
+//! on_poweroff = "destroy"    # what to do when it has ended: destroy, restart or preserve
+//! on_reboot = "restart"
+//! on_crash = "destroy"
+//! ```
+//! `name`, `image` and `memory` are needed; the values of the others here are those they have when left out, but `cmdline`,
+//! which is empty, and `autostart`, which is off.
+
+use crate::policy::{Action, Policy};
+use crate::units::Bytes;
+use crate::words;
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt;
+use serde::Deserialize;
+use toml::Spanned;
+
+/// Longest name.
+const MAX_NAME: usize = 31;
+/// Name of the domain that this runs in.
+pub const OWN_NAME: &str = "dom0";
+const KEYS: &[&str] =
+    &["name", "image", "memory", "vcpus", "cmdline", "autostart", "on_crash", "on_poweroff", "on_reboot"];
+
+/// What a domain is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// What the shell calls it.
+    pub name: String,
+    /// Its kernel: a file in `images/`.
+    pub image: String,
+    /// Its memory.
+    pub memory: Bytes,
+    /// Its vCPUs, from 1.
+    pub vcpus: u32,
+    /// Its kernel's command line.
+    pub cmdline: String,
+    /// Whether it starts with dom0.
+    pub autostart: bool,
+    /// What happens when it ends.
+    pub policy: Policy,
+}
+
+/// What is wrong with a description, and in which line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DescriptionError {
+    /// Counted from 1; `None` when it is about the whole file.
+    pub line: Option<usize>,
+    /// The cause, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for DescriptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "line {line}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl core::error::Error for DescriptionError {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    name: Spanned<String>,
+    image: Spanned<String>,
+    memory: Spanned<String>,
+    vcpus: Option<Spanned<i64>>,
+    cmdline: Option<Spanned<String>>,
+    autostart: Option<bool>,
+    on_crash: Option<Action>,
+    on_poweroff: Option<Action>,
+    on_reboot: Option<Action>,
+}
+
+impl Description {
+    /// Reads a description.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DescriptionError> {
+        let text = core::str::from_utf8(bytes).map_err(|error| {
+            let before = bytes.get(..error.valid_up_to()).unwrap_or(&[]);
+            fail(Some(line_at(before, before.len())), "not UTF-8 text")
+        })?;
+        let raw: Raw = toml::from_str(text).map_err(|error| explain(&error, text))?;
+        let line = |span: core::ops::Range<usize>| Some(line_at(bytes, span.start));
+
+        let name = raw.name.get_ref();
+        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(usable) {
+            let message = format!("name {name:?}: use 1 to {MAX_NAME} letters, digits, `-`, `_` or `.`");
+            return Err(fail(line(raw.name.span()), message));
+        }
+        if name == OWN_NAME || name.bytes().all(|byte| byte.is_ascii_digit()) {
+            let message = format!(
+                "name {name:?}: dom0 and plain numbers already mean other domains; choose another name"
+            );
+            return Err(fail(line(raw.name.span()), message));
+        }
+        if raw.image.get_ref().is_empty() {
+            return Err(fail(line(raw.image.span()), "image: name a file in images/ (`images` lists them)"));
+        }
+        let memory = Bytes::parse(raw.memory.get_ref()).map_err(|error| {
+            fail(line(raw.memory.span()), format!("memory {:?}: {error}", raw.memory.get_ref()))
+        })?;
+        if memory.pages() == 0 {
+            return Err(fail(
+                line(raw.memory.span()),
+                "memory: a domain needs some; small guests run in \"1M\"",
+            ));
+        }
+        let vcpus = match &raw.vcpus {
+            None => 1,
+            Some(vcpus) => {
+                u32::try_from(*vcpus.get_ref()).ok().filter(|&vcpus| vcpus > 0).ok_or_else(|| {
+                    fail(line(vcpus.span()), format!("vcpus = {}: a domain has 1 or more", vcpus.get_ref()))
+                })?
+            }
+        };
+        if let Some(cmdline) = raw.cmdline.as_ref().filter(|cmdline| cmdline.get_ref().contains('\0')) {
+            return Err(fail(line(cmdline.span()), "cmdline: a zero byte would end it early"));
+        }
+        let default = Policy::default();
+        Ok(Self {
+            name: name.clone(),
+            image: raw.image.into_inner(),
+            memory,
+            vcpus,
+            cmdline: raw.cmdline.map(Spanned::into_inner).unwrap_or_default(),
+            autostart: raw.autostart.unwrap_or(false),
+            policy: Policy {
+                on_crash: raw.on_crash.unwrap_or(default.on_crash),
+                on_poweroff: raw.on_poweroff.unwrap_or(default.on_poweroff),
+                on_reboot: raw.on_reboot.unwrap_or(default.on_reboot),
+            },
+        })
+    }
+}
+
+fn fail(line: Option<usize>, message: impl Into<String>) -> DescriptionError {
+    DescriptionError { line, message: message.into() }
+}
+
+fn line_at(bytes: &[u8], offset: usize) -> usize {
+    1 + bytes.iter().take(offset).filter(|&&byte| byte == b'\n').count()
+}
+
+/// Says what the parser found in words that help.
+fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
+    let mut message: String = error.message().lines().collect::<alloc::vec::Vec<_>>().join(": ");
+    let quoted = |prefix: &str| {
+        error.message().strip_prefix(prefix).and_then(|rest| rest.split('`').next()).map(ToString::to_string)
+    };
+    if let Some(key) = quoted("unknown field `") {
+        let hint = match words::nearest(&key, KEYS.iter().copied()) {
+            Some(known) => format!("did you mean `{known}`?"),
+            None => format!("known are {}", KEYS.join(", ")),
+        };
+        message = format!("unknown key `{key}`: {hint}");
+    }
+    if let Some(key) = quoted("missing field `") {
+        return fail(None, format!("the key `{key}` is missing: name, image and memory are needed"));
+    }
+    fail(error.span().map(|span| line_at(text.as_bytes(), span.start)), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Description;
+    use crate::policy::{Action, Policy};
+    use alloc::string::ToString;
+
+    const WHOLE: &str = "name = 'a-1'\nimage = 'hello'\nmemory = '4M'\nvcpus = 2\ncmdline = 'x y'\nautostart = true\n\
+                         on_crash = 'restart'\non_poweroff = 'preserve'\non_reboot = 'destroy'\n";
+
+    #[test]
+    fn all_keys_are_taken() {
+        let description = Description::parse(WHOLE.as_bytes()).unwrap();
+        assert_eq!((description.name.as_str(), description.image.as_str()), ("a-1", "hello"));
+        assert_eq!((description.memory.pages(), description.vcpus, description.autostart), (1024, 2, true));
+        assert_eq!(description.cmdline, "x y");
+        let policy =
+            Policy { on_crash: Action::Restart, on_poweroff: Action::Preserve, on_reboot: Action::Destroy };
+        assert_eq!(description.policy, policy);
+        let least = Description::parse(b"name = 'a'\nimage = 'b'\nmemory = '512K'").unwrap();
+        assert_eq!((least.vcpus, least.autostart, least.policy), (1, false, Policy::default()));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        for (old, new, message) in [
+            ("vcpus", "vcpu", "line 4: unknown key `vcpu`: did you mean `vcpus`?"),
+            (
+                "vcpus",
+                "colour",
+                "line 4: unknown key `colour`: known are name, image, memory, vcpus, cmdline, autostart, on_crash, \
+                 on_poweroff, on_reboot",
+            ),
+            ("name = 'a-1'\n", "", "the key `name` is missing: name, image and memory are needed"),
+            ("image = 'hello'\n", "", "the key `image` is missing: name, image and memory are needed"),
+            (
+                "'4M'",
+                "'4'",
+                "line 3: memory \"4\": write a whole number and a unit: \"512K\", \"16M\" or \"1G\"",
+            ),
+            ("'4M'", "'5K'", "line 3: memory \"5K\": memory comes in pages: make it a multiple of 4K"),
+            ("'4M'", "'0M'", "line 3: memory: a domain needs some; small guests run in \"1M\""),
+            ("'4M'", "4", "line 3: invalid type: integer `4`, expected a string"),
+            ("= 2", "= 0", "line 4: vcpus = 0: a domain has 1 or more"),
+            ("= 2", "= -1", "line 4: vcpus = -1: a domain has 1 or more"),
+            ("'a-1'", "'a b'", "line 1: name \"a b\": use 1 to 31 letters, digits, `-`, `_` or `.`"),
+            (
+                "'a-1'",
+                "'7'",
+                "line 1: name \"7\": dom0 and plain numbers already mean other domains; choose another name",
+            ),
+            (
+                "'restart'",
+                "'panic'",
+                "line 7: unknown variant `panic`, expected one of `destroy`, `restart`, `preserve`",
+            ),
+            ("'x y'", "'x\\0'", "line 5"),
+            ("'x y'", "\"x\\u0000\"", "line 5: cmdline: a zero byte would end it early"),
+            ("true", "maybe", "line 6: "),
+            ("memory = '4M'", "memory = '4M'\nmemory = '5M'", "line 4: duplicate key"),
+        ] {
+            let text = WHOLE.replace(old, new);
+            match Description::parse(text.as_bytes()) {
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(text.starts_with(message), "{new}: {text}");
+                }
+                Ok(_) if new == "'x\\0'" => {} // A literal string has no escapes: fine as it is.
+                Ok(description) => panic!("{new}: {description:?}"),
+            }
+        }
+        let error = Description::parse(b"name = 'a'\n# \xff").unwrap_err().to_string();
+        assert_eq!(error, "line 2: not UTF-8 text");
+    }
+}

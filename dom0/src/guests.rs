@@ -1,0 +1,488 @@
+//! The guests: started from descriptions, watched, their consoles read, and what follows when they end.
+//!
+//! Each running guest has a task for its console, which owns the mapped ring and the event channel. One more task waits for
+//! the hypervisor to say that some domain has ended. The table here is the only state they share; it is never locked over an
+//! await, so on our one vCPU a lock is always free.
+
+use crate::description::Description;
+use crate::machine::Machine;
+use crate::policy::{Decision, Ending, Supervisor};
+use crate::ring::ConsoleBack;
+use crate::scrollback::{Lines, Scrollback};
+use crate::terminal;
+use crate::toolstack::{self, Created, Request};
+use crate::units::{Bytes, seconds};
+use crate::waiting::{Bell, First, first};
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use guest_sdk::control::{self, Foreign};
+use guest_sdk::events::{Channel, Events};
+use guest_sdk::memory::Access;
+use guest_sdk::{executor, time};
+use hashbrown::HashMap;
+use hypercall_abi::control::{DomainInfo, DomainState};
+use hypercall_abi::sched::ShutdownReason;
+use hypercall_abi::{DomId, Virq};
+use spin::{Lazy, Mutex};
+
+use crate::say;
+
+/// Bytes of console output kept for each guest.
+const SCROLLBACK: usize = 32 * 1024;
+/// Bytes of a guest's output taken before others get their turn.
+const OUTPUT_PER_TURN: usize = 2048;
+
+static GUESTS: Lazy<Mutex<HashMap<String, Guest>>> = Lazy::new(|| Mutex::new(HashMap::new()));
+/// Whose console the terminal is.
+static ATTACHED: Mutex<Option<String>> = Mutex::new(None);
+/// Rings when a guest's state changes.
+pub static CHANGED: Bell = Bell::new();
+
+/// How far a guest is.
+#[derive(Clone)]
+pub enum State {
+    /// It is being built.
+    Starting,
+    /// It exists and has not ended.
+    Running(Run),
+    /// It has ended; what follows is being decided.
+    Ended(Run),
+    /// It has ended and is kept to be looked at.
+    Kept(Run, Ending),
+    /// It is being torn down.
+    Leaving,
+    /// It does not exist any more.
+    Gone(Option<Ending>),
+}
+
+/// One life of a guest.
+#[derive(Clone)]
+pub struct Run {
+    /// Its number.
+    pub domain: DomId,
+    /// System time of its start, ns.
+    pub started_ns: u64,
+    console: Arc<Link>,
+}
+
+/// What the console's task and the others tell each other.
+struct Link {
+    input: Mutex<VecDeque<u8>>,
+    stop: AtomicBool,
+    stopped: AtomicBool,
+    bell: Bell,
+}
+
+struct Guest {
+    description: Description,
+    image: &'static [u8],
+    state: State,
+    supervisor: Supervisor,
+    log: Scrollback,
+    lines: Lines,
+    follow: bool,
+}
+
+/// What the shell shows of a guest.
+pub struct View {
+    /// Its name.
+    pub name: String,
+    /// How far it is.
+    pub state: State,
+}
+
+/// All guests that were ever created, by name.
+pub fn all() -> Vec<View> {
+    let guests = GUESTS.lock();
+    let mut views: Vec<View> =
+        guests.iter().map(|(name, guest)| View { name: name.clone(), state: guest.state.clone() }).collect();
+    views.sort_by(|a, b| a.name.cmp(&b.name));
+    views
+}
+
+fn state(name: &str) -> Option<State> {
+    GUESTS.lock().get(name).map(|guest| guest.state.clone())
+}
+
+fn set_state(name: &str, state: State) {
+    if let Some(guest) = GUESTS.lock().get_mut(name) {
+        guest.state = state;
+    }
+    CHANGED.ring();
+}
+
+/// The guest that somebody calls `text`: its name, or its number.
+///
+/// # Errors
+/// What to say when there is none.
+pub fn resolve(text: &str) -> Result<String, String> {
+    if text == crate::description::OWN_NAME || text == "0" {
+        return Err("dom0 is the domain you are typing to: only `poweroff` ends it".into());
+    }
+    let views = all();
+    let number = text.parse().ok().map(DomId::new);
+    let found = views.iter().find(|view| {
+        view.name == text
+            || matches!(&view.state, State::Running(run) | State::Ended(run) | State::Kept(run, _) if Some(run.domain) == number)
+    });
+    found.map(|view| view.name.clone()).ok_or_else(|| {
+        let names: Vec<&str> = views.iter().map(|view| view.name.as_str()).collect();
+        if names.is_empty() {
+            format!("no guest was created yet, so there is no {text:?}: `create FILE.toml` makes one")
+        } else {
+            format!("there is no guest called {text:?}: there are {}", names.join(", "))
+        }
+    })
+}
+
+/// The domain of a guest that exists.
+///
+/// # Errors
+/// What to say when it does not.
+pub fn domain(name: &str) -> Result<DomId, String> {
+    match state(name) {
+        Some(State::Running(run) | State::Ended(run) | State::Kept(run, _)) => Ok(run.domain),
+        Some(State::Starting) => Err(format!("{name} is being built: try again in a moment")),
+        Some(State::Leaving) => Err(format!("{name} is being torn down")),
+        Some(State::Gone(ending)) => {
+            let how = ending.map_or("was destroyed".into(), |ending| ending.to_string());
+            Err(format!(
+                "{name} {how} and is gone; `logs {name}` shows its last output, `create` makes it anew"
+            ))
+        }
+        None => Err(format!("there is no guest called {name:?}")),
+    }
+}
+
+/// Builds a guest and lets it run.
+///
+/// # Errors
+/// What to say; nothing is left then.
+pub async fn start(description: Description, image: &'static [u8]) -> Result<DomId, String> {
+    let name = description.name.clone();
+    {
+        let mut guests = GUESTS.lock();
+        match guests.get_mut(&name) {
+            Some(Guest { state: State::Gone(_), .. }) | None => {}
+            Some(_) => {
+                return Err(format!(
+                    "a guest called {name} exists: `destroy {name}` first, or use another name"
+                ));
+            }
+        }
+        let old = guests.remove(&name);
+        let guest = Guest {
+            description,
+            image,
+            state: State::Starting,
+            supervisor: Supervisor::default(),
+            log: old.map_or(Scrollback::new(SCROLLBACK), |old| old.log),
+            lines: Lines::default(),
+            follow: false,
+        };
+        guests.insert(name.clone(), guest);
+    }
+    let result = run(&name).await;
+    if result.is_err() {
+        GUESTS.lock().remove(&name);
+        CHANGED.ring();
+    }
+    result
+}
+
+/// Builds the guest, which is in state `Starting`, from its description.
+async fn run(name: &str) -> Result<DomId, String> {
+    let (description, image) = {
+        let guests = GUESTS.lock();
+        let guest = guests.get(name).ok_or("the guest was forgotten")?;
+        (guest.description.clone(), guest.image)
+    };
+    let mut machine = Machine::named(name);
+    let request = Request {
+        image,
+        pages: description.memory.pages(),
+        vcpus: description.vcpus,
+        command_line: &description.cmdline,
+    };
+    let created = toolstack::create(&mut machine, &request)
+        .await
+        .map_err(|error| format!("cannot create {name} from image {}: {error}", description.image))?;
+    match connect(name, &created) {
+        Ok(console) => {
+            let run = Run { domain: created.domain, started_ns: time::now_ns(), console };
+            set_state(name, State::Running(run));
+        }
+        Err(error) => {
+            let _ = toolstack::destroy(&mut machine, created.domain).await;
+            return Err(error);
+        }
+    }
+    control::unpause(created.domain)
+        .map_err(|errno| format!("cannot start {name}: unpause gives {errno}"))?;
+    Ok(created.domain)
+}
+
+/// Maps the console ring, connects to its port and starts the console's task.
+fn connect(name: &str, created: &Created) -> Result<Arc<Link>, String> {
+    let page = Foreign::map(created.domain, &[created.console], Access::ReadWrite)
+        .map_err(|errno| format!("cannot map the console of {name}: {errno}"))?;
+    let channel = control::connect(created.domain, created.console_port)
+        .map_err(|errno| format!("cannot connect to the console of {name}: {errno}"))?;
+    let link = Arc::new(Link {
+        input: Mutex::new(VecDeque::new()),
+        stop: AtomicBool::new(false),
+        stopped: AtomicBool::new(false),
+        bell: Bell::new(),
+    });
+    executor::spawn(serve_console(name.to_string(), ConsoleBack::new(page), channel, Arc::clone(&link)));
+    Ok(link)
+}
+
+/// A guest's console, from start to end.
+async fn serve_console(name: String, mut back: ConsoleBack<Foreign>, mut channel: Channel, link: Arc<Link>) {
+    loop {
+        let seen = link.bell.rings();
+        let stop = link.stop.load(Ordering::Acquire);
+        let typed: Vec<u8> = link.input.lock().iter().copied().collect();
+        let taken = back.write(&typed);
+        link.input.lock().drain(..taken);
+        let output = back.read(OUTPUT_PER_TURN);
+        if taken > 0 || !output.bytes.is_empty() {
+            // It may have closed its end or be gone: then there is nobody to tell.
+            let _ = channel.notify();
+        }
+        if output.lost > 0 {
+            take_output(&name, format!("\n[{} bytes of output were lost]\n", output.lost).as_bytes());
+        }
+        take_output(&name, &output.bytes);
+        if stop && !output.more {
+            break;
+        }
+        if output.bytes.is_empty() {
+            first(channel.fired(), link.bell.after(seen)).await;
+        } else {
+            // More may have come meanwhile, but the others come first.
+            executor::yield_now().await;
+        }
+    }
+    drop((back, channel));
+    link.stopped.store(true, Ordering::Release);
+    CHANGED.ring();
+}
+
+fn take_output(name: &str, bytes: &[u8]) {
+    if bytes.is_empty() {
+        return;
+    }
+    let attached = ATTACHED.lock().as_deref() == Some(name);
+    let mut guests = GUESTS.lock();
+    let Some(guest) = guests.get_mut(name) else { return };
+    guest.log.push(bytes);
+    let lines = if guest.follow { guest.lines.push(bytes) } else { Vec::new() };
+    drop(guests);
+    if attached {
+        terminal::raw(bytes);
+    } else {
+        for line in lines {
+            say!("[{name}] {line}");
+        }
+    }
+}
+
+/// Ends the console's task, then the domain. Its log stays.
+///
+/// # Errors
+/// What to say.
+async fn tear_down(name: &str, run: Run, ending: Option<Ending>) -> Result<(), String> {
+    set_state(name, State::Leaving);
+    run.console.stop.store(true, Ordering::Release);
+    run.console.bell.ring();
+    loop {
+        let seen = CHANGED.rings();
+        if run.console.stopped.load(Ordering::Acquire) {
+            break;
+        }
+        CHANGED.after(seen).await;
+    }
+    let result = toolstack::destroy(&mut Machine::named(name), run.domain).await;
+    set_state(name, State::Gone(ending));
+    result
+        .map_err(|errno| format!("the hypervisor refused to destroy {name} (domain {}): {errno}", run.domain))
+}
+
+/// Destroys a guest, whatever it does; false when it is not all gone by `deadline_ns`, and goes on then.
+///
+/// # Errors
+/// What to say.
+pub async fn destroy(name: &str, deadline_ns: u64) -> Result<bool, String> {
+    let mut asked = false;
+    loop {
+        let seen = CHANGED.rings();
+        let (run, ending) = match state(name) {
+            Some(State::Running(run)) => (run, None),
+            Some(State::Kept(run, ending)) => (run, Some(ending)),
+            Some(State::Gone(_)) if asked => return Ok(true),
+            Some(State::Gone(_)) | None => return domain(name).map(|_| true),
+            // Somebody is at it.
+            Some(State::Starting | State::Ended(..) | State::Leaving) => {
+                asked = true;
+                match first(CHANGED.after(seen), time::until_ns(deadline_ns)).await {
+                    First::One(()) => continue,
+                    First::Other(()) => return Ok(false),
+                }
+            }
+        };
+        asked = true;
+        set_state(name, State::Leaving);
+        let name = name.to_string();
+        // A task of its own: it takes as long as others have the domain's pages mapped.
+        executor::spawn(async move {
+            if let Err(error) = tear_down(&name, run, ending).await {
+                say!("{error}");
+            }
+        });
+    }
+}
+
+/// Ends a guest as if it had powered itself off.
+///
+/// # Errors
+/// What to say.
+pub fn shut_down(name: &str) -> Result<(), String> {
+    let domain = domain(name)?;
+    control::remote_shutdown(domain, ShutdownReason::Poweroff)
+        .map_err(|errno| format!("the hypervisor refused to shut {name} down: {errno}"))
+}
+
+/// Waits until a guest has ended for good, or system time reaches `deadline_ns`; tells how it is then.
+pub async fn wait_for_end(name: &str, deadline_ns: u64) -> Option<State> {
+    loop {
+        let seen = CHANGED.rings();
+        match state(name) {
+            Some(state @ (State::Kept(..) | State::Gone(_))) => return Some(state),
+            None => return None,
+            Some(state) => {
+                if let First::Other(()) = first(CHANGED.after(seen), time::until_ns(deadline_ns)).await {
+                    return Some(state);
+                }
+            }
+        }
+    }
+}
+
+/// Makes the terminal a guest's console, or nobody's. Gives what the console showed lately.
+pub fn attach(name: Option<&str>) -> Vec<u8> {
+    *ATTACHED.lock() = name.map(ToString::to_string);
+    name.and_then(|name| GUESTS.lock().get(name).map(|guest| guest.log.bytes())).unwrap_or_default()
+}
+
+/// Types into a guest's console; false when there is no such console any more.
+pub fn type_in(name: &str, bytes: &[u8]) -> bool {
+    match state(name) {
+        Some(State::Running(run)) => {
+            let mut input = run.console.input.lock();
+            // What it does not read is not kept for ever.
+            let room = 4096usize.saturating_sub(input.len());
+            input.extend(bytes.iter().take(room));
+            drop(input);
+            run.console.bell.ring();
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Whether a guest is running or being started.
+pub fn is_alive(name: &str) -> bool {
+    matches!(state(name), Some(State::Running(_) | State::Starting))
+}
+
+/// Shows a guest's output as it comes, or stops that; tells which.
+pub fn toggle_follow(name: &str) -> bool {
+    let mut guests = GUESTS.lock();
+    let Some(guest) = guests.get_mut(name) else { return false };
+    guest.follow = !guest.follow;
+    guest.lines = Lines::default();
+    guest.follow
+}
+
+/// The last lines of a guest's output.
+pub fn last_lines(name: &str, count: usize) -> String {
+    GUESTS.lock().get(name).map(|guest| guest.log.last_lines(count)).unwrap_or_default()
+}
+
+/// Waits for domains to end and does what their descriptions say.
+pub async fn watch(events: Events) {
+    let mut channel = match events.bind_virq(Virq::DOM_EXC) {
+        Ok(channel) => channel,
+        Err(errno) => {
+            say!("dom0: no notice of domains that end (VIRQ_DOM_EXC: {errno}): `destroy` them by hand");
+            return;
+        }
+    };
+    loop {
+        channel.fired().await;
+        for view in all() {
+            let State::Running(run) = view.state else { continue };
+            if let Ok(info) = control::domain_info(run.domain)
+                && let Some(ending) = ending(&info)
+            {
+                set_state(&view.name, State::Ended(run.clone()));
+                executor::spawn(follow_up(view.name, run, ending));
+            }
+        }
+    }
+}
+
+/// How a domain has ended, if it has.
+pub fn ending(info: &DomainInfo) -> Option<Ending> {
+    DomainState::from_bits_retain(info.state)
+        .contains(DomainState::SHUTDOWN)
+        .then_some(Ending(info.shutdown_reason))
+}
+
+/// Reports the end of a guest and applies its policy.
+async fn follow_up(name: String, run: Run, ending: Ending) {
+    let now = time::now_ns();
+    let decision = {
+        let mut guests = GUESTS.lock();
+        let Some(guest) = guests.get_mut(&name) else { return };
+        guest.supervisor.ended(&guest.description.policy, ending, run.started_ns, now)
+    };
+    let lived = seconds(now.saturating_sub(run.started_ns));
+    let hint = if ending.is_clean() {
+        String::new()
+    } else {
+        format!(" (`dmesg`: the hypervisor's report; `logs {name}`: its last output)")
+    };
+    let next = match decision {
+        Decision::Destroy => "",
+        Decision::Restart => "; it is started again",
+        Decision::Preserve => "; it is kept as it is until `destroy`",
+        Decision::GiveUp => "; it failed at once three times, so it is not started again",
+    };
+    say!("{name} (domain {}) {ending} after {lived}{next}{hint}", run.domain);
+    if decision == Decision::Preserve {
+        return set_state(&name, State::Kept(run, ending));
+    }
+    if let Err(error) = tear_down(&name, run, Some(ending)).await {
+        say!("{error}");
+        return;
+    }
+    if decision == Decision::Restart {
+        set_state(&name, State::Starting);
+        if let Err(error) = self::run(&name).await {
+            say!("{error}");
+            set_state(&name, State::Gone(Some(ending)));
+        }
+    }
+}
+
+/// Memory of a domain, as a word.
+pub fn memory(info: &DomainInfo) -> Bytes {
+    Bytes::of_pages(info.tot_pages)
+}

@@ -1,0 +1,42 @@
+//! dom0: the domain that builds the others, watches them and gives a shell.
+//!
+//! Parts that need no machine, each with its host tests:
+//!
+//! | I want to… | go to |
+//! |---|---|
+//! | find a file in the boot archive | [`archive`] |
+//! | know what a description may say | [`description`] |
+//! | build or tear down a domain | [`toolstack`] |
+//! | decide what follows a crash | [`policy`] |
+//! | read a guest's console | [`ring`], [`scrollback`] |
+//! | edit, split and complete command lines | [`editor`], [`words`] |
+//! | print tables, sizes, times | [`table`], [`units`] |
+//!
+//! On top of them, what needs one: [`session`] (start to end), `shell` (what each command does), `guests` (one task for each
+//! console, one that waits for domains to end), `terminal` (the one screen and keyboard), `machine` (our control interface).
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod archive;
+pub mod description;
+pub mod editor;
+mod guests;
+mod machine;
+pub mod policy;
+pub mod ring;
+pub mod scrollback;
+pub mod session;
+mod shell;
+pub mod table;
+mod terminal;
+pub mod toolstack;
+pub mod units;
+mod waiting;
+pub mod words;
+
+use terminal::say;

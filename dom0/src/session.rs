@@ -1,0 +1,88 @@
+//! From dom0's first task to the end of the machine.
+//!
+//! dom0's module is the boot archive: guest images, descriptions, and perhaps `etc/exec`, commands to run instead of waiting
+//! for somebody at the keyboard.
+
+use crate::archive::Archive;
+use crate::description::Description;
+use crate::shell::Shell;
+use crate::terminal::Keys;
+use crate::units::count;
+use crate::{guests, say, shell};
+use alloc::vec::Vec;
+use guest_sdk::{CommandLine, Domain, executor, shutdown};
+
+/// Commands to run, one a line.
+const EXEC: &str = "etc/exec";
+
+/// dom0, from its first task to the end of the machine.
+pub async fn run(domain: Domain) {
+    let archive = Archive::new(domain.module());
+    executor::spawn(guests::watch(domain.events));
+    let mut shell = Shell::new(Keys::new(domain.console), archive);
+    let failed_starts = autostart(archive).await;
+    let from_archive = archive.find(EXEC).map(|bytes| core::str::from_utf8(bytes).unwrap_or(""));
+    if let Some(script) = from_archive.or_else(|| exec_word(domain.command_line)) {
+        let (total, failed) = shell.run_script(script).await;
+        if failed > 0 {
+            say!("exec: {failed} of {} failed", count(total, "command"));
+            shutdown::crash();
+        }
+        if failed_starts > 0 {
+            say!("exec: {} failed to start", count(failed_starts, "guest"));
+            shutdown::crash();
+        }
+        shutdown::poweroff();
+    }
+    greet(archive);
+    shell.run_interactively().await;
+    shutdown::poweroff();
+}
+
+/// Commands from the command line: the rest of it behind `exec=`.
+fn exec_word(line: CommandLine) -> Option<&'static str> {
+    let text = line.text();
+    let start = if text.starts_with("exec=") { 0 } else { text.find(" exec=")? + 1 };
+    text.get(start + "exec=".len()..)
+}
+
+/// Starts the guests whose descriptions ask for it; returns how many could not be started.
+async fn autostart(archive: Archive<'static>) -> usize {
+    let mut failed = 0;
+    for file in archive.files() {
+        let file = match file {
+            Ok(file) => file,
+            Err(error) => {
+                say!("dom0: {error}");
+                break;
+            }
+        };
+        // A description with mistakes is told of when somebody wants it.
+        let wanted = file.name.ends_with(".toml") && Description::parse(file.data).is_ok_and(|d| d.autostart);
+        if wanted && let Err(error) = shell::create(archive, file.name).await {
+            failed += 1;
+            say!("dom0: {error}");
+        }
+    }
+    failed
+}
+
+/// Tells a newcomer what to type.
+fn greet(archive: Archive<'static>) {
+    let running: Vec<_> = guests::all().into_iter().map(|view| view.name).collect();
+    let descriptions =
+        archive.files().filter_map(Result::ok).filter(|file| file.name.ends_with(".toml")).count();
+    say!("");
+    say!(
+        "This is dom0 of Xenolith, with {} running and {} in the boot archive.",
+        if running.is_empty() { "no guests".into() } else { running.join(" and ") },
+        count(descriptions, "description")
+    );
+    match running.first() {
+        Some(name) => say!(
+            "Type `list` to see all domains, `console {name}` to watch one (ctrl-] leaves it), `help` for more."
+        ),
+        None => say!("Type `images` to see what there is, `create FILE` to start a guest, `help` for more."),
+    }
+    say!("");
+}

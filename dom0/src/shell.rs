@@ -1,0 +1,717 @@
+//! The shell: what each command does.
+
+use crate::archive::Archive;
+use crate::description::{Description, OWN_NAME};
+use crate::editor::{Action, LineEditor};
+use crate::guests::{self, State};
+use crate::say;
+use crate::table::{Align, Table};
+use crate::terminal::{self, Keys};
+use crate::units::{Bytes, count, seconds};
+use crate::words;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::pin::Pin;
+use core::time::Duration;
+use domain_builder::{Kernel, Role};
+use guest_sdk::{control, memory, print, time};
+use hypercall_abi::DomId;
+use hypercall_abi::control::{DomainInfo, DomainState, INTERFACE_VERSION};
+
+/// What stands before each line.
+pub const PROMPT: &str = "dom0> ";
+/// ctrl-].
+const DETACH: u8 = 0x1d;
+const CTRL_C: u8 = 3;
+/// How long `destroy` waits for others to let go of the domain's memory.
+const DESTROY_PATIENCE: Duration = Duration::from_secs(3);
+/// Clears the screen, cursor at its top.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// A command's answer: an error is a text that names the cause and what to do.
+type Outcome = Result<Next, String>;
+
+/// What comes after a command.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// The next command.
+    Go,
+    /// The machine is to be switched off.
+    PowerOff,
+}
+
+/// One command of the shell.
+struct Command {
+    name: &'static str,
+    arguments: &'static str,
+    about: &'static str,
+    more: &'static str,
+    run: for<'a> fn(&'a mut Shell, &'a [String]) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
+}
+
+macro_rules! commands {
+    ($($name:literal $arguments:literal $run:ident $about:literal $more:literal)*) => {
+        const COMMANDS: &[Command] = &[$(Command {
+            name: $name,
+            arguments: $arguments,
+            about: $about,
+            more: $more,
+            run: |shell, words| Box::pin(shell.$run(words)),
+        }),*];
+    };
+}
+
+commands! {
+    "list" "" list "show all domains"
+        "NAME and ID name a domain in other commands. MEMORY and VCPUS are what it has; CPU TIME is what it has used."
+    "create" "FILE" create "build the domain that a description in the boot archive describes, and start it"
+        "FILE is a .toml file in the archive, or the name of the domain that it describes; `images` lists them. The keys of a\n\
+         description are name, image, memory, vcpus, cmdline, autostart, on_crash, on_poweroff and on_reboot."
+    "destroy" "NAME" destroy "end a domain at once and give its memory back"
+        "Nothing in the domain can prevent this, and it is not asked. `logs NAME` still shows its last output."
+    "pause" "NAME" pause "stop a domain's vCPUs until `unpause`" ""
+    "unpause" "NAME" unpause "let a paused domain go on" ""
+    "shutdown" "NAME" shutdown "end a domain as if it had powered itself off"
+        "The domain is not asked: that takes xenstore, which this dom0 does not serve yet. Its on_poweroff is applied."
+    "console" "[-f] NAME" console "type to a domain and see its output; ctrl-] leaves"
+        "With -f the shell stays, and the domain's output is shown in it as it comes, each line with the name before it;\n\
+         `console -f NAME` again ends that."
+    "logs" "NAME [LINES]" logs "show the last output of a domain, also of one that is gone (20 lines unless said)" ""
+    "wait" "NAME [SECONDS]" wait "wait until a domain has ended for good (at most 60 seconds unless said)" ""
+    "images" "" images "list the guest images and descriptions in the boot archive" ""
+    "info" "" info "facts about the machine, the hypervisor and their memory" ""
+    "dmesg" "[LINES]" dmesg "show the hypervisor's log"
+        "Reports of crashed domains are here, with their registers."
+    "log-level" "LEVEL" log_level "set how much the hypervisor logs: off, error, warn, info, debug, trace" ""
+    "top" "[TIMES]" top "CPU use of all domains, once a second until q is pressed" ""
+    "sleep" "SECONDS" sleep "wait; ctrl-c ends it" ""
+    "history" "" history "show the lines typed before" ""
+    "poweroff" "" poweroff "end all domains and switch the machine off" ""
+    "help" "[COMMAND]" help "this list, or more about one command" ""
+}
+
+/// A person, or a list of commands, at work.
+pub struct Shell {
+    keys: Keys,
+    archive: Archive<'static>,
+    editor: LineEditor,
+    /// Nobody is at the keyboard: commands come from a list.
+    scripted: bool,
+}
+
+impl Shell {
+    /// A shell on the keyboard.
+    pub fn new(keys: Keys, archive: Archive<'static>) -> Self {
+        Self { keys, archive, editor: LineEditor::new(PROMPT), scripted: false }
+    }
+
+    /// Runs commands one after another, printing each before its output. Returns how many there were and how many failed;
+    /// `poweroff` ends the list.
+    pub async fn run_script(&mut self, script: &str) -> (usize, usize) {
+        self.scripted = true;
+        let (mut total, mut failed) = (0, 0);
+        for line in script.lines() {
+            let commands = match words::parse(line) {
+                Ok(commands) => commands,
+                Err(error) => {
+                    say!("{PROMPT}{line}\n{error}");
+                    (total, failed) = (total + 1, failed + 1);
+                    continue;
+                }
+            };
+            for command in commands {
+                total += 1;
+                say!("{PROMPT}{}", command.join(" "));
+                match self.run(&command).await {
+                    Ok(Next::Go) => {}
+                    Ok(Next::PowerOff) => return (total, failed),
+                    Err(error) => {
+                        failed += 1;
+                        say!("{}: {error}", command.first().map_or("", String::as_str));
+                    }
+                }
+            }
+        }
+        (total, failed)
+    }
+
+    /// Reads lines and runs them until somebody wants the machine off.
+    pub async fn run_interactively(&mut self) {
+        self.scripted = false;
+        loop {
+            let line = self.read_line().await;
+            let commands = match words::parse(&line) {
+                Ok(commands) => commands,
+                Err(error) => {
+                    say!("{error}");
+                    continue;
+                }
+            };
+            for command in commands {
+                match self.run(&command).await {
+                    Ok(Next::Go) => {}
+                    Ok(Next::PowerOff) => return,
+                    Err(error) => {
+                        say!("{}: {error}", command.first().map_or("", String::as_str));
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read_line(&mut self) -> String {
+        terminal::show_edited(Some(self.editor.render()));
+        loop {
+            let byte = self.keys.key().await;
+            let archive = self.archive;
+            let action = self.editor.feed(byte, &|words, _| candidates(archive, words));
+            match action {
+                Action::Nothing => {}
+                Action::Print(c) => terminal::extend_edited(c, self.editor.render()),
+                Action::Redraw => terminal::show_edited(Some(self.editor.render())),
+                Action::ClearScreen => {
+                    print!("{CLEAR}");
+                    terminal::show_edited(Some(self.editor.render()));
+                }
+                Action::Line(line) => {
+                    terminal::show_edited(None);
+                    say!("");
+                    return line;
+                }
+                Action::Interrupt => {
+                    terminal::show_edited(None);
+                    say!("^C");
+                    terminal::show_edited(Some(self.editor.render()));
+                }
+                Action::EndOfInput => {
+                    say!("`poweroff` ends dom0 and the machine; from QEMU itself, ctrl-a x");
+                }
+                Action::Candidates(names) => {
+                    say!("{}", names.join("  "));
+                }
+            }
+        }
+    }
+
+    async fn run(&mut self, words: &[String]) -> Outcome {
+        let Some((name, arguments)) = words.split_first() else { return Ok(Next::Go) };
+        let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
+            let hint = match words::nearest(name, COMMANDS.iter().map(|command| command.name)) {
+                Some(known) => format!("did you mean `{known}`?"),
+                None => "`help` lists what there is".into(),
+            };
+            return Err(format!("there is no such command: {hint}"));
+        };
+        (command.run)(self, arguments).await
+    }
+
+    async fn list(&mut self, arguments: &[String]) -> Outcome {
+        none("list", arguments)?;
+        let infos = control::list_domains().map_err(refused("list the domains"))?;
+        let views = guests::all();
+        let mut table = Table::new([
+            ("NAME", Align::Left),
+            ("ID", Align::Right),
+            ("MEMORY", Align::Right),
+            ("VCPUS", Align::Right),
+            ("STATE", Align::Left),
+            ("CPU TIME", Align::Right),
+        ]);
+        for info in &infos {
+            table.row([
+                name_of(info, &views),
+                info.domid.get().to_string(),
+                guests::memory(info).to_string(),
+                info.max_vcpus.to_string(),
+                state_of(info),
+                seconds(info.cpu_time_ns),
+            ]);
+        }
+        let dash = || "-".to_string();
+        for view in views {
+            let state = match view.state {
+                State::Gone(Some(ending)) => format!("gone ({ending})"),
+                State::Gone(None) => "gone (destroyed)".into(),
+                State::Starting => "being built".into(),
+                _ => continue,
+            };
+            table.row([view.name, dash(), dash(), dash(), state, dash()]);
+        }
+        print_block(&table.to_string());
+        Ok(Next::Go)
+    }
+
+    async fn create(&mut self, arguments: &[String]) -> Outcome {
+        let file = one("create", arguments)?;
+        let name = create(self.archive, file).await?;
+        if let Ok(domain) = guests::domain(&name) {
+            say!("{name} runs as domain {domain}");
+        }
+        Ok(Next::Go)
+    }
+
+    async fn destroy(&mut self, arguments: &[String]) -> Outcome {
+        let name = guests::resolve(one("destroy", arguments)?)?;
+        if guests::destroy(&name, deadline(DESTROY_PATIENCE)).await? {
+            return Ok(Next::Go);
+        }
+        Err(format!(
+            "{name} is dead, but not all of its memory is back: other domains still have pages of it mapped by grant. It \
+             comes back when they let go or are destroyed"
+        ))
+    }
+
+    async fn pause(&mut self, arguments: &[String]) -> Outcome {
+        let name = guests::resolve(one("pause", arguments)?)?;
+        let domain = guests::domain(&name)?;
+        if is_paused(domain) {
+            return Err(format!("{name} is paused already: `unpause {name}` lets it go on"));
+        }
+        control::pause(domain).map_err(refused("pause it"))?;
+        Ok(Next::Go)
+    }
+
+    async fn unpause(&mut self, arguments: &[String]) -> Outcome {
+        let name = guests::resolve(one("unpause", arguments)?)?;
+        let domain = guests::domain(&name)?;
+        if !is_paused(domain) {
+            return Err(format!("{name} is not paused"));
+        }
+        control::unpause(domain).map_err(refused("unpause it"))?;
+        Ok(Next::Go)
+    }
+
+    async fn shutdown(&mut self, arguments: &[String]) -> Outcome {
+        let name = guests::resolve(one("shutdown", arguments)?)?;
+        guests::shut_down(&name)?;
+        Ok(Next::Go)
+    }
+
+    async fn console(&mut self, arguments: &[String]) -> Outcome {
+        if let [flag, name] = arguments
+            && flag == "-f"
+        {
+            let name = guests::resolve(name)?;
+            let verb = if guests::toggle_follow(&name) {
+                "is shown here from now on"
+            } else {
+                "is not shown any more"
+            };
+            say!("the output of {name} {verb}");
+            return Ok(Next::Go);
+        }
+        let name = guests::resolve(one("console", arguments)?)?;
+        guests::domain(&name)?;
+        if self.scripted {
+            return Err(format!("nobody is at the keyboard: use `logs {name}`"));
+        }
+        say!("This is the console of {name}; ctrl-] leads back to dom0.");
+        let shown = guests::attach(Some(&name));
+        terminal::raw(&shown);
+        loop {
+            let seen = guests::CHANGED.rings();
+            if !guests::is_alive(&name) {
+                break;
+            }
+            match crate::waiting::first(self.keys.key(), guests::CHANGED.after(seen)).await {
+                crate::waiting::First::One(DETACH) => break,
+                crate::waiting::First::One(key) => {
+                    guests::type_in(&name, &[key]);
+                }
+                crate::waiting::First::Other(()) => {}
+            }
+        }
+        guests::attach(None);
+        say!("\nBack in dom0.");
+        Ok(Next::Go)
+    }
+
+    async fn logs(&mut self, arguments: &[String]) -> Outcome {
+        let (name, lines) = match arguments {
+            [name] => (name, 20),
+            [name, lines] => (name, number::<usize>(lines)?),
+            _ => return Err(usage("logs")),
+        };
+        let name = guests::resolve(name)?;
+        let text = guests::last_lines(&name, lines);
+        if text.is_empty() {
+            say!("{name} has printed nothing");
+        } else {
+            print_block(&text);
+        }
+        Ok(Next::Go)
+    }
+
+    async fn wait(&mut self, arguments: &[String]) -> Outcome {
+        let (name, limit) = match arguments {
+            [name] => (name, Duration::from_secs(60)),
+            [name, limit] => (name, duration(limit)?),
+            _ => return Err(usage("wait")),
+        };
+        let name = guests::resolve(name)?;
+        match guests::wait_for_end(&name, deadline(limit)).await {
+            Some(State::Kept(..) | State::Gone(_)) | None => Ok(Next::Go),
+            Some(_) => Err(format!("{name} still runs after {} s", limit.as_secs_f32())),
+        }
+    }
+
+    async fn images(&mut self, arguments: &[String]) -> Outcome {
+        none("images", arguments)?;
+        let mut images = Table::new([("IMAGE", Align::Left), ("SIZE", Align::Right), ("", Align::Left)]);
+        let mut descriptions = Table::new([
+            ("DESCRIPTION", Align::Left),
+            ("NAME", Align::Left),
+            ("IMAGE", Align::Left),
+            ("MEMORY", Align::Right),
+            ("", Align::Left),
+        ]);
+        for file in self.archive.files() {
+            let file = file.map_err(|error| error.to_string())?;
+            if let Some(name) = file.name.strip_prefix("images/") {
+                let verdict = match Kernel::parse(file.data, Role::Guest) {
+                    Ok(_) => String::new(),
+                    Err(error) => format!("unusable: {error}"),
+                };
+                images.row([name.into(), format!("{} KiB", file.data.len().div_ceil(1024)), verdict]);
+            } else if file.name.ends_with(".toml") {
+                let file_name = file.name.to_string();
+                descriptions.row(match Description::parse(file.data) {
+                    Ok(d) => {
+                        let auto = if d.autostart { "starts with dom0" } else { "" };
+                        [file_name, d.name, d.image, d.memory.to_string(), auto.into()]
+                    }
+                    Err(error) => [file_name, "?".into(), "?".into(), "?".into(), error.to_string()],
+                });
+            }
+        }
+        print_block(&format!("{images}\n{descriptions}"));
+        Ok(Next::Go)
+    }
+
+    async fn info(&mut self, arguments: &[String]) -> Outcome {
+        none("info", arguments)?;
+        let info = control::phys_info().map_err(refused("tell about the machine"))?;
+        let version = control::version().map_err(refused("tell its version"))?;
+        let free = info.free_pages + info.scrub_pending_pages;
+        let own = memory::usage();
+        let mut table = Table::new([("", Align::Left), ("", Align::Left)]);
+        let mut row = |name: &str, value: String| table.row([name.into(), value]);
+        row(
+            "hypervisor",
+            format!(
+                "Xenolith, control interface {:#x}, up {}",
+                version.interface_version,
+                seconds(info.uptime_ns)
+            ),
+        );
+        row(
+            "CPUs",
+            format!("{} at {}.{:03} GHz", info.cpus, info.cpu_khz / 1_000_000, info.cpu_khz / 1000 % 1000),
+        );
+        row("memory", Bytes::of_pages(info.total_pages).to_string());
+        row("free", format!("{} ({free} frames)", Bytes::of_pages(free)));
+        row("hypervisor's own", Bytes::of_pages(info.hypervisor_pages).to_string());
+        row(
+            "hypervisor's heap",
+            format!("{} of {} KiB in use", info.heap_used.div_ceil(1024), info.heap_size / 1024),
+        );
+        row(
+            "dom0's heap",
+            format!("{} KiB in use of {} MiB memory", own.heap_used.div_ceil(1024), own.total >> 20),
+        );
+        row("domains", info.domains.to_string());
+        print_block(table.to_string().trim_start_matches('\n'));
+        Ok(Next::Go)
+    }
+
+    async fn dmesg(&mut self, arguments: &[String]) -> Outcome {
+        let lines = match arguments {
+            [] => usize::MAX,
+            [lines] => number(lines)?,
+            _ => return Err(usage("dmesg")),
+        };
+        let (mut log, mut index, mut lost) = (Vec::new(), 0, 0);
+        let mut chunk = [0; 512];
+        loop {
+            let (got, next, skipped) =
+                control::read_log(index, &mut chunk).map_err(refused("show its log"))?;
+            if got == 0 {
+                break;
+            }
+            log.extend_from_slice(chunk.get(..got).unwrap_or(&[]));
+            lost += skipped;
+            index = next;
+        }
+        if lost > 0 && lines == usize::MAX {
+            say!("[{lost} bytes before this are gone: the log keeps the newest]");
+        }
+        let text = crate::scrollback::printable(&log);
+        let all: Vec<&str> = text.lines().collect();
+        let tail = all.get(all.len().saturating_sub(lines)..).unwrap_or(&[]);
+        if !tail.is_empty() {
+            print_block(&tail.join("\n"));
+        }
+        Ok(Next::Go)
+    }
+
+    async fn log_level(&mut self, arguments: &[String]) -> Outcome {
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+        let wanted = one("log-level", arguments)?;
+        let level = LEVELS
+            .iter()
+            .position(|&level| level == wanted)
+            .ok_or_else(|| format!("{wanted:?} is no level: there are {}", LEVELS.join(", ")))?;
+        control::set_log_level(level as u32).map_err(refused("change its log level"))?;
+        Ok(Next::Go)
+    }
+
+    async fn top(&mut self, arguments: &[String]) -> Outcome {
+        let mut left = match arguments {
+            [] if self.scripted => return Err("nobody can press q here: say how often, as in `top 3`".into()),
+            [] => u64::MAX,
+            [times] => number(times)?,
+            _ => return Err(usage("top")),
+        };
+        let mut before = control::list_domains().map_err(refused("list the domains"))?;
+        let mut before_ns = time::now_ns();
+        while left > 0 {
+            left -= 1;
+            match self.keys.key_before(before_ns + 1_000_000_000).await {
+                Some(b'q' | b'Q' | CTRL_C) => break,
+                Some(_) => {}
+                None => {}
+            }
+            let now = control::list_domains().map_err(refused("list the domains"))?;
+            let now_ns = time::now_ns();
+            let screen = usage_table(&before, &now, now_ns.saturating_sub(before_ns).max(1));
+            if self.scripted {
+                print_block(&screen);
+            } else {
+                print!("{CLEAR}{screen}\nq ends this\n");
+            }
+            (before, before_ns) = (now, now_ns);
+        }
+        Ok(Next::Go)
+    }
+
+    async fn sleep(&mut self, arguments: &[String]) -> Outcome {
+        let until = deadline(duration(one("sleep", arguments)?)?);
+        while let Some(key) = self.keys.key_before(until).await {
+            if key == CTRL_C {
+                return Err("interrupted".into());
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    async fn history(&mut self, arguments: &[String]) -> Outcome {
+        none("history", arguments)?;
+        for line in self.editor.history() {
+            say!("{line}");
+        }
+        Ok(Next::Go)
+    }
+
+    async fn poweroff(&mut self, arguments: &[String]) -> Outcome {
+        none("poweroff", arguments)?;
+        Ok(Next::PowerOff)
+    }
+
+    async fn help(&mut self, arguments: &[String]) -> Outcome {
+        match arguments {
+            [] => {
+                let mut table = Table::new([("", Align::Left), ("", Align::Left)]);
+                for command in COMMANDS {
+                    table.row([synopsis(command), command.about.into()]);
+                }
+                print_block(table.to_string().trim_start_matches('\n'));
+                say!(
+                    "NAME is a domain's name or number. Commands can be separated by `;`, and tab completes them."
+                );
+            }
+            [name] => {
+                let command = COMMANDS
+                    .iter()
+                    .find(|command| command.name == name)
+                    .ok_or("there is no such command: `help` lists all")?;
+                say!("{}: {}", synopsis(command), command.about);
+                if !command.more.is_empty() {
+                    say!("{}", command.more);
+                }
+            }
+            _ => return Err(usage("help")),
+        }
+        Ok(Next::Go)
+    }
+}
+
+/// Builds and starts the domain that a description in the archive describes; returns its name.
+///
+/// # Errors
+/// What to say.
+pub async fn create(archive: Archive<'static>, file: &str) -> Result<String, String> {
+    let with_ending = format!("{file}.toml");
+    let by_name = || {
+        let files = archive.files().filter_map(Result::ok).filter(|other| other.name.ends_with(".toml"));
+        let mut named = files.filter(|other| Description::parse(other.data).is_ok_and(|d| d.name == file));
+        named.next().map(|other| (other.name, other.data))
+    };
+    let found = archive.find(file).map(|text| (file, text));
+    let found = found.or_else(|| archive.find(&with_ending).map(|text| (&*with_ending, text)));
+    let (file, text) = found.or_else(by_name).ok_or_else(|| {
+        let known: Vec<&str> = archive
+            .files()
+            .filter_map(Result::ok)
+            .map(|file| file.name)
+            .filter(|name| name.ends_with(".toml"))
+            .collect();
+        format!("the boot archive holds no {file}: there are {}", known.join(", "))
+    })?;
+    let description = Description::parse(text).map_err(|error| format!("{file}: {error}"))?;
+    let image = archive.find(&format!("images/{}", description.image)).ok_or_else(|| {
+        format!(
+            "{file}: there is no image {:?} in the boot archive: `images` lists those there are",
+            description.image
+        )
+    })?;
+    let name = description.name.clone();
+    guests::start(description, image).await.map_err(|error| format!("{file}: {error}"))?;
+    Ok(name)
+}
+
+fn candidates(archive: Archive<'static>, words: &[&str]) -> Vec<String> {
+    match words {
+        [] => COMMANDS.iter().map(|command| command.name.to_string()).collect(),
+        ["help"] => COMMANDS.iter().map(|command| command.name.to_string()).collect(),
+        ["create"] => {
+            let files = archive.files().filter_map(Result::ok).map(|file| file.name);
+            files.filter(|name| name.ends_with(".toml")).map(ToString::to_string).collect()
+        }
+        ["destroy" | "pause" | "unpause" | "shutdown" | "console" | "logs" | "wait"] | ["console", "-f"] => {
+            guests::all().into_iter().map(|view| view.name).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn synopsis(command: &Command) -> String {
+    format!("{} {}", command.name, command.arguments).trim_end().into()
+}
+
+fn usage(name: &str) -> String {
+    let command = COMMANDS.iter().find(|command| command.name == name);
+    format!("use it as `{}`", command.map(synopsis).unwrap_or_default())
+}
+
+fn none(name: &str, arguments: &[String]) -> Result<(), String> {
+    if arguments.is_empty() { Ok(()) } else { Err(usage(name)) }
+}
+
+fn one<'a>(name: &str, arguments: &'a [String]) -> Result<&'a str, String> {
+    match arguments {
+        [one] => Ok(one),
+        _ => Err(usage(name)),
+    }
+}
+
+fn number<T: core::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a whole number"))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| format!("{text:?} is no number of seconds"))
+}
+
+fn deadline(time: Duration) -> u64 {
+    guest_sdk::time::now_ns().saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn refused(what: &str) -> impl Fn(hypercall_abi::Errno) -> String {
+    move |errno| {
+        let hint = match errno {
+            hypercall_abi::Errno::ENOSYS | hypercall_abi::Errno::EACCES => {
+                format!(": it is not Xenolith, or has another control interface than {INTERFACE_VERSION:#x}")
+            }
+            _ => String::new(),
+        };
+        format!("the hypervisor refused to {what} ({errno}){hint}")
+    }
+}
+
+/// Prints text of more than one line.
+fn print_block(text: &str) {
+    say!("{}", text.trim_end_matches('\n'));
+}
+
+fn is_paused(domain: DomId) -> bool {
+    control::domain_info(domain)
+        .is_ok_and(|info| DomainState::from_bits_retain(info.state).contains(DomainState::PAUSED))
+}
+
+fn name_of(info: &DomainInfo, views: &[guests::View]) -> String {
+    if info.domid == guest_sdk::id() {
+        return OWN_NAME.into();
+    }
+    let known = views.iter().find(|view| {
+        matches!(&view.state, State::Running(run) | State::Ended(run) | State::Kept(run, _) if run.domain == info.domid)
+    });
+    match known {
+        Some(view) => view.name.clone(),
+        // Being built or torn down: it is known by what it was made with.
+        None => {
+            let end = info.handle.iter().position(|&byte| byte == 0).unwrap_or(info.handle.len());
+            crate::scrollback::printable(info.handle.get(..end).unwrap_or(&[]))
+        }
+    }
+}
+
+fn state_of(info: &DomainInfo) -> String {
+    let state = DomainState::from_bits_retain(info.state);
+    if state.intersects(DomainState::DYING | DomainState::DEAD) {
+        return "being torn down".into();
+    }
+    if let Some(ending) = guests::ending(info) {
+        return ending.to_string();
+    }
+    let word = if state.contains(DomainState::PAUSED) {
+        "paused"
+    } else if state.contains(DomainState::RUNNING) {
+        "running"
+    } else if state.contains(DomainState::BLOCKED) {
+        "waiting"
+    } else {
+        "ready"
+    };
+    word.into()
+}
+
+/// CPU use of each domain between two lists, `span_ns` apart.
+fn usage_table(before: &[DomainInfo], now: &[DomainInfo], span_ns: u64) -> String {
+    let views = guests::all();
+    let mut table = Table::new([
+        ("NAME", Align::Left),
+        ("ID", Align::Right),
+        ("CPU", Align::Right),
+        ("CPU TIME", Align::Right),
+        ("MEMORY", Align::Right),
+        ("STATE", Align::Left),
+    ]);
+    for info in now {
+        let earlier =
+            before.iter().find(|other| other.domid == info.domid).map_or(0, |other| other.cpu_time_ns);
+        let tenths = u128::from(info.cpu_time_ns.saturating_sub(earlier)) * 1000 / u128::from(span_ns);
+        table.row([
+            name_of(info, &views),
+            info.domid.get().to_string(),
+            format!("{}.{} %", tenths / 10, tenths % 10),
+            seconds(info.cpu_time_ns),
+            guests::memory(info).to_string(),
+            state_of(info),
+        ]);
+    }
+    format!("{}, {}\n{table}", count(now.len(), "domain"), seconds(time::now_ns()))
+}

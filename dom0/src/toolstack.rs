@@ -1,0 +1,701 @@
+//! Building and tearing down domains, over any control interface.
+//!
+//! [`ControlInterface`] is what a hypervisor must offer; ours does through its control hypercall, and real Xen's domctls can
+//! be put behind the same trait. Everything that a guest could notice is decided by the shared domain builder.
+//!
+//! A domain is made in this order: empty and paused, its memory, its two ports, what the builder writes through a window of
+//! mapped frames, the window closed, grants for the two rings, its root table pinned (which checks all tables), its first
+//! vCPU's state. It is left paused. Whatever fails, what was made before is torn down again.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::future::Future;
+use domain_builder::{BuildTarget, Builder, ImageError, Kernel, LayoutError, Parameters, Role};
+use hypercall_abi::vcpu::VcpuGuestContext;
+use hypercall_abi::{DomId, Errno, GrantRef, Mfn, PAGE_SIZE, Pfn, Port};
+
+use crate::units::Bytes;
+
+/// Pages mapped at a time while a domain is written.
+const WINDOW_PAGES: u64 = 64;
+/// Pages asked for at a time.
+const POPULATE_PAGES: u64 = 512;
+/// Builder steps between two chances for other tasks.
+const STEPS_PER_TURN: u32 = 32;
+
+/// Reserved grants that lead to the rings (public/grant_table.h).
+const CONSOLE_GRANT: GrantRef = GrantRef::new(0);
+const STORE_GRANT: GrantRef = GrantRef::new(1);
+
+/// Frames of a domain under construction, mapped here until dropped.
+pub trait Window {
+    /// Copies bytes into page `page` of the window from byte `offset` on; they do not cross its end.
+    fn write(&self, page: usize, offset: usize, bytes: &[u8]);
+    /// Fills page `page` of the window with zeroes.
+    fn zero(&self, page: usize);
+}
+
+/// What building a domain takes from a hypervisor.
+pub trait ControlInterface {
+    /// Mapped frames.
+    type Window: Window;
+
+    /// Makes a paused domain without memory; returns its number and the frame of its shared page.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    fn create_domain(&mut self, vcpus: u32, max_pages: u64) -> Result<(DomId, Mfn), Errno>;
+
+    /// Gives pages: `frames` holds guest frame numbers, and machine frames afterwards.
+    ///
+    /// # Errors
+    /// `ENOMEM` when there are not enough; others as the hypervisor's.
+    fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno>;
+
+    /// Maps frames of a paused domain, writable.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    fn map(&mut self, domain: DomId, frames: &[Mfn]) -> Result<Self::Window, Errno>;
+
+    /// Fills a frame with the hypercall stubs.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    fn hypercall_page(&mut self, domain: DomId, frame: Mfn) -> Result<(), Errno>;
+
+    /// Makes a port of the domain that the caller's domain may connect to.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    fn port_for_caller(&mut self, domain: DomId) -> Result<Port, Errno>;
+
+    /// Lets the caller's domain map a frame through one of the reserved grants.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    fn grant_to_caller(&mut self, domain: DomId, grant: GrantRef, frame: Mfn) -> Result<(), Errno>;
+
+    /// Makes a frame the root of page tables, for good.
+    ///
+    /// # Errors
+    /// `EINVAL` when it, or a table below, is none.
+    fn pin_root(&mut self, domain: DomId, frame: Mfn) -> Result<(), Errno>;
+
+    /// Sets the first vCPU's state and marks it as up.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    fn set_first_vcpu(&mut self, domain: DomId, context: &VcpuGuestContext) -> Result<(), Errno>;
+
+    /// Tears down a domain as far as one call goes; true when it is gone.
+    ///
+    /// # Errors
+    /// `ESRCH` when there is no such domain.
+    fn destroy_step(&mut self, domain: DomId) -> Result<bool, Errno>;
+
+    /// Pages that a new domain could get.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    fn free_pages(&mut self) -> Result<u64, Errno>;
+
+    /// Lets other work go on; long operations call it between steps.
+    fn turn(&self) -> impl Future<Output = ()> + Send;
+
+    /// Waits for something that others have to do first; longer, the more often (`waited`) it was in vain.
+    fn moment(&self, waited: u32) -> impl Future<Output = ()> + Send;
+}
+
+/// What was being done when the hypervisor refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Asking for free memory.
+    Ask,
+    /// Making the domain.
+    Create,
+    /// Giving it memory.
+    Populate,
+    /// Making its ports.
+    Ports,
+    /// Mapping its memory.
+    Map,
+    /// Writing its hypercall page.
+    HypercallPage,
+    /// Granting its rings.
+    Grants,
+    /// Having its page tables checked.
+    Pin,
+    /// Setting its vCPU's state.
+    Vcpu,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ask => "telling how much memory is free",
+            Self::Create => "making the domain",
+            Self::Populate => "giving it memory",
+            Self::Ports => "making its event channels",
+            Self::Map => "mapping its memory",
+            Self::HypercallPage => "writing its hypercall page",
+            Self::Grants => "granting its rings",
+            Self::Pin => "checking its page tables",
+            Self::Vcpu => "setting its first vCPU's state",
+        })
+    }
+}
+
+/// Why a domain could not be made. Nothing of it is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CreateError {
+    /// The image is no kernel for a guest.
+    Image(ImageError),
+    /// The kernel does not fit the description.
+    Layout(LayoutError),
+    /// More than the machine has free.
+    Memory {
+        /// Pages wanted.
+        wanted: u64,
+        /// Pages free.
+        free: u64,
+    },
+    /// The hypervisor refused a step.
+    Refused(Step, Errno),
+}
+
+impl fmt::Display for CreateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(error) => write!(f, "{error}"),
+            Self::Layout(error @ LayoutError::NotEnoughMemory { .. }) => {
+                write!(f, "{error}: raise `memory` in the description")
+            }
+            Self::Layout(error @ LayoutError::CommandLineTooLong { .. }) => {
+                write!(f, "{error}: shorten `cmdline` in the description")
+            }
+            Self::Layout(error) => write!(f, "{error}"),
+            Self::Memory { wanted, free } => write!(
+                f,
+                "not enough memory: it wants {} and {} are free. Lower `memory`, destroy another domain (`list` shows \
+                 them), or start the machine with more (`cargo xtask run --mem SIZE`)",
+                Bytes::of_pages(*wanted),
+                Bytes::of_pages(*free)
+            ),
+            Self::Refused(step, errno) => {
+                write!(f, "the hypervisor refused {step}: {errno}; `dmesg` may say more")
+            }
+        }
+    }
+}
+
+impl core::error::Error for CreateError {}
+
+/// What a domain is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// An ELF kernel.
+    pub image: &'a [u8],
+    /// Its memory in pages.
+    pub pages: u64,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// Its kernel's command line.
+    pub command_line: &'a str,
+}
+
+/// A new domain, paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// Its number.
+    pub domain: DomId,
+    /// Frame of its console ring.
+    pub console: Mfn,
+    /// Its end of the console's event channel.
+    pub console_port: Port,
+    /// Frame of its xenstore ring.
+    pub store: Mfn,
+    /// Its end of xenstore's event channel.
+    pub store_port: Port,
+}
+
+/// Makes a domain and leaves it paused.
+///
+/// # Errors
+/// [`CreateError`]; nothing is left of the domain then.
+pub async fn create<C: ControlInterface>(
+    control: &mut C,
+    request: &Request<'_>,
+) -> Result<Created, CreateError> {
+    let kernel = Kernel::parse(request.image, Role::Guest).map_err(CreateError::Image)?;
+    // Planned once before anything is made: most mistakes end here.
+    let parameters = Parameters { command_line: request.command_line.as_bytes(), ..Parameters::default() };
+    Builder::new(kernel.clone(), request.pages, parameters).map_err(CreateError::Layout)?;
+    let free = control.free_pages().map_err(|errno| CreateError::Refused(Step::Ask, errno))?;
+    if request.pages > free {
+        return Err(CreateError::Memory { wanted: request.pages, free });
+    }
+    let (domain, shared_info) = control
+        .create_domain(request.vcpus, request.pages)
+        .map_err(|errno| CreateError::Refused(Step::Create, errno))?;
+    let result = fill(control, request, kernel, domain, shared_info).await;
+    if result.is_err() {
+        // It cannot fail: the domain is ours, exists and has never run.
+        let _ = destroy(control, domain).await;
+    }
+    result
+}
+
+async fn fill<C: ControlInterface>(
+    control: &mut C,
+    request: &Request<'_>,
+    kernel: Kernel<'_>,
+    domain: DomId,
+    shared_info: Mfn,
+) -> Result<Created, CreateError> {
+    let at = |step: Step| move |errno| CreateError::Refused(step, errno);
+    let frames = populate(control, domain, request.pages).await?;
+    let store_port = control.port_for_caller(domain).map_err(at(Step::Ports))?;
+    let console_port = control.port_for_caller(domain).map_err(at(Step::Ports))?;
+    let parameters = Parameters {
+        command_line: request.command_line.as_bytes(),
+        shared_info: shared_info.address(),
+        store_port,
+        console_port,
+        ..Parameters::default()
+    };
+    let mut builder = Box::new(Builder::new(kernel, request.pages, parameters).map_err(CreateError::Layout)?);
+    let mut memory = Memory { control, domain, frames, window: None };
+    let mut steps = 0;
+    let built = loop {
+        if let Some(built) = builder.step(&mut memory)? {
+            break built;
+        }
+        steps += 1;
+        if steps % STEPS_PER_TURN == 0 {
+            memory.control.turn().await;
+        }
+    };
+    let frame = |page: Option<Pfn>| page.and_then(|pfn| memory.frame(pfn));
+    let rings = builder.layout().rings;
+    let (console, store) = (frame(rings.map(|rings| rings.console)), frame(rings.map(|rings| rings.store)));
+    // A builder for guests places both.
+    let (console, store) = console.zip(store).ok_or(CreateError::Refused(Step::Grants, Errno::EINVAL))?;
+    // Pages that are mapped writable here cannot become page tables.
+    drop(memory);
+    control.grant_to_caller(domain, CONSOLE_GRANT, console).map_err(at(Step::Grants))?;
+    control.grant_to_caller(domain, STORE_GRANT, store).map_err(at(Step::Grants))?;
+    control.pin_root(domain, built.root).map_err(at(Step::Pin))?;
+    let context = Box::new(built.vcpu_context());
+    control.set_first_vcpu(domain, &context).map_err(at(Step::Vcpu))?;
+    Ok(Created { domain, console, console_port, store, store_port })
+}
+
+/// Gives the domain its pages; returns the machine frame behind each.
+async fn populate<C: ControlInterface>(
+    control: &mut C,
+    domain: DomId,
+    pages: u64,
+) -> Result<Vec<Mfn>, CreateError> {
+    let mut frames = Vec::new();
+    let mut next = 0;
+    while next < pages {
+        let count = POPULATE_PAGES.min(pages - next);
+        let mut chunk: Vec<u64> = (next..next + count).collect();
+        if let Err(errno) = control.populate(domain, &mut chunk) {
+            return Err(match (errno, control.free_pages()) {
+                // What it got so far is given back when it is destroyed.
+                (Errno::ENOMEM, Ok(free)) => CreateError::Memory { wanted: pages, free: free + next },
+                _ => CreateError::Refused(Step::Populate, errno),
+            });
+        }
+        frames.extend(chunk.into_iter().map(Mfn::new));
+        next += count;
+        control.turn().await;
+    }
+    Ok(frames)
+}
+
+/// Tears a domain down and waits until it is gone.
+///
+/// # Errors
+/// `ESRCH` when there is no such domain.
+pub async fn destroy<C: ControlInterface>(control: &mut C, domain: DomId) -> Result<(), Errno> {
+    let mut waited = 0;
+    while !control.destroy_step(domain)? {
+        control.moment(waited).await;
+        waited += 1;
+    }
+    Ok(())
+}
+
+/// A domain's memory seen through a window that moves.
+struct Memory<'c, C: ControlInterface> {
+    control: &'c mut C,
+    domain: DomId,
+    frames: Vec<Mfn>,
+    window: Option<(u64, C::Window)>,
+}
+
+impl<C: ControlInterface> Memory<'_, C> {
+    fn frame(&self, pfn: Pfn) -> Option<Mfn> {
+        self.frames.get(usize::try_from(pfn.get()).ok()?).copied()
+    }
+
+    /// Moves the window over `pfn`; returns it and the page's place in it.
+    fn over(&mut self, pfn: Pfn) -> Result<(&C::Window, usize), CreateError> {
+        let first = pfn.get() - pfn.get() % WINDOW_PAGES;
+        let place = (pfn.get() - first) as usize;
+        if self.window.as_ref().is_none_or(|(mapped, _)| *mapped != first) {
+            self.window = None;
+            let start = (first as usize).min(self.frames.len());
+            let end = (start + WINDOW_PAGES as usize).min(self.frames.len());
+            let frames = self.frames.get(start..end).unwrap_or(&[]);
+            let refused = |errno| CreateError::Refused(Step::Map, errno);
+            self.window = Some((first, self.control.map(self.domain, frames).map_err(refused)?));
+        }
+        match &self.window {
+            Some((_, window)) => Ok((window, place)),
+            None => Err(CreateError::Refused(Step::Map, Errno::EINVAL)),
+        }
+    }
+}
+
+impl<C: ControlInterface> BuildTarget for Memory<'_, C> {
+    type Error = CreateError;
+
+    fn mfn_of(&mut self, pfn: Pfn) -> Result<Mfn, CreateError> {
+        self.frame(pfn).ok_or(CreateError::Refused(Step::Map, Errno::EINVAL))
+    }
+
+    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), CreateError> {
+        debug_assert!(offset + bytes.len() <= PAGE_SIZE);
+        let (window, place) = self.over(pfn)?;
+        window.write(place, offset, bytes);
+        Ok(())
+    }
+
+    fn zero(&mut self, pfn: Pfn) -> Result<(), CreateError> {
+        let (window, place) = self.over(pfn)?;
+        window.zero(place);
+        Ok(())
+    }
+
+    fn hypercall_page(&mut self, pfn: Pfn) -> Result<(), CreateError> {
+        let frame = self.mfn_of(pfn)?;
+        let refused = |errno| CreateError::Refused(Step::HypercallPage, errno);
+        self.control.hypercall_page(self.domain, frame).map_err(refused)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ControlInterface, CreateError, Request, Step, Window, create};
+    use alloc::collections::{BTreeMap, BTreeSet};
+    use alloc::rc::Rc;
+    use alloc::string::ToString;
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use core::cell::RefCell;
+    use core::future::{Future, ready};
+    use core::task::{Context, Poll, Waker};
+    use domain_builder::ImageError;
+    use hypercall_abi::vcpu::VcpuGuestContext;
+    use hypercall_abi::{DomId, Errno, GrantRef, Mfn, Port};
+
+    /// A hypervisor that counts, and refuses its `fail_at`th call.
+    #[derive(Default)]
+    struct Machine {
+        free: Vec<u64>,
+        domains: BTreeMap<u16, Vec<u64>>,
+        memory: BTreeMap<u64, Vec<u8>>,
+        mapped: BTreeSet<u64>,
+        pinned: Option<u64>,
+        granted: Vec<(u32, u64)>,
+        entry: Option<u64>,
+        calls: u32,
+        fail_at: Option<u32>,
+        destroy_calls: u32,
+    }
+
+    struct Fake(Rc<RefCell<Machine>>);
+
+    impl Fake {
+        fn new(pages: u64) -> Self {
+            // Descending and with gaps: nothing may take frames for consecutive.
+            Fake(Rc::new(RefCell::new(Machine {
+                free: (0..pages).map(|n| 1000 + 3 * n).collect(),
+                ..Machine::default()
+            })))
+        }
+        fn call(&self) -> Result<(), Errno> {
+            let mut machine = self.0.borrow_mut();
+            machine.calls += 1;
+            if machine.fail_at == Some(machine.calls) { Err(Errno::EPERM) } else { Ok(()) }
+        }
+    }
+
+    struct FakeWindow(Rc<RefCell<Machine>>, Vec<u64>);
+
+    impl Window for FakeWindow {
+        fn write(&self, page: usize, offset: usize, bytes: &[u8]) {
+            let mut machine = self.0.borrow_mut();
+            let frame = machine.memory.entry(self.1[page]).or_insert_with(|| vec![0; 4096]);
+            frame[offset..][..bytes.len()].copy_from_slice(bytes);
+        }
+        fn zero(&self, page: usize) {
+            self.0.borrow_mut().memory.insert(self.1[page], vec![0; 4096]);
+        }
+    }
+
+    impl Drop for FakeWindow {
+        fn drop(&mut self) {
+            for frame in &self.1 {
+                self.0.borrow_mut().mapped.remove(frame);
+            }
+        }
+    }
+
+    impl ControlInterface for Fake {
+        type Window = FakeWindow;
+
+        fn create_domain(&mut self, _: u32, _: u64) -> Result<(DomId, Mfn), Errno> {
+            self.call()?;
+            self.0.borrow_mut().domains.insert(5, Vec::new());
+            Ok((DomId::new(5), Mfn::new(77)))
+        }
+        fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {
+            self.call()?;
+            let machine = &mut *self.0.borrow_mut();
+            for frame in frames {
+                *frame = machine.free.pop().ok_or(Errno::ENOMEM)?;
+                machine.domains.get_mut(&domain.get()).unwrap().push(*frame);
+            }
+            Ok(())
+        }
+        fn map(&mut self, domain: DomId, frames: &[Mfn]) -> Result<FakeWindow, Errno> {
+            self.call()?;
+            let frames: Vec<u64> = frames.iter().map(|frame| frame.get()).collect();
+            let machine = &mut *self.0.borrow_mut();
+            assert!(frames.iter().all(|frame| machine.domains[&domain.get()].contains(frame)));
+            machine.mapped.extend(&frames);
+            Ok(FakeWindow(Rc::clone(&self.0), frames))
+        }
+        fn hypercall_page(&mut self, _: DomId, frame: Mfn) -> Result<(), Errno> {
+            self.call()?;
+            self.0.borrow_mut().memory.insert(frame.get(), vec![0xcc; 4096]);
+            Ok(())
+        }
+        fn port_for_caller(&mut self, _: DomId) -> Result<Port, Errno> {
+            self.call()?;
+            Ok(Port::new(self.0.borrow().calls))
+        }
+        fn grant_to_caller(&mut self, _: DomId, grant: GrantRef, frame: Mfn) -> Result<(), Errno> {
+            self.call()?;
+            self.0.borrow_mut().granted.push((grant.get(), frame.get()));
+            Ok(())
+        }
+        fn pin_root(&mut self, _: DomId, frame: Mfn) -> Result<(), Errno> {
+            self.call()?;
+            let mut machine = self.0.borrow_mut();
+            assert!(machine.mapped.is_empty(), "a writable mapping of a table is refused");
+            machine.pinned = Some(frame.get());
+            Ok(())
+        }
+        fn set_first_vcpu(&mut self, _: DomId, context: &VcpuGuestContext) -> Result<(), Errno> {
+            self.call()?;
+            self.0.borrow_mut().entry = Some(context.user_regs.rip);
+            Ok(())
+        }
+        fn destroy_step(&mut self, domain: DomId) -> Result<bool, Errno> {
+            let machine = &mut *self.0.borrow_mut();
+            assert!(machine.mapped.is_empty(), "a mapped frame would stay behind");
+            machine.destroy_calls += 1;
+            if machine.destroy_calls < 3 {
+                return Ok(false);
+            }
+            let frames = machine.domains.remove(&domain.get()).ok_or(Errno::ESRCH)?;
+            machine.free.extend(frames);
+            Ok(true)
+        }
+        fn free_pages(&mut self) -> Result<u64, Errno> {
+            self.call()?;
+            Ok(self.0.borrow().free.len() as u64)
+        }
+        fn turn(&self) -> impl Future<Output = ()> + Send {
+            ready(())
+        }
+        fn moment(&self, _: u32) -> impl Future<Output = ()> + Send {
+            ready(())
+        }
+    }
+
+    fn now<T>(future: impl Future<Output = T>) -> T {
+        match core::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => value,
+            Poll::Pending => panic!("nothing here waits"),
+        }
+    }
+
+    /// The least that a builder takes: one segment, notes XEN_VERSION, LOADER and HYPERCALL_PAGE.
+    fn kernel() -> Vec<u8> {
+        let mut notes = Vec::new();
+        let page = 0x10_1000u64.to_le_bytes();
+        for (kind, text) in [(5u32, &b"xen-3.0\0"[..]), (8, b"generic\0"), (2, &page)] {
+            for word in [4, text.len() as u32, kind] {
+                notes.extend(word.to_le_bytes());
+            }
+            notes.extend(b"Xen\0");
+            notes.extend(text);
+        }
+        let mut elf =
+            vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 62, 0, 1, 0, 0, 0];
+        for word in [0x10_0000u64, 64, 0] {
+            elf.extend(word.to_le_bytes());
+        }
+        elf.extend([0; 4]);
+        for half in [64u16, 56, 2, 64, 0, 0] {
+            elf.extend(half.to_le_bytes());
+        }
+        let code = vec![0x90u8; 10_000];
+        let notes_at = 64 + 2 * 56u64;
+        for (kind, flags, offset, paddr, filesz, memsz) in [
+            (4u32, 4u32, notes_at, 0, notes.len() as u64, notes.len() as u64),
+            (1, 7, notes_at + notes.len() as u64, 0x10_0000, 10_000, 20_000),
+        ] {
+            elf.extend(kind.to_le_bytes());
+            elf.extend(flags.to_le_bytes());
+            for word in [offset, paddr, paddr, filesz, memsz, 4096] {
+                elf.extend(word.to_le_bytes());
+            }
+        }
+        elf.extend(notes);
+        elf.extend(code);
+        elf
+    }
+
+    fn request(image: &[u8], pages: u64) -> Request<'_> {
+        Request { image, pages, vcpus: 1, command_line: "hello" }
+    }
+
+    #[test]
+    fn a_domain_is_built() {
+        let image = kernel();
+        let mut fake = Fake::new(2000);
+        let created = now(create(&mut fake, &request(&image, 1024))).unwrap();
+        let machine = fake.0.borrow();
+        assert_eq!((created.domain.get(), machine.entry), (5, Some(0x10_0000)));
+        assert_eq!(machine.granted, [(0, created.console.get()), (1, created.store.get())]);
+        assert_ne!(created.console_port, created.store_port);
+        assert!(machine.mapped.is_empty() && machine.pinned.is_some());
+        // The image is where it belongs: pfn 256 on, its second page taken by the hypercall stubs.
+        let frames = &machine.domains[&5];
+        assert_eq!((machine.memory[&frames[256]][0], machine.memory[&frames[257]][0]), (0x90, 0xcc));
+        assert_eq!(machine.memory[&frames[258]][10_000 - 8192..][..2], [0, 0]);
+    }
+
+    #[test]
+    fn whatever_fails_nothing_is_left() {
+        let image = kernel();
+        let mut refusals = 0;
+        for fail_at in 1.. {
+            let mut fake = Fake::new(2000);
+            fake.0.borrow_mut().fail_at = Some(fail_at);
+            match now(create(&mut fake, &request(&image, 1024))) {
+                Err(CreateError::Refused(_, Errno::EPERM)) => refusals += 1,
+                Err(error) => panic!("{error}"),
+                Ok(_) => break,
+            }
+            let machine = fake.0.borrow();
+            assert!(machine.domains.is_empty() && machine.mapped.is_empty(), "call {fail_at}");
+            assert_eq!(machine.free.len(), 2000, "call {fail_at}");
+        }
+        assert!(refusals >= 12, "{refusals} calls were seen to fail");
+    }
+
+    #[test]
+    fn mistakes_are_told_before_anything_is_made() {
+        let image = kernel();
+        let long = "x".repeat(1024);
+        let mut no_elf = image.clone();
+        no_elf[0] = 0;
+        let mut narrow = image.clone();
+        narrow[4] = 1;
+        for (request, message) in [
+            (request(&image[..image.len() - 1], 1024), "ends"),
+            (request(&no_elf, 1024), "ELF"),
+            (request(&narrow, 1024), "32-bit"),
+            (request(b"", 1024), "ends"),
+            (request(&image, 200), "raise `memory`"),
+            (request(&image, 5000), "wants 19.5 MiB and 7.8 MiB are free"),
+            (request(&image, u64::MAX), "limit"),
+            (Request { command_line: &long, ..request(&image, 1024) }, "shorten `cmdline`"),
+        ] {
+            let mut fake = Fake::new(2000);
+            let error = now(create(&mut fake, &request)).unwrap_err().to_string();
+            assert!(error.contains(message), "{message}: {error}");
+            assert!(fake.0.borrow().domains.is_empty() && fake.0.borrow().destroy_calls == 0);
+        }
+        let image =
+            kernel().into_iter().map(|byte| if byte == b'X' { b'Y' } else { byte }).collect::<Vec<u8>>();
+        let error = now(create(&mut Fake::new(2000), &request(&image, 1024))).unwrap_err();
+        assert_eq!(error, CreateError::Image(ImageError::NoXenNotes));
+        assert!(
+            CreateError::Refused(Step::Pin, Errno::EINVAL)
+                .to_string()
+                .contains("checking its page tables: EINVAL")
+        );
+    }
+
+    #[test]
+    fn memory_that_runs_out_meanwhile_is_given_back() {
+        let image = kernel();
+        let mut fake = Fake::new(2000);
+        struct Greedy<'a>(&'a mut Fake);
+        impl ControlInterface for Greedy<'_> {
+            type Window = FakeWindow;
+            fn create_domain(&mut self, vcpus: u32, pages: u64) -> Result<(DomId, Mfn), Errno> {
+                // Somebody else takes most of it between the question and the first page.
+                self.0.0.borrow_mut().free.truncate(700);
+                self.0.create_domain(vcpus, pages)
+            }
+            fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {
+                self.0.populate(domain, frames)
+            }
+            fn map(&mut self, domain: DomId, frames: &[Mfn]) -> Result<FakeWindow, Errno> {
+                self.0.map(domain, frames)
+            }
+            fn hypercall_page(&mut self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
+                self.0.hypercall_page(domain, frame)
+            }
+            fn port_for_caller(&mut self, domain: DomId) -> Result<Port, Errno> {
+                self.0.port_for_caller(domain)
+            }
+            fn grant_to_caller(&mut self, domain: DomId, grant: GrantRef, frame: Mfn) -> Result<(), Errno> {
+                self.0.grant_to_caller(domain, grant, frame)
+            }
+            fn pin_root(&mut self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
+                self.0.pin_root(domain, frame)
+            }
+            fn set_first_vcpu(&mut self, domain: DomId, context: &VcpuGuestContext) -> Result<(), Errno> {
+                self.0.set_first_vcpu(domain, context)
+            }
+            fn destroy_step(&mut self, domain: DomId) -> Result<bool, Errno> {
+                self.0.destroy_step(domain)
+            }
+            fn free_pages(&mut self) -> Result<u64, Errno> {
+                self.0.free_pages()
+            }
+            fn turn(&self) -> impl Future<Output = ()> + Send {
+                ready(())
+            }
+            fn moment(&self, _: u32) -> impl Future<Output = ()> + Send {
+                ready(())
+            }
+        }
+        let error = now(create(&mut Greedy(&mut fake), &request(&image, 1024))).unwrap_err();
+        assert!(matches!(error, CreateError::Memory { wanted: 1024, .. }), "{error:?}");
+        assert_eq!(fake.0.borrow().free.len(), 700);
+    }
+}

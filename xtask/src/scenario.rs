@@ -138,12 +138,16 @@ pub struct NeedsQemu {
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// All is as it should be.
+    #[serde(alias = "SUCCESS")]
     Success,
     /// The guest cannot test this here.
+    #[serde(alias = "SKIP")]
     Skip,
     /// The guest could not do its test.
+    #[serde(alias = "ERROR")]
     Error,
     /// The tested thing is wrong.
+    #[serde(alias = "FAILURE")]
     Failure,
 }
 

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 /// A source file with its comments, and a copy without.
 pub struct Source {
-    /// Path below the root of the repository.
-    pub path: PathBuf,
     /// The text.
     pub text: String,
     /// The text with every comment, string and character literal turned into blanks; lines stay lines.
@@ -37,10 +35,10 @@ impl Source {
     pub fn load(path: &Path) -> Result<Source> {
         let bytes = sh::read(&sh::root().join(path))?;
         let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
-        Ok(Source::new(path.to_path_buf(), text))
+        Ok(Source::new(path, text))
     }
 
-    fn new(path: PathBuf, text: String) -> Source {
+    fn new(path: &Path, text: String) -> Source {
         let code = mask(&text);
         // `#[cfg(test)] mod tests;` in the file above, or a folder of integration tests in a package.
         let tests = path.file_stem().is_some_and(|stem| stem == "tests")
@@ -48,7 +46,7 @@ impl Source {
                 .parent()
                 .is_some_and(|dir| dir.components().skip(1).any(|part| part.as_os_str() == "tests"));
         let test = if tests { vec![true; code.lines().count()] } else { test_lines(&code) };
-        Source { path, text, code, test }
+        Source { text, code, test }
     }
 
     /// Counts lines and unsafe.
@@ -280,7 +278,7 @@ mod tests {
         let text = "//! doc\nfn a() {\n    // SAFETY: x\n    unsafe {\n        b();\n    }\n}\nunsafe impl Send for X {}\n\
                     unsafe fn c(x: Vec<u8>) {\n    d()\n}\n#[unsafe(no_mangle)]\nfn e() {}\n\
                     #[cfg(test)]\nmod tests {\n    fn f() { unsafe { g() } }\n}\n";
-        let counts = Source::new("x.rs".into(), text.into()).counts();
+        let counts = Source::new(Path::new("x.rs"), text.into()).counts();
         assert_eq!(counts, Counts { code: 11, tests: 4, unsafe_items: 3, unsafe_lines: 7 });
     }
 }

@@ -8,6 +8,8 @@ mod arch;
 mod heap;
 mod rt;
 
+use alloc::vec::Vec;
+
 use arch::x86_64::clock::{self, Calibration};
 use arch::x86_64::interrupts::Cause;
 use arch::x86_64::machine::Machine;
@@ -19,6 +21,7 @@ use hv::domain::Cpu;
 use hv::hypervisor::Hypervisor;
 use hv::mm::Memory;
 use hv::platform::CpuId;
+use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{Mfn, PAGE_SIZE};
 
 static HYPERVISOR: spin::Once<Hypervisor<Machine>> = spin::Once::new();
@@ -63,6 +66,9 @@ fn start(calibration: Calibration) -> ! {
 
     let (records, m2p) = boot::frame_tables();
     let memory = Memory::new(records, m2p);
+    let map =
+        machine.regions.iter().map(|r| E820Entry { addr: r.start, size: r.end - r.start, kind: r.e820_type });
+    memory.set_machine_map(map.collect::<Vec<_>>().leak());
     for (start, end) in machine.ram.iter() {
         memory.declare_ram(Mfn::new(start >> 12), (end - start) >> 12);
     }

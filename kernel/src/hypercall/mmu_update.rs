@@ -108,8 +108,7 @@ impl Progress {
     ) -> Result<Start, Exit> {
         let [list, count, done_address, domid_arg, ..] = args;
         let count = count & 0xffff_ffff;
-        let owner = current.domain().id;
-        if hv.finish_pending(owner, &mut current.state.unfinished, budget).is_err() {
+        if hv.finish_pending(&mut current.state.unfinished, budget).is_err() {
             return Err(Exit::Preempted(args));
         }
         if count == MMU_UPDATE_PREEMPTED && list == 0 {
@@ -162,8 +161,7 @@ impl Progress {
             Err(OpStop::Errno(errno)) => Err(Exit::Errno(errno)),
             Ok(()) => Ok(0),
         };
-        let owner = current.domain().id;
-        if hv.finish_pending(owner, &mut current.state.unfinished, budget).is_err() {
+        if hv.finish_pending(&mut current.state.unfinished, budget).is_err() {
             let result = match outcome {
                 Err(Exit::Errno(errno)) => errno.to_ret() as u32,
                 _ => 0,
@@ -208,10 +206,10 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
         if let Err(errno) = progress.advance::<MmuUpdate>() {
             break Err(errno.into());
         }
-        let spent = progress.done % REQUESTS_PER_STEP == 0 && budget.step().is_err();
-        if progress.left > 0
-            && (spent || current.state.unfinished.is_some() || hv.platform.interrupt_pending())
-        {
+        // Asking whether somebody waits is not free either: once a step.
+        let at_step = progress.done.is_multiple_of(REQUESTS_PER_STEP);
+        let spent = at_step && (budget.step().is_err() || hv.platform.interrupt_pending());
+        if progress.left > 0 && (spent || current.state.unfinished.is_some()) {
             break Err(OpStop::Preempted);
         }
     };

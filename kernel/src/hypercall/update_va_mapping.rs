@@ -1,5 +1,4 @@
-//! `update_va_mapping`: the L1 entry that maps an address of the caller (public/xen.h); and a guest's own write to its L1
-//! tables, which means the same.
+//! `update_va_mapping`: the L1 entry that maps an address of the caller (public/xen.h).
 
 use hypercall_abi::mmu::{UVMF_ALL, UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_TLB_FLUSH};
 use hypercall_abi::{DomId, Errno, VcpuId, VirtAddr};
@@ -71,64 +70,6 @@ impl<P: Platform> Hypervisor<P> {
         }
         let (table, index) = self.pager().find_l1(current.state.current_root()?, va)?;
         Some((self.mm.get_page(table, current.domain().id)?, index))
-    }
-
-    /// A guest's own write of 1, 2, 4 or 8 bytes to a page table that it can only read: carried out if the page is an L1
-    /// table of its own and the entry may be, with the same checks as a hypercall.
-    ///
-    /// `va` is the address written, aligned to `size`. With `expected`, the write is a compare-and-exchange: `Ok(Some(value))`
-    /// is what was there instead. `Err` when it is no such write: the fault is the guest's.
-    pub fn emulate_pt_write(
-        &self,
-        current: &Current,
-        va: u64,
-        size: u32,
-        new: u64,
-        expected: Option<u64>,
-    ) -> Result<Option<u64>, Errno> {
-        if !matches!(size, 1 | 2 | 4 | 8) || !va.is_multiple_of(u64::from(size)) {
-            return Err(Errno::EINVAL);
-        }
-        let address = VirtAddr::new(va);
-        if !address.is_canonical() || address.is_hypervisor() {
-            return Err(Errno::EINVAL);
-        }
-        let root = current.state.current_root().ok_or(Errno::EINVAL)?;
-        let (mapping, index) = self.pager().find_l1(root, va).ok_or(Errno::EINVAL)?;
-        let word = self.platform.frame(mapping).get(index).ok_or(Errno::EINVAL)?;
-        let mapping = Pte::from_bits(word.load(core::sync::atomic::Ordering::Relaxed));
-        if !mapping.is_present() || mapping.is_writable() {
-            return Err(Errno::EINVAL);
-        }
-        let table = self.mm.get_page(mapping.mfn(), current.domain().id).ok_or(Errno::EINVAL)?;
-        let index = address.offset() / 8;
-        let word = self.platform.frame(table.mfn()).get(index).ok_or(Errno::EINVAL)?;
-        let shift = (va & 7) * 8;
-        let mask = if size == 8 { u64::MAX } else { ((1 << (size * 8)) - 1) << shift };
-        loop {
-            let old = word.load(core::sync::atomic::Ordering::Acquire);
-            if let Some(expected) = expected
-                && (old ^ expected << shift) & mask != 0
-            {
-                return Ok(Some((old & mask) >> shift));
-            }
-            let full = old & !mask | new << shift & mask;
-            // Always a compare-and-exchange, so that bytes outside the write are those that were read.
-            let store = Store::IfEqual(Pte::from_bits(old));
-            match self.pager().update_l1(
-                &table,
-                index,
-                Pte::from_bits(full),
-                store,
-                current.domain().id,
-                self,
-            ) {
-                Ok(()) => return Ok(None),
-                Err(NotUpdated::Differs(_)) => continue,
-                Err(NotUpdated::Stop(Stop::Failed(failure))) => return Err(failure.into()),
-                Err(NotUpdated::Stop(Stop::Preempted)) => return Err(Errno::EINVAL),
-            }
-        }
     }
 
     /// The processors that may hold translations of the running vCPU's domain.

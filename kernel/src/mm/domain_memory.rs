@@ -167,7 +167,7 @@ impl<P: Platform> Hypervisor<P> {
             if self.mm.type_step(mfn, Event::Unpin).is_ok() && pager.release_stored(mfn, budget).is_err() {
                 return Err(Preempted);
             }
-            pager.abandon(mfn, domain.id, budget).map_err(|_| Preempted)?;
+            pager.abandon(mfn, budget).map_err(|_| Preempted)?;
             domain.pages.lock().give_up(&self.mm, mfn);
             self.mm.release(&page);
         } else {
@@ -179,14 +179,9 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Finishes tearing down the table that a hypercall of this vCPU left unfinished. Every hypercall on page tables does
     /// this first.
-    pub fn finish_pending(
-        &self,
-        owner: DomId,
-        pending: &mut Option<Mfn>,
-        budget: &mut Budget,
-    ) -> Result<(), Preempted> {
+    pub fn finish_pending(&self, pending: &mut Option<Mfn>, budget: &mut Budget) -> Result<(), Preempted> {
         let Some(mfn) = *pending else { return Ok(()) };
-        match self.pager().help(mfn, owner, budget) {
+        match self.pager().help(mfn, budget) {
             Ok(()) => {
                 *pending = None;
                 Ok(())

@@ -414,7 +414,7 @@ fn a_made_up_continuation_only_returns_its_own_number() {
     });
 }
 
-// ── update_va_mapping, and the guest's own writes ──
+// ── update_va_mapping ──
 
 #[test]
 fn update_va_mapping_changes_one_entry() {
@@ -437,26 +437,6 @@ fn update_va_mapping_changes_one_entry() {
         let own = g.call(Hypercall::UpdateVaMappingOtherdomain, &[HOLE, at(a, RW), 0, SELF]);
         assert_eq!(own, Ok(0));
     });
-}
-
-#[test]
-fn a_guests_own_write_to_its_l1_table_means_an_update() {
-    let g = Guest::new(u32::MAX, Verbs::empty());
-    let (a, l1) = (g.spare[0], g.tables[0]);
-    let va = ((L1_PAGE as u64) << 12) + 50 * 8;
-    let write = |va, size, new, expected| g.hv.emulate_pt_write(&g.current, va, size, new, expected);
-    assert_eq!(write(va, 8, at(a, 0x3), None), Ok(None));
-    assert_eq!(g.word(l1, 50), at(a, RW) | 1 << 52, "checked and adjusted like a hypercall");
-    assert_eq!(g.references(a), (2, 1));
-    assert_eq!(write(va, 8, 0, Some(5)), Ok(Some(at(a, RW) | 1 << 52)), "what is there instead");
-    assert_eq!(write(va, 1, 0x5, None), Ok(None), "one byte: read-only now");
-    assert_eq!(g.references(a), (2, 0));
-    assert_eq!(write(va, 8, at(l1, RW), None), Err(Errno::EBUSY));
-    assert_eq!(write(va + 4, 8, 0, None), Err(Errno::EINVAL), "not aligned");
-    assert_eq!(write(0x1000, 8, 0, None), Err(Errno::EINVAL), "writable: that fault is another's");
-    assert_eq!(write(HOLE, 8, 0, None), Err(Errno::EINVAL), "not mapped");
-    assert_eq!(write(va, 8, 0, Some(at(a, RO) | 1 << 52)), Ok(None));
-    assert_eq!(g.references(a), (1, 0));
 }
 
 // ── memory_op ──

@@ -198,18 +198,18 @@ impl<'a, P: Platform> Pager<'a, P> {
         }
     }
 
-    /// Goes on emptying a parked table, if `mfn` still is one and `owner`'s. Nothing depends on it but progress.
-    pub fn help(&self, mfn: Mfn, owner: DomId, budget: &mut Budget) -> Result<(), Unfinished> {
-        self.take_over(mfn, owner, Event::Help, budget)
+    /// Goes on emptying a parked table, if `mfn` still is one, whosever it is by now. Nothing depends on it but progress.
+    pub fn help(&self, mfn: Mfn, budget: &mut Budget) -> Result<(), Unfinished> {
+        self.take_over(mfn, Event::Help, budget)
     }
 
     /// Empties a table that is parked in either direction: for teardown.
-    pub(super) fn abandon(&self, mfn: Mfn, owner: DomId, budget: &mut Budget) -> Result<(), Unfinished> {
-        self.take_over(mfn, owner, Event::Abandon, budget)
+    pub(super) fn abandon(&self, mfn: Mfn, budget: &mut Budget) -> Result<(), Unfinished> {
+        self.take_over(mfn, Event::Abandon, budget)
     }
 
-    fn take_over(&self, mfn: Mfn, owner: DomId, event: Event, budget: &mut Budget) -> Result<(), Unfinished> {
-        let Some(page) = self.memory.get_page(mfn, owner) else { return Ok(()) };
+    fn take_over(&self, mfn: Mfn, event: Event, budget: &mut Budget) -> Result<(), Unfinished> {
+        let Some(page) = self.memory.get_any_page(mfn) else { return Ok(()) };
         let Ok(effects) = self.memory.type_step(mfn, event) else { return Ok(()) };
         if let Some(Work::Down { kind, progress, child, .. }) = effects.work {
             let done = self.empty(mfn, kind, progress, child, effects.resumed, budget);
@@ -435,8 +435,7 @@ impl<'a, P: Platform> Pager<'a, P> {
                     .get(usize::from(index))
                     .map_or(Pte::EMPTY, |w| Pte::from_bits(w.load(Ordering::Relaxed)))
             };
-            let owner = DomId::new(self.memory.owner_number(mfn));
-            if child && self.help(entry(progress).mfn(), owner, budget).is_err() {
+            if child && self.help(entry(progress).mfn(), budget).is_err() {
                 self.park(mfn, progress, true, resumed);
                 return Err(Preempted);
             }

@@ -151,7 +151,7 @@ impl<P: Platform> Hypervisor<P> {
         root: Mfn,
         budget: &mut Budget,
     ) -> Result<(), Stop> {
-        self.finish_pending(owner, &mut current.state.unfinished, budget)?;
+        self.finish_pending(&mut current.state.unfinished, budget)?;
         self.drop_ldt(current);
         let state = &mut current.state;
         let load = || self.load_guest_root(root);

@@ -293,14 +293,13 @@ impl World {
         panic!("an operation never ends");
     }
 
-    fn finish(&mut self, owner: DomId, left: Option<Unfinished>) {
+    fn finish(&mut self, left: Option<Unfinished>) {
         let Some(Unfinished(mfn)) = left else { return };
         self.preemptions += 1;
         if self.hasty {
             return;
         }
-        let done =
-            self.until_done(|w, budget| w.hv.pager().help(mfn, owner, budget).map_err(|_| Stop::Preempted));
+        let done = self.until_done(|w, budget| w.hv.pager().help(mfn, budget).map_err(|_| Stop::Preempted));
         assert_eq!(done, Ok(()));
     }
 
@@ -491,7 +490,7 @@ impl World {
                 let result = self.hv.pager().unpin(mfn, owner, &mut budget);
                 if let Ok(left) = result {
                     self.dom_of(owner).pins.remove(&mfn.get());
-                    self.finish(owner, left);
+                    self.finish(left);
                 }
                 result.map(|_| ())
             }
@@ -505,7 +504,7 @@ impl World {
                 });
                 result.map(|left| {
                     self.doms[dom].roots[which] = mfn;
-                    self.finish(owner, left);
+                    self.finish(left);
                 })
             }
             Step::Hold { owner, mfn, how } => self.hold(owner, mfn, how),
@@ -574,7 +573,7 @@ impl World {
         match result {
             Ok(_) if differs => Outcome::Differs,
             Ok(left) => {
-                self.finish(tables, left);
+                self.finish(left);
                 Outcome::Done
             }
             Err(failure) => Outcome::Failed(failure),
@@ -633,12 +632,11 @@ impl World {
 
     fn kill(&mut self, dom: usize) {
         let hasty = std::mem::replace(&mut self.hasty, false);
-        let owner = self.doms[dom].id;
         for which in 0..2 {
             if let Some(root) = self.doms[dom].roots[which].take() {
                 let mut budget = self.budget();
                 let left = self.hv.pager().release_stored(root, &mut budget).err();
-                self.finish(owner, left);
+                self.finish(left);
             }
         }
         let domain = self.doms[dom].domain.clone();

@@ -35,7 +35,7 @@ fn a_full_l1_table_takes_eight_steps_each_way() {
     let mut stops = 0;
     while let Some(Unfinished(mfn)) = left {
         stops += 1;
-        left = pager.help(mfn, id, &mut Budget::new(1)).err();
+        left = pager.help(mfn, &mut Budget::new(1)).err();
     }
     assert_eq!(stops, 7);
     assert_eq!(world.hv.mm.general_count(frames[0]), 1);

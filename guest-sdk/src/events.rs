@@ -12,8 +12,8 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 use core::time::Duration;
 use hypercall_abi::evtchn::{
-    EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindVirq, EvtchnClose, EvtchnSend,
-    EvtchnStatus, EvtchnUnmask,
+    EVTCHNSTAT_INTERDOMAIN, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindVirq,
+    EvtchnClose, EvtchnSend, EvtchnStatus, EvtchnUnmask,
 };
 use hypercall_abi::subops::EvtchnOp;
 use hypercall_abi::{DomId, Errno, Hypercall, Port, Virq};
@@ -346,6 +346,25 @@ impl Channel {
             }
             Poll::Pending
         })
+    }
+
+    /// Waits, as a task, until it fires, true, or the time is over, false.
+    pub async fn fired_within(&mut self, timeout: Duration) -> bool {
+        let mut over = core::pin::pin!(crate::time::after(timeout));
+        let mut fired = core::pin::pin!(self.fired());
+        core::future::poll_fn(|context| {
+            if fired.as_mut().poll(context).is_ready() {
+                return Poll::Ready(true);
+            }
+            over.as_mut().poll(context).map(|()| false)
+        })
+        .await
+    }
+
+    /// Whether another domain, or this one, is connected to it; it is not before the other end binds and after it closes.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.status().is_ok_and(|status| status.status == EVTCHNSTAT_INTERDOMAIN)
     }
 
     /// What it is bound to.

@@ -5,7 +5,8 @@
 //! hypercall to map and one to unmap each, and both ends are notified only when they sleep.
 //!
 //! The two find each other without xenstore: the ring is the first grant that the producer makes, so its reference is the
-//! first that is not reserved, and the consumer tries the peer's ports until one takes it.
+//! first that is not reserved, and the consumer tries the peer's ports until one takes it. When the other one goes away,
+//! either gives back what it holds and waits for it to come again.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -46,7 +47,10 @@ pub const BUFFERS: usize = 64;
 /// Ports of the producer that the consumer tries.
 const PORTS: core::ops::Range<u32> = 1..64;
 
-/// Words at the ends of a buffer that are checked; what is between them is filled too.
+/// How long an end waits before it looks whether the other one is still there.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Each word of a buffer, by the buffer's number.
 fn stamp(sequence: u64, at: usize) -> u64 {
     (sequence << 16 | at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
@@ -92,6 +96,15 @@ impl Meter {
     }
 }
 
+/// Why one connection ended.
+#[derive(PartialEq)]
+enum End {
+    /// The time is over.
+    Time,
+    /// The other end is gone.
+    Gone,
+}
+
 /// Fills buffers and sends them to `peer`, for `seconds` or for ever.
 ///
 /// # Errors
@@ -101,8 +114,23 @@ pub async fn produce(
     grants: &Grants,
     peer: DomId,
     buffers: usize,
-    seconds: Option<u64>,
+    mut seconds: Option<u64>,
 ) -> Result<(), GrantError> {
+    while serve(events, grants, peer, buffers, &mut seconds).await? == End::Gone {
+        println!("producer: domain {peer} is gone; starting over");
+    }
+    Ok(())
+}
+
+/// One connection of the producer.
+async fn serve(
+    events: &Events,
+    grants: &Grants,
+    peer: DomId,
+    buffers: usize,
+    seconds: &mut Option<u64>,
+) -> Result<End, GrantError> {
+    // Dropped in reverse order, so that the ring is the first grant of the next connection too.
     let ring = grants.grant_new(peer, Access::ReadWrite)?;
     println!("producer: ring is grant {}", ring.reference());
     let mut front: Front<Grant, Full, Empty> = Front::new(ring);
@@ -115,8 +143,8 @@ pub async fn produce(
     // The port last: who can connect finds everything ready.
     let mut channel = events.alloc_unbound(peer)?;
     println!("producer: {count} buffers for domain {peer} at port {}", channel.port());
-    let (mut sequence, mut meter, mut seconds) = (0u64, Meter::new("producer"), seconds);
-    let mut wrong = 0u64;
+    let (mut sequence, mut meter) = (0u64, Meter::new("producer"));
+    let (mut wrong, mut connected) = (0u64, false);
     loop {
         let mut sent = false;
         while let Some(index) = free.pop() {
@@ -151,14 +179,18 @@ pub async fn produce(
                 if let Some(left) = seconds.as_mut() {
                     *left = left.saturating_sub(1);
                     if *left == 0 {
-                        return Ok(());
+                        return Ok(End::Time);
                     }
                 }
             }
         }
         if !taken && !front.prepare_to_wait() {
             meter.sleeps += 1;
-            channel.fired().await;
+            if channel.fired_within(PATIENCE).await || channel.is_connected() {
+                connected = true;
+            } else if connected {
+                return Ok(End::Gone);
+            }
         }
     }
 }
@@ -178,26 +210,33 @@ fn is_right(mapping: &Mapping, page: usize, request: &Full) -> bool {
 }
 
 async fn find(events: &Events, peer: DomId) -> Channel {
-    let mut tries = 0u32;
+    let mut told = false;
     loop {
         for port in PORTS {
             if let Ok(channel) = events.bind_interdomain(peer, Port::new(port)) {
                 return channel;
             }
         }
-        if tries.is_multiple_of(40) {
+        if !core::mem::replace(&mut told, true) {
             println!("consumer: waiting for domain {peer}");
         }
-        tries = tries.wrapping_add(1);
         time::after(Duration::from_millis(50)).await;
     }
 }
 
-/// Takes buffers from `peer` and checks them, until the producer is gone.
+/// Takes buffers from `peer` and checks them, for ever.
 ///
 /// # Errors
 /// When the ring cannot be mapped, or the producer's end of it is broken.
 pub async fn consume(events: &Events, grants: &Grants, peer: DomId) -> Result<(), GrantError> {
+    loop {
+        take(events, grants, peer).await?;
+        println!("consumer: domain {peer} is gone");
+    }
+}
+
+/// One connection of the consumer.
+async fn take(events: &Events, grants: &Grants, peer: DomId) -> Result<(), GrantError> {
     let mut channel = find(events, peer).await;
     let ring = grants.map(peer, &[GrantRef::new(GNTTAB_NR_RESERVED_ENTRIES)], Access::ReadWrite)?;
     println!("consumer: connected to domain {peer} by port {}", channel.port());
@@ -215,13 +254,20 @@ pub async fn consume(events: &Events, grants: &Grants, peer: DomId) -> Result<()
         if batch.is_empty() {
             if !back.prepare_to_wait() {
                 meter.sleeps += 1;
-                channel.fired().await;
+                if !channel.fired_within(PATIENCE).await && !channel.is_connected() {
+                    return Ok(());
+                }
             }
             continue;
         }
         let references: Vec<GrantRef> =
             batch.iter().map(|request| GrantRef::new(request.reference)).collect();
-        let mapping = grants.map(peer, &references, Access::Read)?;
+        let mapping = match grants.map(peer, &references, Access::Read) {
+            Ok(mapping) => mapping,
+            // A producer that is being destroyed grants nothing more.
+            Err(_) if !channel.is_connected() => return Ok(()),
+            Err(error) => return Err(error),
+        };
         for (page, request) in batch.iter().enumerate() {
             let right = is_right(&mapping, page, request);
             back.push(Empty { reference: request.reference, wrong: u32::from(!right) });
@@ -233,7 +279,8 @@ pub async fn consume(events: &Events, grants: &Grants, peer: DomId) -> Result<()
         // Unmapped before the producer may write them again.
         drop(mapping);
         if back.publish() {
-            channel.notify()?;
+            // A producer that is gone is noticed at the next wait.
+            let _ = channel.notify();
         }
     }
 }

@@ -253,6 +253,10 @@ fn tasks_wake_by_event_and_time(domain: &mut Domain) -> Verdict {
     });
     result?;
     check_eq!(heard.load(Ordering::Relaxed), 20);
+    let mut silent = domain.events.bind_ipi()?;
+    check!(!executor::block_on(silent.fired_within(Duration::from_millis(5))), "nobody called");
+    silent.notify()?;
+    check!(executor::block_on(silent.fired_within(Duration::from_secs(5))), "the call was not heard");
     Ok(())
 }
 

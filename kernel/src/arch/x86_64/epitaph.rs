@@ -149,8 +149,23 @@ pub fn exception(vector: u64, frame: &Frame) -> ! {
     if matches!(vector, 8 | 14) && layout::cpu_block::is_guard(Cr2::read_raw()) {
         let _ = writeln!(Serial, "(XL) cr2 is in a guard page: a stack of ring 0 has overflowed");
     }
+    stack(f.rsp);
     backtrace(Some(f.rip), f.rbp);
     end()
+}
+
+/// The words at the top of the stack, if that is one of ours.
+fn stack(rsp: u64) {
+    if rsp >> 32 != layout::CPU_BLOCKS >> 32 || !rsp.is_multiple_of(8) || layout::cpu_block::is_guard(rsp) {
+        return;
+    }
+    let _ = Serial.write_str("(XL) Stack:");
+    // Up to the end of the page at most: what follows may be a guard page.
+    for at in (rsp..(rsp | 0xfff)).step_by(8).take(16) {
+        // SAFETY: a mapped page of a CPU block, which only this CPU uses.
+        let _ = write!(Serial, " {:016x}", unsafe { *(at as *const u64) });
+    }
+    let _ = Serial.write_str("\n");
 }
 
 /// Call sites from `rip` on, following frame pointers as long as they go up inside one stack of ring 0.

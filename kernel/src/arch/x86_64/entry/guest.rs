@@ -20,7 +20,7 @@ use crate::arch::x86_64::tables::{GUEST_CODE, GUEST_CODE32, GUEST_DATA};
 use core::arch::global_asm;
 use core::mem::offset_of;
 use hv::domain::{ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER, GuestRegs, VcpuState};
-use hv::x86::layout::{CPU_BLOCK_SIZE, MAX_CPUS};
+use hv::x86::layout::{CPU_BLOCK_SIZE, IMAGE, MAX_CPUS};
 
 // The entry code pushes upwards to `cpu_stack` and expects the processor not to realign.
 const _: () = assert!(offset_of!(VcpuState, regs) == 0);
@@ -149,8 +149,12 @@ debug_entry:
     cld
     CLEAR_AC
     test byte ptr [rsp + 144], 3
-    jz 3f
-    mov rax, rsp
+    jnz 4f
+    /* As in vector_entry: a selector like ring 0's is believed only with an address of the image. */
+    mov eax, [rsp + 140]
+    cmp eax, {image}
+    je 3f
+4:  mov rax, rsp
     and rax, -{block}
     mov rdi, [rax + {current}]
     mov rbx, rdi
@@ -180,6 +184,7 @@ stub_slots:
     syscall32 = const ENTRY_SYSCALL32,
     sysenter = const ENTRY_SYSENTER,
     iret_fault_entry = const ENTRY_IRET_FAULT,
+    image = const IMAGE >> 32,
     block = const CPU_BLOCK_SIZE,
     cpus = const MAX_CPUS,
     cpu_stack = const offset_of!(VcpuState, cpu_stack),

@@ -51,12 +51,24 @@ vector_entry:
     test byte ptr [rsp + 24], 3
     jnz guest_save
 
-    /* From ring 0. First the one place where the stack is not a CPU's: the IRET that returns to a guest. */
+    /*
+     * From ring 0, says the selector. First the one place where the stack is not a CPU's: the IRET that returns to a guest.
+     * Any other entry onto the registers of a vCPU came from it after all: QEMU's TCG lets 32-bit guest code IRET into
+     * virtual-8086 mode, in long mode and with selectors of its choice.
+     */
     push rax
     lea rax, [rip + iret_to_guest]
     cmp [rsp + 24], rax
+    je 2f
+    mov rax, rsp
+    shr rax, 32
+    cmp eax, {cpu_blocks}
     pop rax
-    je iret_fault
+    jne guest_save
+    jmp 3f
+2:  pop rax
+    jmp iret_fault
+3:
     SAVE_GENERAL
     cld
     CLEAR_AC
@@ -71,6 +83,7 @@ vector_entry:
     OWN_STACK double_fault_entry, {double_fault}
     .popsection
     "#,
+    cpu_blocks = const hv::x86::layout::CPU_BLOCKS >> 32,
     stub_size = const crate::arch::x86_64::tables::STUB_SIZE,
     ring0 = sym super::ring0_entry,
     nmi = sym super::nmi_entry,

@@ -167,7 +167,8 @@ pub trait Platform: Sync + 'static {
     fn leave_vcpu(&self, state: &mut VcpuState);
     /// Loads what ring 0 does not use itself: vector registers, segments, bases, descriptor tables, debug registers, and
     /// points the entry code at `state`. The page-table root is loaded by the caller.
-    fn enter_vcpu(&self, state: &mut VcpuState);
+    /// `Err` when a data selector could not be loaded and is null now: the guest's failsafe callback is due.
+    fn enter_vcpu(&self, state: &mut VcpuState) -> Result<(), Fault>;
     /// Re-reads the live segment bases and selectors into `state`, for reports and context queries.
     fn read_live_segments(&self, state: &mut VcpuState);
     /// Applies segment bases and selectors of `state` to the CPU that runs it. Selectors that cannot be loaded become null

@@ -149,6 +149,8 @@ pub struct VcpuState {
     pub task_switched: bool,
     /// Whether the guest is inside its NMI handler.
     pub nmi_masked: bool,
+    /// Data selectors that could not be loaded when it was put on its CPU: the failsafe callback is due.
+    pub failsafe_due: Option<DataSelectors>,
     /// Data selectors (valid while not running, or after `read_live_segments`).
     pub selectors: DataSelectors,
     /// FS base.
@@ -198,6 +200,7 @@ impl VcpuState {
             iopl: 0,
             task_switched: false,
             nmi_masked: false,
+            failsafe_due: None,
             selectors: DataSelectors::default(),
             fs_base: 0,
             gs_base_kernel: 0,

@@ -4,7 +4,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hypercall_abi::Mfn;
 use spin::Mutex;
@@ -25,6 +25,8 @@ pub struct SimMachine {
     root: AtomicU64,
     now: AtomicU64,
     timer: AtomicU64,
+    /// A data selector that cannot be loaded; 0 for none.
+    pub bad_selector: AtomicU8,
     /// Everything written to the console.
     pub console: Mutex<Vec<u8>>,
     /// TLB flushes asked for, in order.
@@ -40,6 +42,7 @@ impl SimMachine {
             root: AtomicU64::new(u64::MAX),
             now: AtomicU64::new(1),
             timer: AtomicU64::new(u64::MAX),
+            bad_selector: AtomicU8::new(0),
             console: Mutex::new(Vec::new()),
             flushes: Mutex::new(Vec::new()),
             flush_hook: spin::Once::new(),
@@ -182,7 +185,14 @@ impl Platform for SimMachine {
         false
     }
     fn leave_vcpu(&self, _state: &mut VcpuState) {}
-    fn enter_vcpu(&self, _state: &mut VcpuState) {}
+    fn enter_vcpu(&self, state: &mut VcpuState) -> Result<(), Fault> {
+        let bad = u16::from(self.bad_selector.load(Ordering::SeqCst));
+        if bad != 0 && state.selectors.ds == bad {
+            state.selectors.ds = 0;
+            return Err(Fault);
+        }
+        Ok(())
+    }
     fn read_live_segments(&self, _state: &mut VcpuState) {}
     fn write_live_segments(&self, _state: &mut VcpuState) -> Result<(), Fault> {
         Ok(())

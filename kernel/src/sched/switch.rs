@@ -246,7 +246,10 @@ impl<P: Platform> Hypervisor<P> {
         vcpu.sched.since_ns.store(now, Ordering::Relaxed);
         vcpu.runstate.lock().change(RunStateKind::Running, now);
         self.platform.load_root(root);
-        self.platform.enter_vcpu(&mut state);
+        let wanted = state.selectors;
+        if self.platform.enter_vcpu(&mut state).is_err() {
+            state.failsafe_due = Some(wanted);
+        }
         self.update_vcpu_time(&vcpu);
         self.publish_areas(&vcpu, &state);
         cpu.current = Some(Current { vcpu, state });

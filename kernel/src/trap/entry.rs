@@ -6,7 +6,9 @@ use super::bounce::Delivery;
 use super::debug::DR6_DEFAULT;
 use super::deliver::{Exception, vector};
 use super::emulate::Emulated;
-use crate::domain::{Cpu, Current, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER};
+use crate::domain::{
+    Cpu, Current, DataSelectors, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER,
+};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
 use hypercall_abi::control::LONGEST_IS_HYPERCALL;
@@ -93,8 +95,13 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
-    /// Delivers a pending NMI or event upcall to the vCPU that is about to resume.
+    /// Delivers the failsafe callback, a pending NMI or an event upcall to the vCPU that is about to resume.
     pub fn deliver_pending(&self, current: &mut Current) {
+        if let Some(DataSelectors { ds, es, fs, gs }) = current.state.failsafe_due.take() {
+            let callback = current.state.callbacks.failsafe;
+            let delivery = Delivery::to(callback.address, callback.mask_events);
+            self.bounce(current, Delivery { selectors: Some([ds, es, fs, gs]), ..delivery });
+        }
         let pending = &current.vcpu.nmi_pending;
         if pending.load(Ordering::Acquire) && !current.state.nmi_masked {
             pending.store(false, Ordering::Release);

@@ -1002,3 +1002,26 @@ fn physdev_op_knows_the_domains_own_pins() {
     g.put_words(DATA, &[0x1234 | 1 << 32, 5, 0, 0, 0]);
     assert_eq!(g.call(Hypercall::PhysdevOp, &[13, DATA]), errno(Errno::ESRCH));
 }
+
+#[test]
+fn a_selector_that_cannot_be_loaded_any_more_calls_the_failsafe_callback() {
+    let mut g = guest();
+    g.state().callbacks.failsafe = Callback { address: HANDLER, mask_events: true };
+    g.state().selectors.ds = 0x63;
+    g.state().selectors.gs = 0x2b;
+    g.hv.platform.bad_selector.store(0x63, Ordering::SeqCst);
+    // Off the CPU and on again.
+    let Current { vcpu, state } = g.cpu.current.take().unwrap();
+    *vcpu.parked.lock() = Some(state);
+    g.hv.wake(&vcpu);
+    g.hv.prepare_resume(&mut g.cpu);
+    let state = g.state();
+    assert_eq!((state.regs.rip, state.regs.rsp, state.selectors.ds), (HANDLER, STACK - 88, 0));
+    let [rcx, r11, ds, es, fs, gs, rip, cs, rflags, rsp, ss] = g.words(STACK - 88);
+    assert_eq!((ds, es, fs, gs), (0x63, 0, 0, 0x2b));
+    assert_eq!(
+        (rip, cs & 0xffff, rflags, rsp, ss),
+        (CODE, u64::from(KERNEL_CS & !3), 0x202, STACK, u64::from(KERNEL_SS))
+    );
+    let _ = (rcx, r11);
+}

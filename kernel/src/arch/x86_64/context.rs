@@ -240,11 +240,11 @@ pub fn leave(state: &mut VcpuState) {
 }
 
 /// Loads what ring 0 does not use itself, and points the entry code at `state`.
-pub fn enter(state: &mut VcpuState) {
+pub fn enter(state: &mut VcpuState) -> Result<(), Fault> {
     load_cr4(state);
     load_descriptor_tables(state);
-    // A selector that cannot be loaded any more has become null, as when IRET leaves a segment of too high privilege.
-    let _ = write_segments(state);
+    // A selector that cannot be loaded any more has become null: policy tells the guest.
+    let selectors = write_segments(state);
     load_debug_registers(state);
     fpu::load(state.vectors.bytes_mut());
     set_task_switched(state.task_switched);
@@ -260,6 +260,7 @@ pub fn enter(state: &mut VcpuState) {
         (*(&raw mut entry::guest::stub_slots).cast::<entry::guest::StubSlot>().add(info.number)).regs_end =
             end
     };
+    selectors
 }
 
 /// Writes the MSRs that lead SYSCALL to this CPU's stub. Once on each CPU.

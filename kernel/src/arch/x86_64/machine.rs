@@ -173,8 +173,8 @@ impl Platform for Machine {
         context::leave(state);
     }
 
-    fn enter_vcpu(&self, state: &mut VcpuState) {
-        context::enter(state);
+    fn enter_vcpu(&self, state: &mut VcpuState) -> Result<(), Fault> {
+        context::enter(state)
     }
 
     fn read_live_segments(&self, state: &mut VcpuState) {

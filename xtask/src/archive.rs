@@ -13,11 +13,12 @@ const DESCRIPTIONS: &str = "dom0/domains";
 /// Name of the file in the archive that holds shell commands, one a line.
 const EXEC: &str = "etc/exec";
 
-/// Packs the boot archive: `images/NAME` for every guest image, each `NAME.toml`, and `etc/exec` if there are commands.
+/// Packs the boot archive: `images/NAME` for every guest image that was built, each `NAME.toml`, the files that are added
+/// (descriptions by their ending, anything else as an image), and `etc/exec` if there are commands.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn pack(workspace: &Workspace, built: &Built, exec: &[String]) -> Result<Vec<u8>> {
+pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[PathBuf]) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for image in workspace.guests.iter().filter(|image| image.kind != Kind::Dom0) {
         let path =
@@ -28,6 +29,13 @@ pub fn pack(workspace: &Workspace, built: &Built, exec: &[String]) -> Result<Vec
     for path in descriptions()? {
         let name = path.file_name().context("a description has a file name")?.to_string_lossy();
         append(&mut tar, &name, &sh::read(&path)?)?;
+    }
+    for path in added {
+        let name =
+            path.file_name().with_context(|| format!("{} is no file", path.display()))?.to_string_lossy();
+        let is_description = path.extension().is_some_and(|ext| ext == "toml");
+        let name = if is_description { name.into_owned() } else { format!("images/{name}") };
+        append(&mut tar, &name, &sh::read(path)?)?;
     }
     if !exec.is_empty() {
         append(&mut tar, EXEC, (exec.join("\n") + "\n").as_bytes())?;

@@ -54,8 +54,20 @@ fn show(path: &Path) -> Result<()> {
 /// # Errors
 /// When something does not build.
 pub fn everything(workspace: &Workspace) -> Result<Built> {
+    some(workspace, |_| true)
+}
+
+/// Builds the hypervisor, dom0 and the example guests: all but the guests that only test.
+///
+/// # Errors
+/// When something does not build.
+pub fn for_run(workspace: &Workspace) -> Result<Built> {
+    some(workspace, |image| !matches!(image.kind, Kind::Conformance | Kind::Attack))
+}
+
+fn some(workspace: &Workspace, wanted: impl Fn(&Image) -> bool) -> Result<Built> {
     let hypervisor = hypervisor(workspace)?;
-    let images: Vec<&Image> = workspace.guests.iter().collect();
+    let images: Vec<&Image> = workspace.guests.iter().filter(|image| wanted(image)).collect();
     let paths = recipe::guests(workspace, &images)?;
     let guests: BTreeMap<String, PathBuf> =
         images.iter().map(|image| image.name.clone()).zip(paths).collect();

@@ -377,8 +377,18 @@ pub fn watch(mut qemu: Command, how: &Watch) -> Result<Watched> {
 }
 
 fn done(seen: Vec<u8>, end: End, start: Instant) -> Watched {
-    let text = String::from_utf8_lossy(&seen).replace('\r', "");
+    let text = plain(&String::from_utf8_lossy(&seen));
     Watched { text, end, took: start.elapsed() }
+}
+
+/// Text without carriage returns and without a terminal's control sequences (ESC, `[`, parameters, a letter).
+fn plain(text: &str) -> String {
+    let mut parts = text.split("\u{1b}[");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out += part.trim_start_matches(|c: char| !c.is_ascii_alphabetic()).get(1..).unwrap_or_default();
+    }
+    out.replace('\r', "")
 }
 
 fn forward(mut from: impl Read + Send + 'static, to: mpsc::Sender<Vec<u8>>) {
@@ -458,6 +468,11 @@ mod tests {
         assert_eq!(end("(XEN) Hardware Dom0 shutdown: watchdog rebooting machine"), Some(End::Watchdog));
         assert_eq!(end("(XEN) Panic on CPU 0:"), Some(End::Panic));
         assert_eq!(end("(XEN) *** Building a PV Dom0 ***"), None);
+    }
+
+    #[test]
+    fn patterns_see_plain_text() {
+        assert_eq!(plain("a\r\n\u{1b}[Kdom0> \u{1b}[1;31mred\u{1b}[0m\r\n"), "a\ndom0> red\n");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::qemu::{self, End, Host, Machine, Watch};
 use crate::{archive, build};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ pub struct Args {
     /// Run these shell commands (separated by `;`) without a terminal; exit with 0 only if all succeed
     #[arg(long, value_name = "COMMANDS")]
     exec: Option<String>,
+    /// One more file for the boot archive: a description (*.toml) or a guest image (repeatable)
+    #[arg(long, value_name = "FILE")]
+    add: Vec<PathBuf>,
     /// Words for the hypervisor's command line; after ` --- `, words for dom0
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     append: String,
@@ -26,14 +30,14 @@ pub struct Args {
 pub fn main(args: Args) -> Result<ExitCode> {
     qemu::require()?;
     let workspace = Workspace::load()?;
-    let built = build::everything(&workspace)?;
+    let built = build::for_run(&workspace)?;
     let dom0 = built.dom0.as_deref().context(
         "dom0/Cargo.toml: there is no dom0 image yet; `cargo xtask boot IMAGE` boots other kernels",
     )?;
     let commands = args.exec.as_deref().map(split).unwrap_or_default();
     let kernel = build::stripped(&workspace, dom0)?;
     let module = workspace.target_dir.join("image/boot/module");
-    archive::join(&kernel, Some(&archive::pack(&workspace, &built, &commands)?), &module)?;
+    archive::join(&kernel, Some(&archive::pack(&workspace, &built, &commands, &args.add)?), &module)?;
     let (words, cmdline) = args.append.split_once(" --- ").unwrap_or((&args.append, ""));
     let qemu = args.machine.xenolith(&built.hypervisor, &module, words, cmdline);
 

@@ -68,6 +68,8 @@ pub struct Scenario {
     pub expect: Vec<String>,
     /// Patterns that must not be printed.
     pub never: Vec<String>,
+    /// Patterns with one group each, which must match at least twice, with the same text in the group each time.
+    pub same: Vec<String>,
 }
 
 impl Default for Scenario {
@@ -96,6 +98,7 @@ impl Default for Scenario {
             verdict: None,
             expect: Vec::new(),
             never: Vec::new(),
+            same: Vec::new(),
         }
     }
 }
@@ -223,8 +226,12 @@ fn load(path: &Path) -> Result<Scenario> {
     if scenario.about.is_empty() {
         bail!("{FOLDER}/{name}.toml: say in `about = \"…\"` what this scenario shows");
     }
-    let patterns =
-        scenario.expect.iter().chain(&scenario.never).chain(scenario.keys.iter().map(|keys| &keys.wait));
+    let patterns = scenario
+        .expect
+        .iter()
+        .chain(&scenario.never)
+        .chain(&scenario.same)
+        .chain(scenario.keys.iter().map(|keys| &keys.wait));
     for pattern in patterns {
         regex(pattern).with_context(|| format!("{FOLDER}/{name}.toml"))?;
     }
@@ -304,7 +311,7 @@ impl Scenario {
                     words = format!("dom0_mem={} {words}", self.dom0_mem);
                 }
                 let path = scratch.with_extension("tar");
-                sh::write(&path, &archive::pack(workspace, built, &self.exec)?)?;
+                sh::write(&path, &archive::pack(workspace, built, &self.exec, &[])?)?;
                 module = Some(path);
                 build::stripped(workspace, built.dom0.as_deref().context("there is no dom0 image")?)?
             }
@@ -366,6 +373,14 @@ impl Scenario {
         for pattern in &self.never {
             if let Some(found) = regex(pattern).ok().and_then(|regex| regex.find(text)) {
                 _ = writeln!(wrong, "printed, but must not be: `{}` (pattern `{pattern}`)", found.as_str());
+            }
+        }
+        for pattern in &self.same {
+            let Ok(regex) = regex(pattern) else { continue };
+            let found: Vec<&str> =
+                regex.captures_iter(text).filter_map(|found| Some(found.get(1)?.as_str())).collect();
+            if found.len() < 2 || found.windows(2).any(|pair| pair.first() != pair.last()) {
+                _ = writeln!(wrong, "should be the same each time: `{pattern}` found {found:?}");
             }
         }
         if wrong.is_empty() { (Outcome::Passed, cases) } else { (Outcome::Failed(wrong), cases) }
@@ -460,6 +475,14 @@ mod tests {
         assert!(judge(&scenario, "b\na\n", End::Poweroff).contains("not in this order"));
         scenario.never = vec!["lea+k".into()];
         assert!(judge(&scenario, "a\nb\nleaak\n", End::Poweroff).contains("`leaak`"));
+    }
+
+    #[test]
+    fn what_should_be_the_same_is_compared() {
+        let scenario = Scenario { same: vec![r"free (\d+)".into()], ..Scenario::default() };
+        assert_eq!(judge(&scenario, "free 5\nfree 5\n", End::Poweroff), "passed");
+        assert!(judge(&scenario, "free 5\nfree 4\n", End::Poweroff).contains(r#"["5", "4"]"#));
+        assert!(judge(&scenario, "free 5\n", End::Poweroff).contains("same"), "once is no comparison");
     }
 
     #[test]

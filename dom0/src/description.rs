@@ -96,45 +96,21 @@ impl Description {
         let raw: Raw = toml::from_str(text).map_err(|error| explain(&error, text))?;
         let line = |span: core::ops::Range<usize>| Some(line_at(bytes, span.start));
 
-        let name = raw.name.get_ref();
-        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(usable) {
-            let message = format!("name {name:?}: use 1 to {MAX_NAME} letters, digits, `-`, `_` or `.`");
-            return Err(fail(line(raw.name.span()), message));
-        }
-        if name == OWN_NAME || name.bytes().all(|byte| byte.is_ascii_digit()) {
-            let message = format!(
-                "name {name:?}: dom0 and plain numbers already mean other domains; choose another name"
-            );
-            return Err(fail(line(raw.name.span()), message));
-        }
-        if raw.image.get_ref().is_empty() {
-            return Err(fail(line(raw.image.span()), "image: name a file in images/ (`images` lists them)"));
-        }
-        let memory = Bytes::parse(raw.memory.get_ref()).map_err(|error| {
-            fail(line(raw.memory.span()), format!("memory {:?}: {error}", raw.memory.get_ref()))
-        })?;
-        if memory.pages() == 0 {
-            return Err(fail(
-                line(raw.memory.span()),
-                "memory: a domain needs some; small guests run in \"1M\"",
-            ));
-        }
+        let at = |span: core::ops::Range<usize>| move |message: String| fail(line(span), message);
+        let name = check_name(raw.name.get_ref()).map_err(at(raw.name.span()))?;
+        let image = check_image(raw.image.get_ref()).map_err(at(raw.image.span()))?;
+        let memory = check_memory(raw.memory.get_ref()).map_err(at(raw.memory.span()))?;
         let vcpus = match &raw.vcpus {
             None => 1,
-            Some(vcpus) => {
-                u32::try_from(*vcpus.get_ref()).ok().filter(|&vcpus| vcpus > 0).ok_or_else(|| {
-                    fail(line(vcpus.span()), format!("vcpus = {}: a domain has 1 or more", vcpus.get_ref()))
-                })?
-            }
+            Some(vcpus) => check_vcpus(*vcpus.get_ref()).map_err(at(vcpus.span()))?,
         };
         if let Some(cmdline) = raw.cmdline.as_ref().filter(|cmdline| cmdline.get_ref().contains('\0')) {
             return Err(fail(line(cmdline.span()), "cmdline: a zero byte would end it early"));
         }
         let default = Policy::default();
         Ok(Self {
-            name: name.clone(),
-            image: raw.image.into_inner(),
+            name,
+            image,
             memory,
             vcpus,
             cmdline: raw.cmdline.map(Spanned::into_inner).unwrap_or_default(),
@@ -146,6 +122,75 @@ impl Description {
             },
         })
     }
+}
+
+impl Description {
+    /// The same with one key changed, as in `memory=8M`.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn with(mut self, key: &str, value: &str) -> Result<Self, String> {
+        let action = || {
+            Action::parse(value)
+                .ok_or_else(|| format!("{key}={value}: there are destroy, restart and preserve"))
+        };
+        match key {
+            "name" => self.name = check_name(value)?,
+            "image" => self.image = check_image(value)?,
+            "memory" => self.memory = check_memory(value)?,
+            "vcpus" => {
+                let number = value.parse().map_err(|_| format!("vcpus={value}: not a whole number"))?;
+                self.vcpus = check_vcpus(number)?;
+            }
+            "cmdline" => self.cmdline = value.into(),
+            "on_crash" => self.policy.on_crash = action()?,
+            "on_poweroff" => self.policy.on_poweroff = action()?,
+            "on_reboot" => self.policy.on_reboot = action()?,
+            _ => return Err(unknown_key(key)),
+        }
+        Ok(self)
+    }
+}
+
+fn check_name(name: &str) -> Result<String, String> {
+    let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(usable) {
+        return Err(format!("name {name:?}: use 1 to {MAX_NAME} letters, digits, `-`, `_` or `.`"));
+    }
+    if name == OWN_NAME || name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!(
+            "name {name:?}: dom0 and plain numbers already mean other domains; choose another name"
+        ));
+    }
+    Ok(name.into())
+}
+
+fn check_image(image: &str) -> Result<String, String> {
+    if image.is_empty() {
+        return Err("image: name a file in images/ (`images` lists them)".into());
+    }
+    Ok(image.into())
+}
+
+fn check_memory(memory: &str) -> Result<Bytes, String> {
+    let bytes = Bytes::parse(memory).map_err(|error| format!("memory {memory:?}: {error}"))?;
+    if bytes.pages() == 0 {
+        return Err("memory: a domain needs some; small guests run in \"1M\"".into());
+    }
+    Ok(bytes)
+}
+
+fn check_vcpus(vcpus: i64) -> Result<u32, String> {
+    let checked = u32::try_from(vcpus).ok().filter(|&vcpus| vcpus > 0);
+    checked.ok_or_else(|| format!("vcpus = {vcpus}: a domain has 1 or more"))
+}
+
+fn unknown_key(key: &str) -> String {
+    let hint = match words::nearest(key, KEYS.iter().copied()) {
+        Some(known) => format!("did you mean `{known}`?"),
+        None => format!("known are {}", KEYS.join(", ")),
+    };
+    format!("unknown key `{key}`: {hint}")
 }
 
 fn fail(line: Option<usize>, message: impl Into<String>) -> DescriptionError {
@@ -163,11 +208,7 @@ fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
         error.message().strip_prefix(prefix).and_then(|rest| rest.split('`').next()).map(ToString::to_string)
     };
     if let Some(key) = quoted("unknown field `") {
-        let hint = match words::nearest(&key, KEYS.iter().copied()) {
-            Some(known) => format!("did you mean `{known}`?"),
-            None => format!("known are {}", KEYS.join(", ")),
-        };
-        message = format!("unknown key `{key}`: {hint}");
+        message = unknown_key(&key);
     }
     if let Some(key) = quoted("missing field `") {
         return fail(None, format!("the key `{key}` is missing: name, image and memory are needed"));
@@ -195,6 +236,36 @@ mod tests {
         assert_eq!(description.policy, policy);
         let least = Description::parse(b"name = 'a'\nimage = 'b'\nmemory = '512K'").unwrap();
         assert_eq!((least.vcpus, least.autostart, least.policy), (1, false, Policy::default()));
+    }
+
+    #[test]
+    fn keys_can_be_changed_by_hand() {
+        let description = Description::parse(WHOLE.as_bytes()).unwrap();
+        let changed = [
+            ("name", "b"),
+            ("image", "i"),
+            ("memory", "8M"),
+            ("vcpus", "3"),
+            ("cmdline", "z"),
+            ("on_crash", "preserve"),
+        ]
+        .into_iter()
+        .fold(description.clone(), |description, (key, value)| description.with(key, value).unwrap());
+        assert_eq!(
+            (changed.name.as_str(), changed.image.as_str(), changed.cmdline.as_str()),
+            ("b", "i", "z")
+        );
+        assert_eq!((changed.memory.pages(), changed.vcpus), (2048, 3));
+        assert_eq!(changed.policy.on_crash, Action::Preserve);
+        for (key, value, message) in [
+            ("nam", "x", "unknown key `nam`: did you mean `name`?"),
+            ("memory", "5K", "memory \"5K\": memory comes in pages: make it a multiple of 4K"),
+            ("vcpus", "0", "vcpus = 0: a domain has 1 or more"),
+            ("vcpus", "x", "vcpus=x: not a whole number"),
+            ("on_reboot", "x", "on_reboot=x: there are destroy, restart and preserve"),
+        ] {
+            assert_eq!(description.clone().with(key, value), Err(message.into()));
+        }
     }
 
     #[test]

@@ -374,10 +374,9 @@ pub async fn wait_for_end(name: &str, deadline_ns: u64) -> Option<State> {
     }
 }
 
-/// Makes the terminal a guest's console, or nobody's. Gives what the console showed lately.
-pub fn attach(name: Option<&str>) -> Vec<u8> {
+/// Makes the terminal a guest's console, or nobody's.
+pub fn attach(name: Option<&str>) {
     *ATTACHED.lock() = name.map(ToString::to_string);
-    name.and_then(|name| GUESTS.lock().get(name).map(|guest| guest.log.bytes())).unwrap_or_default()
 }
 
 /// Types into a guest's console; false when there is no such console any more.

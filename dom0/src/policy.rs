@@ -22,6 +22,19 @@ pub enum Action {
     Preserve,
 }
 
+impl Action {
+    /// The action of this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "destroy" => Some(Self::Destroy),
+            "restart" => Some(Self::Restart),
+            "preserve" => Some(Self::Preserve),
+            _ => None,
+        }
+    }
+}
+
 /// What a description says about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {

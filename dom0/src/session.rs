@@ -59,7 +59,7 @@ async fn autostart(archive: Archive<'static>) -> usize {
         };
         // A description with mistakes is told of when somebody wants it.
         let wanted = file.name.ends_with(".toml") && Description::parse(file.data).is_ok_and(|d| d.autostart);
-        if wanted && let Err(error) = shell::create(archive, file.name).await {
+        if wanted && let Err(error) = shell::create(archive, file.name, &[]).await {
             failed += 1;
             say!("dom0: {error}");
         }

@@ -66,9 +66,10 @@ macro_rules! commands {
 commands! {
     "list" "" list "show all domains"
         "NAME and ID name a domain in other commands. MEMORY and VCPUS are what it has; CPU TIME is what it has used."
-    "create" "FILE" create "build the domain that a description in the boot archive describes, and start it"
-        "FILE is a .toml file in the archive, or the name of the domain that it describes; `images` lists them. The keys of a\n\
-         description are name, image, memory, vcpus, cmdline, autostart, on_crash, on_poweroff and on_reboot."
+    "create" "FILE [KEY=VALUE]..." create "build the domain that a description in the boot archive describes, and start it"
+        "FILE is a .toml file in the archive, or the name of the domain that it describes; `images` lists them. Its keys are\n\
+         name, image, memory, vcpus, cmdline, autostart, on_crash, on_poweroff and on_reboot; KEY=VALUE changes one for this\n\
+         time, as in `create demo name=other memory=8M`."
     "destroy" "NAME" destroy "end a domain at once and give its memory back"
         "Nothing in the domain can prevent this, and it is not asked. `logs NAME` still shows its last output."
     "pause" "NAME" pause "stop a domain's vCPUs until `unpause`" ""
@@ -82,6 +83,8 @@ commands! {
     "wait" "NAME [SECONDS]" wait "wait until a domain has ended for good (at most 60 seconds unless said)" ""
     "images" "" images "list the guest images and descriptions in the boot archive" ""
     "info" "" info "facts about the machine, the hypervisor and their memory" ""
+    "free" "[same]" free "free memory, and how it changed since `free` was used before"
+        "With `same` it is an error when it has changed: for lists of commands."
     "dmesg" "[LINES]" dmesg "show the hypervisor's log"
         "Reports of crashed domains are here, with their registers."
     "log-level" "LEVEL" log_level "set how much the hypervisor logs: off, error, warn, info, debug, trace" ""
@@ -99,12 +102,14 @@ pub struct Shell {
     editor: LineEditor,
     /// Nobody is at the keyboard: commands come from a list.
     scripted: bool,
+    /// Free frames when `free` was used before.
+    free_before: Option<u64>,
 }
 
 impl Shell {
     /// A shell on the keyboard.
     pub fn new(keys: Keys, archive: Archive<'static>) -> Self {
-        Self { keys, archive, editor: LineEditor::new(PROMPT), scripted: false }
+        Self { keys, archive, editor: LineEditor::new(PROMPT), scripted: false, free_before: None }
     }
 
     /// Runs commands one after another, printing each before its output. Returns how many there were and how many failed;
@@ -123,7 +128,7 @@ impl Shell {
             };
             for command in commands {
                 total += 1;
-                say!("{PROMPT}{}", command.join(" "));
+                say!("{PROMPT}{}", words::unparse(&command));
                 match self.run(&command).await {
                     Ok(Next::Go) => {}
                     Ok(Next::PowerOff) => return (total, failed),
@@ -245,8 +250,8 @@ impl Shell {
     }
 
     async fn create(&mut self, arguments: &[String]) -> Outcome {
-        let file = one("create", arguments)?;
-        let name = create(self.archive, file).await?;
+        let (file, changes) = arguments.split_first().ok_or_else(|| usage("create"))?;
+        let name = create(self.archive, file, changes).await?;
         if let Ok(domain) = guests::domain(&name) {
             say!("{name} runs as domain {domain}");
         }
@@ -309,8 +314,8 @@ impl Shell {
             return Err(format!("nobody is at the keyboard: use `logs {name}`"));
         }
         say!("This is the console of {name}; ctrl-] leads back to dom0.");
-        let shown = guests::attach(Some(&name));
-        terminal::raw(&shown);
+        print_block(&guests::last_lines(&name, 10));
+        guests::attach(Some(&name));
         loop {
             let seen = guests::CHANGED.rings();
             if !guests::is_alive(&name) {
@@ -424,6 +429,27 @@ impl Shell {
         );
         row("domains", info.domains.to_string());
         print_block(table.to_string().trim_start_matches('\n'));
+        Ok(Next::Go)
+    }
+
+    async fn free(&mut self, arguments: &[String]) -> Outcome {
+        let must_be_same = match arguments {
+            [] => false,
+            [word] if word == "same" => true,
+            _ => return Err(usage("free")),
+        };
+        let info = control::phys_info().map_err(refused("tell about its memory"))?;
+        let free = info.free_pages + info.scrub_pending_pages;
+        let before = self.free_before.replace(free).unwrap_or(free);
+        let change = match (free.checked_sub(before), before.checked_sub(free)) {
+            (Some(0), _) => "as before".to_string(),
+            (Some(more), _) => format!("{more} more than before"),
+            (None, fewer) => format!("{} fewer than before", fewer.unwrap_or(0)),
+        };
+        say!("{} free: {free} frames, {change}", Bytes::of_pages(free));
+        if must_be_same && free != before {
+            return Err(format!("{before} frames were free before, now {free}: `list` shows who has them"));
+        }
         Ok(Next::Go)
     }
 
@@ -552,7 +578,7 @@ impl Shell {
 ///
 /// # Errors
 /// What to say.
-pub async fn create(archive: Archive<'static>, file: &str) -> Result<String, String> {
+pub async fn create(archive: Archive<'static>, file: &str, changes: &[String]) -> Result<String, String> {
     let with_ending = format!("{file}.toml");
     let by_name = || {
         let files = archive.files().filter_map(Result::ok).filter(|other| other.name.ends_with(".toml"));
@@ -570,7 +596,13 @@ pub async fn create(archive: Archive<'static>, file: &str) -> Result<String, Str
             .collect();
         format!("the boot archive holds no {file}: there are {}", known.join(", "))
     })?;
-    let description = Description::parse(text).map_err(|error| format!("{file}: {error}"))?;
+    let mut description = Description::parse(text).map_err(|error| format!("{file}: {error}"))?;
+    for change in changes {
+        let (key, value) = change
+            .split_once('=')
+            .ok_or_else(|| format!("{change:?} is no KEY=VALUE: write it as in `create {file} memory=8M`"))?;
+        description = description.with(key, value)?;
+    }
     let image = archive.find(&format!("images/{}", description.image)).ok_or_else(|| {
         format!(
             "{file}: there is no image {:?} in the boot archive: `images` lists those there are",

@@ -41,15 +41,10 @@ pub fn extend_edited(c: char, line: String) {
     *EDITED.lock() = Some(line);
 }
 
-/// Bytes of a guest, as they are.
+/// Bytes of a guest, as they are, but for what is no UTF-8. Consoles end lines with both CR and LF; ours adds the CR itself.
 pub fn raw(bytes: &[u8]) {
-    // What is no UTF-8 is shown as such; a character cut in two by the ring's end is the price of going through `print!`.
-    for chunk in bytes.utf8_chunks() {
-        print!("{}", chunk.valid());
-        if !chunk.invalid().is_empty() {
-            print!("\u{fffd}");
-        }
-    }
+    let text = String::from_utf8_lossy(bytes);
+    print!("{}", text.replace("\r\n", "\n"));
 }
 
 /// The keyboard.

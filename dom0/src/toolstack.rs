@@ -183,6 +183,10 @@ impl fmt::Display for CreateError {
                 Bytes::of_pages(*wanted),
                 Bytes::of_pages(*free)
             ),
+            // The rest of that request is ours, and right.
+            Self::Refused(Step::Create, Errno::EINVAL) => {
+                f.write_str("the hypervisor makes no domain with so many vCPUs: lower `vcpus`")
+            }
             Self::Refused(step, errno) => {
                 write!(f, "the hypervisor refused {step}: {errno}; `dmesg` may say more")
             }

@@ -72,6 +72,31 @@ pub fn parse(line: &str) -> Result<Vec<Vec<String>>, SyntaxError> {
     Ok(commands)
 }
 
+/// A command as [`parse`] takes it: words in quotes where they need them.
+#[must_use]
+pub fn unparse(words: &[String]) -> String {
+    let mut line = String::new();
+    for word in words {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        let special = |c: char| c.is_whitespace() || matches!(c, ';' | '#' | '"' | '\'' | '\\');
+        if !word.is_empty() && !word.contains(special) {
+            line.push_str(word);
+            continue;
+        }
+        line.push('"');
+        for c in word.chars() {
+            if matches!(c, '"' | '\\') {
+                line.push('\\');
+            }
+            line.push(c);
+        }
+        line.push('"');
+    }
+    line
+}
+
 /// The name in `names` that somebody most likely meant: it begins like what was typed or differs by one or two letters.
 #[must_use]
 pub fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
@@ -104,7 +129,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{SyntaxError, distance, nearest, parse};
+    use super::{SyntaxError, distance, nearest, parse, unparse};
     use alloc::vec::Vec;
 
     fn flat(line: &str) -> Vec<Vec<alloc::string::String>> {
@@ -118,6 +143,13 @@ mod tests {
         assert_eq!(flat("a 'x;y' # not; this\nb#c"), [&["a", "x;y"][..], &["b#c"]]);
         assert_eq!(flat("a'b'\"c\""), [["abc"]]);
         assert!(flat("  \t ").is_empty());
+    }
+
+    #[test]
+    fn what_is_shown_can_be_typed() {
+        let words = ["a", "b c", "", "d\"e\\", "f;g", "#", "'"].map(alloc::string::String::from).to_vec();
+        assert_eq!(flat(&unparse(&words)), [words]);
+        assert_eq!(unparse(&flat("create x 'cmdline=a b'")[0]), "create x \"cmdline=a b\"");
     }
 
     #[test]

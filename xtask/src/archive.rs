@@ -26,6 +26,12 @@ pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[Path
         let bytes = sh::read(&build::stripped(workspace, path)?)?;
         append(&mut tar, &format!("images/{}", image.name), &bytes)?;
     }
+    if exec.iter().any(|command| command.contains("image=broken-")) {
+        let hello = built.guests.get("hello").context("`hello` was not built")?;
+        for (name, bytes) in broken(&sh::read(&build::stripped(workspace, hello)?)?) {
+            append(&mut tar, &format!("images/broken-{name}"), &bytes)?;
+        }
+    }
     for path in descriptions()? {
         let name = path.file_name().context("a description has a file name")?.to_string_lossy();
         append(&mut tar, &name, &sh::read(&path)?)?;
@@ -41,6 +47,39 @@ pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[Path
         append(&mut tar, EXEC, (exec.join("\n") + "\n").as_bytes())?;
     }
     tar.into_inner().context("cannot finish the boot archive")
+}
+
+/// Spoiled copies of an image, packed when a command names one: what a toolstack must refuse.
+fn broken(image: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let changed = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = image.to_vec();
+        change(&mut bytes);
+        bytes
+    };
+    vec![
+        ("truncated", changed(&|bytes| bytes.truncate(bytes.len() / 2))),
+        ("text", b"This is no kernel.\n".repeat(10)),
+        ("32bit", changed(&|bytes| bytes[4] = 1)),
+        // The owner's name in every Xen note.
+        (
+            "not-pv",
+            changed(&|bytes| {
+                while let Some(at) = bytes.windows(4).position(|window| window == b"Xen\0") {
+                    bytes[at] = b'N';
+                }
+            }),
+        ),
+        // The last loadable segment takes a terabyte: p_memsz is 40 bytes into its program header.
+        (
+            "oversized",
+            changed(&|bytes| {
+                let headers = (0..usize::from(bytes[56])).map(|index| 64 + index * 56);
+                if let Some(at) = headers.rev().find(|&at| bytes[at..at + 4] == [1, 0, 0, 0]) {
+                    bytes[at + 40..at + 48].copy_from_slice(&(1u64 << 40).to_le_bytes());
+                }
+            }),
+        ),
+    ]
 }
 
 fn descriptions() -> Result<Vec<PathBuf>> {

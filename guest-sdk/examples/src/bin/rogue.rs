@@ -1,0 +1,92 @@
+//! Misbehaves in the way that `deed=` says: `jump`, `garbage`, `handler`, `flood`, `spin`, `random` (with `seed=`).
+//!
+//! Nothing it does may harm anybody else: dom0's shell answers, and `destroy` gets all its memory back.
+#![no_std]
+#![no_main]
+
+use core::arch::asm;
+use core::hint::black_box;
+use guest_sdk::abi::segment::FLAT_KERNEL_CS;
+use guest_sdk::abi::vcpu::TrapInfo;
+use guest_sdk::hypercall::stub;
+use guest_sdk::{Domain, entry, println};
+
+#[entry]
+fn main(domain: Domain) {
+    match domain.command_line.value("deed") {
+        Some("jump") => {
+            println!("jumping to address 0");
+            // SAFETY: none: this is the point.
+            unsafe { asm!("jmp {}", in(reg) black_box(0u64), options(noreturn)) }
+        }
+        Some("garbage") => {
+            println!("executing garbage without a trap table");
+            // SAFETY: a null table unregisters all handlers.
+            let _ = unsafe { stub::set_trap_table(0) };
+            // SAFETY: none: this is the point.
+            unsafe { asm!(".byte 0x0f, 0x0b, 0x06, 0xff, 0xff", options(noreturn)) }
+        }
+        Some("handler") => {
+            println!("faulting with a fault handler that is not mapped");
+            let entry = |vector| TrapInfo { vector, flags: 0, cs: FLAT_KERNEL_CS, pad0: 0, address: 0x1000 };
+            let table = [entry(6), entry(13), entry(14), TrapInfo::default()];
+            // SAFETY: the table lives through the call and ends with an empty entry. That it is no good is the point.
+            let _ = unsafe { stub::set_trap_table(table.as_ptr() as u64) };
+            // SAFETY: none: this is the point.
+            unsafe { (black_box(0x10) as *mut u32).write_volatile(1) }
+        }
+        Some("flood") => {
+            for number in 0u64.. {
+                println!("flood {number}: all work and no play makes a dull guest");
+            }
+        }
+        Some("spin") => {
+            println!("never yielding");
+            loop {
+                core::hint::spin_loop();
+            }
+        }
+        Some("random") => random(domain.command_line.number("seed").unwrap_or(1)),
+        other => println!("deed= is {other:?}: there are jump, garbage, handler, flood, spin and random"),
+    }
+}
+
+/// Hypercalls with random numbers and arguments, until something ends it.
+fn random(seed: u64) {
+    println!("random hypercalls from seed {seed}");
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut memory = [0u64; 64];
+    loop {
+        let mut argument = || match next() % 5 {
+            0 => next() % 8,
+            1 => next() % 4096,
+            2 => memory.as_mut_ptr() as u64,
+            3 => 0x7ff0,
+            _ => next(),
+        };
+        let arguments = [argument(), argument(), argument(), argument(), argument()];
+        let number = next() % 64;
+        for word in &mut memory {
+            *word = if next() % 2 == 0 { next() % 16 } else { next() };
+        }
+        // SAFETY: none: the guest may lose its memory or its life by this; that is the point.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") number => _,
+                inlateout("rdi") arguments[0] => _,
+                inlateout("rsi") arguments[1] => _,
+                inlateout("rdx") arguments[2] => _,
+                inlateout("r10") arguments[3] => _,
+                inlateout("r8") arguments[4] => _,
+                out("rcx") _, out("r11") _, lateout("r9") _,
+            );
+        }
+    }
+}

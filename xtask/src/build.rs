@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Mutex;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -96,6 +97,9 @@ pub fn hypervisor(workspace: &Workspace) -> Result<PathBuf> {
 /// # Errors
 /// When objcopy (it comes with gcc) is missing or refuses the file.
 pub fn stripped(workspace: &Workspace, image: &Path) -> Result<PathBuf> {
+    // Scenarios run side by side: none may read what another is just writing.
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let name = image.file_name().context("an image has a file name")?;
     let out = workspace.target_dir.join("image/boot").join(name);
     let newer =

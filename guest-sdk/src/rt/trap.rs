@@ -433,8 +433,8 @@ pub(crate) fn callbacks() -> [u64; 3] {
     [upcall as *const () as u64, failsafe as *const () as u64, system_call as *const () as u64]
 }
 
-/// Every vector that has a stub, with its address and the privilege that `int n` needs.
-pub(crate) fn vectors() -> impl Iterator<Item = (u8, u64, u8)> {
+/// Every vector that has a stub, with its address and the privilege that `int n` needs: the trap table that was registered.
+pub fn vectors() -> impl Iterator<Item = (u8, u64, u8)> {
     (0..=255u8).filter_map(|vector| {
         // Breakpoint, overflow and the two software vectors are for user code to raise.
         let privilege = if matches!(vector, 3 | 4 | 32 | 128) { 3 } else { 0 };

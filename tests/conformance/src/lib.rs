@@ -8,12 +8,13 @@
 extern crate alloc;
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 use guest_sdk::abi::mmu::{MmuCommand, MmuUpdate, MmuextOp};
 use guest_sdk::abi::shared_info::SharedInfo;
 use guest_sdk::abi::subops::{
     CallbackOp, EvtchnOp, GnttabOp, MemoryOp, MmuextCmd, PhysdevOp, SchedOp, VcpuOp, VersionOp,
 };
-use guest_sdk::abi::{DomId, Errno, Hypercall, MachAddr, Mfn};
+use guest_sdk::abi::{DomId, Errno, Hypercall, MachAddr, Mfn, Port};
 use guest_sdk::memory::{self, Page};
 use guest_sdk::testkit::{Stop, skip};
 
@@ -204,4 +205,23 @@ pub fn pages(count: usize) -> Result<Vec<Page>, Stop> {
 /// A page-table entry.
 pub fn pte(frame: u64, bits: u64) -> u64 {
     Mfn::new(frame).address().get() | bits
+}
+
+/// The word of pending bits that a port's bit is in, and the bit.
+fn pending_bit(port: Port) -> (&'static AtomicU64, u64) {
+    let (word, bit) = (port.get() as usize / 64 % 64, 1 << (port.get() % 64));
+    // SAFETY: the shared page stays mapped, and the word is only accessed atomically.
+    unsafe { (AtomicU64::from_ptr((&raw mut (*shared()).evtchn_pending).cast::<u64>().add(word)), bit) }
+}
+
+/// Whether a port is pending.
+pub fn pending(port: Port) -> bool {
+    let (word, bit) = pending_bit(port);
+    word.load(Ordering::Acquire) & bit != 0
+}
+
+/// Whether a port was pending; it is not after this.
+pub fn take_pending(port: Port) -> bool {
+    let (word, bit) = pending_bit(port);
+    word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
 }

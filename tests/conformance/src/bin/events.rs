@@ -1,0 +1,421 @@
+//! Event channels.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use conformance::{NOWHERE, at, call, evtchn, only_on, pending, shared, take_pending};
+use guest_sdk::abi::evtchn::{
+    EVTCHNSTAT_CLOSED, EVTCHNSTAT_INTERDOMAIN, EVTCHNSTAT_IPI, EVTCHNSTAT_UNBOUND, EVTCHNSTAT_VIRQ,
+    EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindVcpu, EvtchnBindVirq, EvtchnClose,
+    EvtchnReset, EvtchnSend, EvtchnSetPriority, EvtchnStatus, EvtchnUnmask,
+};
+use guest_sdk::abi::subops::EvtchnOp;
+use guest_sdk::abi::{DomId, Errno, Hypercall, Port, Virq};
+use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, upcalls, window};
+use guest_sdk::{Domain, entry};
+
+#[entry]
+fn main(domain: Domain) {
+    testkit::run(
+        domain,
+        &cases![
+            unbound_port,
+            unbound_refused,
+            interdomain_both_ways,
+            interdomain_close_leaves_other_unbound,
+            interdomain_refused,
+            virq_is_bound_once,
+            virq_refused,
+            ipi_arrives,
+            ipi_refused,
+            send_refused,
+            close_and_again,
+            close_refused,
+            status_refused,
+            masked_port_waits_for_unmask,
+            unmask_refused,
+            upcall_comes_once,
+            masked_vcpu_gets_no_upcall,
+            block_with_pending_event_returns,
+            bind_vcpu_refused,
+            bind_vcpu_moves_delivery,
+            ports_run_out_and_come_back,
+            set_priority_needs_fifo,
+            fifo_is_not_there,
+            bad_address,
+            unknown_operation,
+            reset_closes_everything,
+        ],
+    )
+}
+
+fn unbound() -> Result<Port, Errno> {
+    let mut argument = EvtchnAllocUnbound { dom: DomId::SELF, remote_dom: DomId::SELF, port: Port::new(0) };
+    evtchn(EvtchnOp::AllocUnbound, &mut argument)?;
+    Ok(argument.port)
+}
+
+fn close(port: Port) -> Result<u64, Errno> {
+    evtchn(EvtchnOp::Close, &mut EvtchnClose { port })
+}
+
+fn send(port: Port) -> Result<u64, Errno> {
+    evtchn(EvtchnOp::Send, &mut EvtchnSend { port })
+}
+
+fn unmask(port: Port) -> Result<u64, Errno> {
+    evtchn(EvtchnOp::Unmask, &mut EvtchnUnmask { port })
+}
+
+fn status(port: Port) -> Result<EvtchnStatus, Errno> {
+    let mut argument = EvtchnStatus { dom: DomId::SELF, port, ..EvtchnStatus::default() };
+    evtchn(EvtchnOp::Status, &mut argument)?;
+    Ok(argument)
+}
+
+fn interdomain(remote_dom: DomId, remote_port: Port) -> Result<Port, Errno> {
+    let mut argument = EvtchnBindInterdomain { remote_dom, pad0: 0, remote_port, local_port: Port::new(0) };
+    evtchn(EvtchnOp::BindInterdomain, &mut argument)?;
+    Ok(argument.local_port)
+}
+
+fn ipi(vcpu: u32) -> Result<Port, Errno> {
+    let mut argument = EvtchnBindIpi { vcpu, port: Port::new(0) };
+    evtchn(EvtchnOp::BindIpi, &mut argument)?;
+    Ok(argument.port)
+}
+
+fn virq(virq: u32, vcpu: u32) -> Result<Port, Errno> {
+    let mut argument = EvtchnBindVirq { virq, vcpu, port: Port::new(0) };
+    evtchn(EvtchnOp::BindVirq, &mut argument)?;
+    Ok(argument.port)
+}
+
+/// Ports that nobody has.
+const NOT_PORTS: [u32; 4] = [0, 3000, 4096, u32::MAX];
+
+fn unbound_port(domain: &mut Domain) -> Verdict {
+    let port = unbound()?;
+    check!(port.get() > 0);
+    let now = status(port)?;
+    check_eq!((now.status, now.vcpu, now.remote_domain()), (EVTCHNSTAT_UNBOUND, 0, domain.id()));
+    // Nobody is there to hear it.
+    check_eq!(send(port), Ok(0));
+    check!(!pending(port));
+    check_eq!(close(port), Ok(0));
+    Ok(())
+}
+
+fn unbound_refused(_: &mut Domain) -> Verdict {
+    let mut argument =
+        EvtchnAllocUnbound { dom: DomId::new(1234), remote_dom: DomId::SELF, port: Port::new(0) };
+    check_eq!(evtchn(EvtchnOp::AllocUnbound, &mut argument), Err(Errno::ESRCH));
+    Ok(())
+}
+
+fn interdomain_both_ways(domain: &mut Domain) -> Verdict {
+    let one = unbound()?;
+    let other = interdomain(DomId::SELF, one)?;
+    // Binding signals both ends' owner once, so that nothing sent before is missed.
+    check!(take_pending(other), "the new port has fired");
+    take_pending(one);
+    for (port, remote) in [(one, other), (other, one)] {
+        let now = status(port)?;
+        check_eq!(now.status, EVTCHNSTAT_INTERDOMAIN);
+        check_eq!((now.remote_domain(), now.remote_port()), (domain.id(), remote));
+        check_eq!(send(port), Ok(0));
+        check!(take_pending(remote), "the other end has it");
+        check!(!pending(port), "this end has not");
+    }
+    check_eq!(close(one), Ok(0));
+    check_eq!(close(other), Ok(0));
+    Ok(())
+}
+
+fn interdomain_close_leaves_other_unbound(_: &mut Domain) -> Verdict {
+    let one = unbound()?;
+    let other = interdomain(DomId::SELF, one)?;
+    check_eq!(close(other), Ok(0));
+    check_eq!(status(other)?.status, EVTCHNSTAT_CLOSED);
+    check_eq!(status(one)?.status, EVTCHNSTAT_UNBOUND);
+    // And can be connected to again.
+    let again = interdomain(DomId::SELF, one)?;
+    check_eq!(status(one)?.status, EVTCHNSTAT_INTERDOMAIN);
+    check_eq!(close(one), Ok(0));
+    check_eq!(close(again), Ok(0));
+    Ok(())
+}
+
+fn interdomain_refused(_: &mut Domain) -> Verdict {
+    for port in NOT_PORTS {
+        check_eq!(interdomain(DomId::SELF, Port::new(port)), Err(Errno::EINVAL), "port {port}");
+    }
+    let bound = ipi(0)?;
+    check_eq!(interdomain(DomId::SELF, bound), Err(Errno::EINVAL), "a port for something else");
+    check_eq!(close(bound), Ok(0));
+    check_eq!(interdomain(DomId::new(1234), Port::new(1)), Err(Errno::ESRCH));
+    // One that waits for another domain.
+    let mut argument =
+        EvtchnAllocUnbound { dom: DomId::SELF, remote_dom: DomId::new(77), port: Port::new(0) };
+    check_eq!(evtchn(EvtchnOp::AllocUnbound, &mut argument), Ok(0));
+    check_eq!(interdomain(DomId::SELF, argument.port), Err(Errno::EINVAL), "it waits for another");
+    check_eq!(close(argument.port), Ok(0));
+    Ok(())
+}
+
+fn virq_is_bound_once(_: &mut Domain) -> Verdict {
+    let number = Virq::DEBUG.get();
+    let port = virq(number, 0)?;
+    let now = status(port)?;
+    check_eq!((now.status, now.u0), (EVTCHNSTAT_VIRQ, number));
+    check_eq!(virq(number, 0), Err(Errno::EEXIST));
+    check_eq!(send(port), Err(Errno::EINVAL), "only the hypervisor raises it");
+    check_eq!(close(port), Ok(0));
+    let port = virq(number, 0)?;
+    check_eq!(close(port), Ok(0));
+    Ok(())
+}
+
+fn virq_refused(_: &mut Domain) -> Verdict {
+    check_eq!(virq(24, 0), Err(Errno::EINVAL), "no such interrupt");
+    check_eq!(virq(u32::MAX, 0), Err(Errno::EINVAL), "no such interrupt");
+    check_eq!(virq(Virq::TIMER.get(), 4000), Err(Errno::ENOENT), "no such vCPU");
+    check_eq!(virq(Virq::CONSOLE.get(), 1), Err(Errno::EINVAL), "a global one is bound to vCPU 0");
+    Ok(())
+}
+
+fn ipi_arrives(_: &mut Domain) -> Verdict {
+    let port = ipi(0)?;
+    let now = status(port)?;
+    check_eq!((now.status, now.vcpu), (EVTCHNSTAT_IPI, 0));
+    check_eq!(send(port), Ok(0));
+    check!(take_pending(port));
+    check_eq!(close(port), Ok(0));
+    Ok(())
+}
+
+fn ipi_refused(_: &mut Domain) -> Verdict {
+    check_eq!(ipi(4000), Err(Errno::ENOENT));
+    check_eq!(ipi(u32::MAX), Err(Errno::ENOENT));
+    Ok(())
+}
+
+fn send_refused(_: &mut Domain) -> Verdict {
+    for port in NOT_PORTS {
+        check_eq!(send(Port::new(port)), Err(Errno::EINVAL), "port {port}");
+    }
+    Ok(())
+}
+
+fn close_and_again(_: &mut Domain) -> Verdict {
+    let first = unbound()?;
+    check_eq!(close(first), Ok(0));
+    check_eq!(status(first)?.status, EVTCHNSTAT_CLOSED);
+    check_eq!(close(first), Err(Errno::EINVAL), "twice");
+    // The lowest free number is given out.
+    let second = unbound()?;
+    check_eq!(second, first);
+    check_eq!(close(second), Ok(0));
+    Ok(())
+}
+
+fn close_refused(_: &mut Domain) -> Verdict {
+    for port in NOT_PORTS {
+        check_eq!(close(Port::new(port)), Err(Errno::EINVAL), "port {port}");
+    }
+    Ok(())
+}
+
+fn status_refused(_: &mut Domain) -> Verdict {
+    check_eq!(status(Port::new(1 << 20)).err(), Some(Errno::EINVAL));
+    let mut argument = EvtchnStatus { dom: DomId::new(1234), port: Port::new(1), ..EvtchnStatus::default() };
+    check_eq!(evtchn(EvtchnOp::Status, &mut argument), Err(Errno::ESRCH));
+    Ok(())
+}
+
+fn masked_port_waits_for_unmask(_: &mut Domain) -> Verdict {
+    let port = ipi(0)?;
+    let before = upcalls();
+    check_eq!(send(port), Ok(0));
+    check!(pending(port));
+    check_eq!(window(), 0, "masked: no upcall");
+    check_eq!(unmask(port), Ok(0));
+    check_eq!(window(), 1, "now it comes");
+    check_eq!(upcalls(), before + 1);
+    // The selector says where to look.
+    // SAFETY: a word of the shared page.
+    let selector = unsafe { (&raw const (*shared()).vcpu_info[0].evtchn_pending_sel).read_volatile() };
+    check!(selector >> (port.get() / 64) & 1 == 1, "selector {selector:#x}");
+    guest_sdk::events::turn();
+    check!(!pending(port));
+    check_eq!(close(port), Ok(0));
+    Ok(())
+}
+
+fn unmask_refused(_: &mut Domain) -> Verdict {
+    for port in [4096, u32::MAX] {
+        check_eq!(unmask(Port::new(port)), Err(Errno::EINVAL), "port {port}");
+    }
+    Ok(())
+}
+
+fn upcall_comes_once(domain: &mut Domain) -> Verdict {
+    let port = domain.events.bind_ipi()?;
+    for _ in 0..5 {
+        port.notify()?;
+    }
+    check_eq!(window(), 1, "five signals, one upcall");
+    check!(port.poll());
+    check_eq!(window(), 0);
+    check!(!port.poll());
+    Ok(())
+}
+
+fn masked_vcpu_gets_no_upcall(domain: &mut Domain) -> Verdict {
+    let port = domain.events.bind_ipi()?;
+    let before = upcalls();
+    port.notify()?;
+    for _ in 0..100 {
+        let _ = call(Hypercall::XenVersion, [0; 5]);
+    }
+    check_eq!(upcalls(), before);
+    check_eq!(window(), 1);
+    check!(port.poll());
+    Ok(())
+}
+
+fn block_with_pending_event_returns(domain: &mut Domain) -> Verdict {
+    // Set between the last look and the sleep: the sleep ends at once, every time.
+    let port = domain.events.bind_ipi()?;
+    for round in 0..200 {
+        port.notify()?;
+        let start = guest_sdk::time::now_ns();
+        port.wait();
+        let took = guest_sdk::time::now_ns() - start;
+        check!(took < 1_000_000_000, "round {round} took {took} ns");
+    }
+    Ok(())
+}
+
+fn bind_vcpu(port: Port, vcpu: u32) -> Result<u64, Errno> {
+    evtchn(EvtchnOp::BindVcpu, &mut EvtchnBindVcpu { port, vcpu })
+}
+
+fn bind_vcpu_refused(_: &mut Domain) -> Verdict {
+    let port = unbound()?;
+    check_eq!(bind_vcpu(port, 4000), Err(Errno::ENOENT));
+    check_eq!(close(port), Ok(0));
+    let port = ipi(0)?;
+    check_eq!(bind_vcpu(port, 0), Err(Errno::EINVAL), "the interrupt of one vCPU");
+    check_eq!(close(port), Ok(0));
+    check_eq!(bind_vcpu(Port::new(3000), 0), Err(Errno::EINVAL));
+    Ok(())
+}
+
+fn bind_vcpu_moves_delivery(_: &mut Domain) -> Verdict {
+    let one = unbound()?;
+    let other = interdomain(DomId::SELF, one)?;
+    guest_sdk::events::turn();
+    take_pending(one);
+    take_pending(other);
+    match bind_vcpu(one, 1) {
+        Err(Errno::ENOENT) => return testkit::skip("the domain has one vCPU"),
+        result => check_eq!(result, Ok(0)),
+    }
+    check_eq!(status(one)?.vcpu, 1);
+    check_eq!(unmask(one), Ok(0));
+    check_eq!(send(other), Ok(0));
+    // SAFETY: words of the shared page.
+    let (first, second) = unsafe {
+        let info = &raw mut (*shared()).vcpu_info;
+        ((*info)[0].evtchn_pending_sel, (*info)[1].evtchn_pending_sel)
+    };
+    check!(pending(one));
+    check!(second >> (one.get() / 64) & 1 == 1, "selector of vCPU 1 is {second:#x}");
+    check!(first >> (one.get() / 64) & 1 == 0, "selector of vCPU 0 is {first:#x}");
+    check_eq!(bind_vcpu(one, 0), Ok(0));
+    check_eq!(close(one), Ok(0));
+    check_eq!(close(other), Ok(0));
+    take_pending(one);
+    Ok(())
+}
+
+fn ports_run_out_and_come_back(_: &mut Domain) -> Verdict {
+    let mut ports: Vec<Port> = Vec::new();
+    let end = loop {
+        match unbound() {
+            Ok(port) => ports.push(port),
+            Err(error) => break error,
+        }
+        if ports.len() > 5000 {
+            return Err(Stop::Fail("more ports than the layout has".into()));
+        }
+    };
+    let count = ports.len();
+    let in_order = ports.windows(2).all(|pair| pair[0] < pair[1]);
+    for port in ports {
+        check_eq!(close(port), Ok(0));
+    }
+    check_eq!(end, Errno::ENOSPC);
+    check!((4000..4096).contains(&count), "{count} ports");
+    check!(in_order, "lowest first");
+    let port = unbound()?;
+    check_eq!(close(port), Ok(0));
+    Ok(())
+}
+
+fn set_priority_needs_fifo(_: &mut Domain) -> Verdict {
+    let port = unbound()?;
+    let answer = evtchn(EvtchnOp::SetPriority, &mut EvtchnSetPriority { port, priority: 3 });
+    check_eq!(close(port), Ok(0));
+    check_eq!(answer, Err(Errno::ENOSYS));
+    Ok(())
+}
+
+fn fifo_is_not_there(_: &mut Domain) -> Verdict {
+    only_on(true, "Xen has the other layout of events")?;
+    let mut room = [0u64; 4];
+    check_eq!(evtchn(EvtchnOp::InitControl, &mut room), Err(Errno::ENOSYS));
+    check_eq!(evtchn(EvtchnOp::ExpandArray, &mut room), Err(Errno::ENOSYS));
+    Ok(())
+}
+
+fn bad_address(_: &mut Domain) -> Verdict {
+    for command in 0..=10 {
+        check_eq!(
+            call(Hypercall::EventChannelOp, [command, NOWHERE, 0, 0, 0]),
+            Err(Errno::EFAULT),
+            "command {command}"
+        );
+    }
+    Ok(())
+}
+
+fn unknown_operation(_: &mut Domain) -> Verdict {
+    let mut room = [0u64; 8];
+    for command in [15, 100, 0x7fff_ffff] {
+        check_eq!(
+            call(Hypercall::EventChannelOp, [command, at(&mut room), 0, 0, 0]),
+            Err(Errno::ENOSYS),
+            "command {command}"
+        );
+    }
+    Ok(())
+}
+
+fn reset_closes_everything(_: &mut Domain) -> Verdict {
+    let mut nobody = EvtchnReset { dom: DomId::new(1234) };
+    check_eq!(evtchn(EvtchnOp::Reset, &mut nobody), Err(Errno::ESRCH));
+    let ports = [unbound()?, ipi(0)?, virq(Virq::DEBUG.get(), 0)?];
+    check_eq!(evtchn(EvtchnOp::Reset, &mut EvtchnReset { dom: DomId::SELF }), Ok(0));
+    for port in ports {
+        check_eq!(status(port)?.status, EVTCHNSTAT_CLOSED, "port {port}");
+    }
+    // The first port is free again.
+    let port = unbound()?;
+    check_eq!(port, Port::new(1));
+    check_eq!(close(port), Ok(0));
+    Ok(())
+}

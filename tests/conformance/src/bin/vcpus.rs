@@ -1,0 +1,306 @@
+//! A second vCPU: brought up, interrupted, stopped, and given its share of the one CPU.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use conformance::{NOWHERE, at, call, evtchn, pending, shared, take_pending, vcpu};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use guest_sdk::abi::evtchn::{EvtchnBindIpi, EvtchnClose, EvtchnSend};
+use guest_sdk::abi::sched::SchedPoll;
+use guest_sdk::abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS};
+use guest_sdk::abi::subops::{EvtchnOp, SchedOp, VcpuOp};
+use guest_sdk::abi::vcpu::{
+    RunstateInfo, VcpuContextFlags, VcpuGuestContext, VcpuInfo, VcpuRegisterVcpuInfo,
+};
+use guest_sdk::abi::{Errno, GuestHandle, Hypercall, Mfn, Port};
+use guest_sdk::memory::{self, Page};
+use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq};
+use guest_sdk::time::now_ns;
+use guest_sdk::{Domain, entry};
+
+#[entry]
+fn main(domain: Domain) {
+    testkit::run(
+        domain,
+        &cases![
+            up_before_initialise_is_refused,
+            initialise_refused,
+            second_vcpu_runs,
+            initialise_twice_is_refused,
+            interrupts_between_vcpus,
+            two_that_spin_share_the_cpu,
+            yield_lets_the_other_run,
+            down_and_up_again,
+            vcpu_info_moves,
+            vcpu_info_refused,
+        ],
+    )
+}
+
+const MS: u64 = 1_000_000;
+
+/// What vCPU 1 is to do.
+static ORDER: AtomicU32 = AtomicU32::new(WAIT);
+const WAIT: u32 = 0;
+const SPIN: u32 = 1;
+const ECHO: u32 = 2;
+const STOP: u32 = 3;
+
+static BORN: AtomicU64 = AtomicU64::new(0);
+static SPUN: AtomicU64 = AtomicU64::new(0);
+static ECHOED: AtomicU64 = AtomicU64::new(0);
+/// The port that vCPU 1 waits for, and the one that it signals.
+static PORTS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
+
+#[repr(C, align(16))]
+struct Stack([u64; 2048]);
+
+static mut STACK: Stack = Stack([0; 2048]);
+
+/// The life of vCPU 1. Its events are masked throughout, so it sleeps by polling.
+extern "C" fn second(argument: u64) -> ! {
+    BORN.store(argument, Ordering::SeqCst);
+    loop {
+        match ORDER.load(Ordering::SeqCst) {
+            SPIN => {
+                SPUN.fetch_add(1, Ordering::Relaxed);
+            }
+            ECHO => {
+                let mut port = Port::new(PORTS[0].load(Ordering::SeqCst));
+                let ports = GuestHandle::new(at(&mut port));
+                let mut argument = SchedPoll { ports, nr_ports: 1, pad0: 0, timeout: 0 };
+                let _ = conformance::sched(SchedOp::Poll, &mut argument);
+                if take_pending(port) {
+                    ECHOED.fetch_add(1, Ordering::SeqCst);
+                    let port = Port::new(PORTS[1].load(Ordering::SeqCst));
+                    let _ = evtchn(EvtchnOp::Send, &mut EvtchnSend { port });
+                }
+            }
+            STOP => {
+                ORDER.store(WAIT, Ordering::SeqCst);
+                let _ = call(Hypercall::VcpuOp, [VcpuOp::Down.number().into(), 1, 0, 0, 0]);
+            }
+            _ => {
+                let _ = call(Hypercall::SchedOp, [0, 0, 0, 0, 0]);
+            }
+        }
+    }
+}
+
+fn context() -> alloc::boxed::Box<VcpuGuestContext> {
+    let mut context = alloc::boxed::Box::new(VcpuGuestContext::ZERO);
+    context.flags = VcpuContextFlags::IN_KERNEL.bits();
+    // The standard control words: an image of zeros would unmask every exception.
+    context.fpu_ctxt[..2].copy_from_slice(&0x37fu16.to_le_bytes());
+    context.fpu_ctxt[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+    context.user_regs.rip = second as *const () as u64;
+    // At a function's first instruction rsp is 8 below a multiple of 16.
+    context.user_regs.rsp = (&raw const STACK) as u64 + size_of::<Stack>() as u64 - 8;
+    context.user_regs.rdi = 0x1234;
+    context.user_regs.cs = FLAT_KERNEL_CS;
+    context.user_regs.ss = FLAT_KERNEL_SS;
+    context.user_regs.rflags = 0x200;
+    context.kernel_ss = u64::from(FLAT_KERNEL_SS);
+    context.kernel_sp = context.user_regs.rsp;
+    context.ctrlreg[0] = 1 << 31 | 1;
+    context.ctrlreg[3] = memory::root().address().get();
+    context
+}
+
+fn initialise(id: u64, context: &mut VcpuGuestContext) -> Result<u64, Errno> {
+    vcpu(VcpuOp::Initialise, id, context)
+}
+
+fn operation(command: VcpuOp, id: u64) -> Result<u64, Errno> {
+    call(Hypercall::VcpuOp, [command.number().into(), id, 0, 0, 0])
+}
+
+/// Lets the other vCPU run until the condition holds, two seconds at most.
+fn wait(what: &str, done: impl Fn() -> bool) -> Result<(), Stop> {
+    let start = now_ns();
+    while !done() {
+        if now_ns() - start > 2000 * MS {
+            return testkit::fail(format_args!("{what}: not within two seconds"));
+        }
+        call(Hypercall::SchedOp, [0, 0, 0, 0, 0])?;
+    }
+    Ok(())
+}
+
+fn up_before_initialise_is_refused(_: &mut Domain) -> Verdict {
+    check_eq!(operation(VcpuOp::IsUp, 0), Ok(1));
+    check_eq!(operation(VcpuOp::IsUp, 1), Ok(0), "(the domain needs two vCPUs: dom0_max_vcpus=2)");
+    check_eq!(operation(VcpuOp::Up, 1), Err(Errno::EINVAL));
+    check_eq!(operation(VcpuOp::IsUp, 2), Err(Errno::ENOENT));
+    check_eq!(operation(VcpuOp::Up, 2), Err(Errno::ENOENT));
+    check_eq!(operation(VcpuOp::Up, u64::from(u32::MAX)), Err(Errno::ENOENT));
+    Ok(())
+}
+
+fn initialise_refused(_: &mut Domain) -> Verdict {
+    check_eq!(call(Hypercall::VcpuOp, [0, 1, NOWHERE, 0, 0]), Err(Errno::EFAULT));
+    check_eq!(initialise(2, &mut context()), Err(Errno::ENOENT));
+    check_eq!(initialise(0, &mut context()), Err(Errno::EEXIST));
+    // A root that is no page table of this domain.
+    let page = Page::new()?;
+    let mut bad = context();
+    bad.ctrlreg[3] = page.mfn().address().get();
+    check_eq!(initialise(1, &mut bad), Err(Errno::EINVAL));
+    check_eq!(operation(VcpuOp::IsUp, 1), Ok(0));
+    check_eq!(operation(VcpuOp::Up, 1), Err(Errno::EINVAL), "still not initialised");
+    Ok(())
+}
+
+fn second_vcpu_runs(_: &mut Domain) -> Verdict {
+    check_eq!(initialise(1, &mut context()), Ok(0));
+    check_eq!(operation(VcpuOp::IsUp, 1), Ok(0), "initialised is not up");
+    // SAFETY: a byte of the shared page.
+    unsafe { (&raw mut (*shared()).vcpu_info[1].evtchn_upcall_mask).write_volatile(1) };
+    check_eq!(operation(VcpuOp::Up, 1), Ok(0));
+    check_eq!(operation(VcpuOp::IsUp, 1), Ok(1));
+    wait("its first store", || BORN.load(Ordering::SeqCst) == 0x1234)
+}
+
+fn initialise_twice_is_refused(_: &mut Domain) -> Verdict {
+    check_eq!(initialise(1, &mut context()), Err(Errno::EEXIST));
+    check_eq!(operation(VcpuOp::Up, 1), Ok(0), "up already");
+    Ok(())
+}
+
+fn bind_ipi(vcpu: u32) -> Result<Port, Errno> {
+    let mut argument = EvtchnBindIpi { vcpu, port: Port::new(0) };
+    evtchn(EvtchnOp::BindIpi, &mut argument)?;
+    Ok(argument.port)
+}
+
+fn interrupts_between_vcpus(_: &mut Domain) -> Verdict {
+    let (there, back) = (bind_ipi(1)?, bind_ipi(0)?);
+    PORTS[0].store(there.get(), Ordering::SeqCst);
+    PORTS[1].store(back.get(), Ordering::SeqCst);
+    ECHOED.store(0, Ordering::SeqCst);
+    ORDER.store(ECHO, Ordering::SeqCst);
+    for round in 1..=100 {
+        check_eq!(evtchn(EvtchnOp::Send, &mut EvtchnSend { port: there }), Ok(0));
+        wait("the echo", || pending(back))?;
+        check!(take_pending(back));
+        check_eq!(ECHOED.load(Ordering::SeqCst), round);
+    }
+    // The other has no order but to wait for the port: it is asleep.
+    let mut info = RunstateInfo::default();
+    wait("its sleep", || {
+        let mut info = RunstateInfo::default();
+        vcpu(VcpuOp::GetRunstateInfo, 1, &mut info).is_ok() && info.state == 2
+    })?;
+    check_eq!(vcpu(VcpuOp::GetRunstateInfo, 1, &mut info), Ok(0));
+    check!(info.time[2] > 0 && info.time[0] > 0, "{info:?}");
+    ORDER.store(WAIT, Ordering::SeqCst);
+    check_eq!(evtchn(EvtchnOp::Send, &mut EvtchnSend { port: there }), Ok(0));
+    wait("the last echo", || pending(back))?;
+    take_pending(back);
+    for port in [there, back] {
+        check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port }), Ok(0));
+    }
+    Ok(())
+}
+
+fn running(id: u64) -> Result<u64, Errno> {
+    let mut info = RunstateInfo::default();
+    vcpu(VcpuOp::GetRunstateInfo, id, &mut info)?;
+    Ok(info.time[0])
+}
+
+fn two_that_spin_share_the_cpu(_: &mut Domain) -> Verdict {
+    ORDER.store(SPIN, Ordering::SeqCst);
+    wait("its first turn", || SPUN.load(Ordering::Relaxed) > 0)?;
+    let (own, other, spun) = (running(0)?, running(1)?, SPUN.load(Ordering::Relaxed));
+    let start = now_ns();
+    // Neither sleeps nor yields: only the timer of the hypervisor takes the CPU away.
+    while now_ns() - start < 1500 * MS {}
+    let (own, other) = (running(0)? - own, running(1)? - other);
+    let spun = SPUN.load(Ordering::Relaxed) - spun;
+    ORDER.store(WAIT, Ordering::SeqCst);
+    check!(spun > 1000, "{spun} rounds");
+    let share = own * 1000 / (own + other);
+    check!((420..=580).contains(&share), "{share} of 1000 for who measures ({own} and {other} ns)");
+    Ok(())
+}
+
+fn yield_lets_the_other_run(_: &mut Domain) -> Verdict {
+    ORDER.store(SPIN, Ordering::SeqCst);
+    let before = SPUN.load(Ordering::Relaxed);
+    wait("a turn of the other", || SPUN.load(Ordering::Relaxed) > before)?;
+    ORDER.store(WAIT, Ordering::SeqCst);
+    Ok(())
+}
+
+fn down_and_up_again(_: &mut Domain) -> Verdict {
+    ORDER.store(STOP, Ordering::SeqCst);
+    wait("its end", || operation(VcpuOp::IsUp, 1) == Ok(0))?;
+    let mut info = RunstateInfo::default();
+    wait("offline", || {
+        let mut info = RunstateInfo::default();
+        vcpu(VcpuOp::GetRunstateInfo, 1, &mut info).is_ok() && info.state == 3
+    })?;
+    check_eq!(vcpu(VcpuOp::GetRunstateInfo, 1, &mut info), Ok(0));
+    check_eq!(info.state, 3, "offline");
+    // It goes on where it stopped.
+    ORDER.store(SPIN, Ordering::SeqCst);
+    let before = SPUN.load(Ordering::Relaxed);
+    check_eq!(operation(VcpuOp::Up, 1), Ok(0));
+    wait("its next turn", || SPUN.load(Ordering::Relaxed) > before)?;
+    check_eq!(operation(VcpuOp::IsUp, 1), Ok(1));
+    // Another vCPU can stop it, too.
+    check_eq!(operation(VcpuOp::Down, 1), Ok(0));
+    check_eq!(operation(VcpuOp::IsUp, 1), Ok(0));
+    let stopped = SPUN.load(Ordering::Relaxed);
+    let start = now_ns();
+    while now_ns() - start < 50 * MS {}
+    check_eq!(SPUN.load(Ordering::Relaxed), stopped, "it runs while it is down");
+    ORDER.store(WAIT, Ordering::SeqCst);
+    check_eq!(operation(VcpuOp::Down, 4000), Err(Errno::ENOENT));
+    Ok(())
+}
+
+fn register(id: u64, frame: Mfn, offset: u32) -> Result<u64, Errno> {
+    vcpu(VcpuOp::RegisterVcpuInfo, id, &mut VcpuRegisterVcpuInfo { mfn: frame.get(), offset, rsvd: 0 })
+}
+
+fn vcpu_info_moves(_: &mut Domain) -> Verdict {
+    // Kept for ever: the hypervisor writes it from now on.
+    let page = Page::new()?;
+    let (frame, address) = (page.mfn(), page.leak());
+    // Crossing the end, or behind it.
+    check_eq!(register(1, frame, 4096 - 63), Err(Errno::ENXIO));
+    check_eq!(register(1, frame, 4096), Err(Errno::ENXIO));
+    check_eq!(register(1, frame, 128), Ok(0));
+    check_eq!(register(1, frame, 192), Err(Errno::EINVAL), "once only");
+    // Events of vCPU 1 are told there now, and not in the shared page.
+    let info = (address + 128) as *const VcpuInfo;
+    let port = bind_ipi(1)?;
+    // SAFETY: the selector of the shared page, cleared to see whether it is used.
+    unsafe { (&raw mut (*shared()).vcpu_info[1].evtchn_pending_sel).write_volatile(0) };
+    check_eq!(evtchn(EvtchnOp::Unmask, &mut EvtchnSend { port }), Ok(0));
+    check_eq!(evtchn(EvtchnOp::Send, &mut EvtchnSend { port }), Ok(0));
+    // SAFETY: both are mapped.
+    let (new, old) = unsafe {
+        (
+            (&raw const (*info).evtchn_pending_sel).read_volatile(),
+            (&raw const (*shared()).vcpu_info[1].evtchn_pending_sel).read_volatile(),
+        )
+    };
+    check!(pending(port));
+    check!(new >> (port.get() / 64) & 1 == 1, "selector at the new place {new:#x}");
+    check_eq!(old, 0, "selector in the shared page");
+    check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port }), Ok(0));
+    Ok(())
+}
+
+fn vcpu_info_refused(_: &mut Domain) -> Verdict {
+    check_eq!(call(Hypercall::VcpuOp, [10, 0, NOWHERE, 0, 0]), Err(Errno::EFAULT));
+    check_eq!(register(4000, memory::root(), 0), Err(Errno::ENOENT));
+    // A page table cannot be written to.
+    check_eq!(register(0, memory::root(), 0), Err(Errno::EINVAL));
+    check_eq!(register(0, Mfn::new(0xff_ffff_ffff), 0), Err(Errno::EINVAL));
+    Ok(())
+}

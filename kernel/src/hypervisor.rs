@@ -1,7 +1,7 @@
 //! The hypervisor as one value: all state, generic over the machine.
 //!
 //! On the target there is one, a static over `arch::x86_64::Machine`; on the host, tests make as many as they like over
-//! [`platform::sim`](crate::platform::sim).
+//! `platform::sim`.
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;

@@ -1,6 +1,6 @@
 //! The seam between policy and machine: all that policy may ask of the hardware.
 //!
-//! Everything above this trait is safe code and runs unchanged on the host over [`sim`]; everything below it is
+//! Everything above this trait is safe code and runs unchanged on the host over `sim`; everything below it is
 //! `arch::x86_64`. Mechanism re-checks what policy hands it: a wrong policy may be slow or stop the host, it is never
 //! unsound.
 

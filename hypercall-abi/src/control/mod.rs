@@ -6,7 +6,7 @@
 //! [`GrantSeed`], [`SetVcpuContext`], then [`Unpause`].
 //!
 //! Errors of every command: `-EACCES` wrong version, `-ENOSYS` unknown command, `-EPERM` the caller lacks the verb for that
-//! domain, `-ESRCH` no such domain, `-EINVAL` reserved fields not zero, `-EFAULT` bad address. Commands add their own. On success
+//! domain, `-ESRCH` no such domain, `-EFAULT` bad address. Commands add their own. On success
 //! the call returns 0 and the hypervisor has written the payload back where the command has OUT fields.
 
 mod commands;

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::payload;
 use crate::Mfn;
 
-/// Grants or revokes an interrupt. Errors: `-EINVAL` no such interrupt.
+/// Grants or revokes an interrupt. Errors: `-ENOSPC` too many separate ranges.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct IrqPermission {
@@ -17,7 +17,7 @@ pub struct IrqPermission {
     pub allow: u32,
 }
 
-/// Grants or revokes I/O ports. Errors: `-EINVAL` `first` above `last`.
+/// Grants or revokes I/O ports. Errors: `-EINVAL` `first` above `last`, `-ENOSPC` too many separate ranges.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct IoportPermission {
@@ -29,7 +29,8 @@ pub struct IoportPermission {
     pub allow: u32,
 }
 
-/// Grants or revokes machine frames that are not RAM. Errors: `-EINVAL` `first` above `last`, or RAM among them.
+/// Grants or revokes machine frames that are not RAM; RAM in the range stays out of reach, for it is never mapped by this right.
+/// Errors: `-EINVAL` `first` above `last`, `-ENOSPC` too many separate ranges.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct IomemPermission {

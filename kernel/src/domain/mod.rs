@@ -67,7 +67,7 @@ pub struct Domain {
     /// Ends of the two watchdogs in nanoseconds since boot, 0 for off.
     pub watchdogs: [AtomicU64; 2],
     life: AtomicU8,
-    /// Progress of teardown (see `domain::teardown`).
+    /// Progress of its memory's teardown (`Hypervisor::teardown_memory`).
     pub teardown: RankedMutex<crate::mm::Teardown, { rank::TEARDOWN }>,
 }
 

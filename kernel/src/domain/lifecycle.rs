@@ -119,9 +119,13 @@ impl<P: Platform> Hypervisor<P> {
         Ok(())
     }
 
-    /// Takes a dead domain out of the table once none of its frames is left.
+    /// Takes a dead domain out of the table once none of its frames is left, and nobody uses an entry of its grant table.
+    ///
+    /// The second does not follow from the first: a domain may grant its shared_info or a frame of its grant table, which
+    /// are not counted as its own. Its users find the active entry through the domain's number.
     pub fn forget_if_empty(&self, domain: &Arc<Domain>) {
-        if domain.life() == Life::Dead && domain.pages.lock().total() == 0 {
+        let granted = domain.grants.lock().used();
+        if domain.life() == Life::Dead && granted == 0 && domain.pages.lock().total() == 0 {
             self.domains.remove(domain.id);
         }
     }

@@ -554,6 +554,29 @@ fn either_side_may_die_first() {
     }
 }
 
+/// A domain's shared_info is not counted as its memory, and it can be granted all the same.
+#[test]
+fn a_domain_is_there_while_anything_it_granted_is_in_use() {
+    for unmapped in [true, false] {
+        let hv = hypervisor(128);
+        let free = hv.mm.free_frames();
+        let (granter, user) = (Guest::new(&hv, 3), Guest::new(&hv, 1));
+        granter.permit(&hv, 0, granter.domain.shared_info, user.id(), false);
+        let handle = user.map(&hv, &granter, 0, RW, FREE_SLOT).unwrap();
+        let mut unlimited = Budget::unlimited();
+        assert_eq!(hv.destroy_domain(&granter.domain, &mut unlimited), Ok(()));
+        assert!(hv.domains.get(granter.id()).is_some(), "its number is still taken");
+        if unmapped {
+            assert_eq!(user.unmap(&hv, handle, Some((FREE_SLOT as u64) << 12), None), Ok(true));
+        }
+        let steps = (0..1000).take_while(|_| hv.destroy_domain(&user.domain, &mut Budget::new(2)).is_err());
+        assert!(steps.count() < 1000, "teardown comes to an end");
+        assert_eq!(hv.destroy_domain(&granter.domain, &mut unlimited), Ok(()));
+        assert!(hv.domains.is_empty());
+        assert_eq!(hv.mm.free_frames(), free, "unmapped first: {unmapped}");
+    }
+}
+
 #[test]
 fn counts_stop_before_they_overflow() {
     let mut pins = Pins::default();

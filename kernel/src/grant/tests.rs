@@ -578,6 +578,19 @@ fn a_domain_is_there_while_anything_it_granted_is_in_use() {
 }
 
 #[test]
+fn a_vcpu_info_in_a_frame_of_the_hypervisor_goes_with_the_domain() {
+    let hv = hypervisor(128);
+    let free = hv.mm.free_frames();
+    let guest = Guest::new(&hv, 3);
+    let frame = guest.domain.grants.lock().shared_frame(&hv.platform, 0).unwrap();
+    let vcpu = VcpuRef::new(&guest.domain, VcpuId::new(0)).unwrap();
+    hv.register_vcpu_info(&vcpu, frame, 1024).unwrap();
+    assert_eq!(hv.destroy_domain(&guest.domain, &mut Budget::unlimited()), Ok(()));
+    assert!(hv.domains.is_empty());
+    assert_eq!(hv.mm.free_frames(), free);
+}
+
+#[test]
 fn counts_stop_before_they_overflow() {
     let mut pins = Pins::default();
     for _ in 0..128 {

@@ -1,8 +1,10 @@
 //! What the rest of the hypervisor asks of memory: frames for a domain, and everything back when it dies.
 
+use core::sync::atomic::Ordering;
+
 use hypercall_abi::{DomId, Mfn};
 
-use super::frames::{Memory, Owner};
+use super::frames::Memory;
 use super::page_info::Event;
 use super::validate::{MapRights, Pager, Unfinished};
 use crate::domain::{Domain, VcpuState};
@@ -143,8 +145,9 @@ impl<P: Platform> Hypervisor<P> {
             if let Some(state) = vcpu.parked.lock().as_deref_mut() {
                 self.release_vcpu_memory(state, budget)?;
             }
-            if let Some((mfn, _)) = vcpu.info_location()
-                && self.mm.owner(mfn) == Owner::Domain(domain.id)
+            // Not told by the frame: it may be one of the hypervisor's that the domain can write (its grant table).
+            if vcpu.info_registered.swap(false, Ordering::AcqRel)
+                && let Some((mfn, _)) = vcpu.info_location()
             {
                 let _done = self.pager().release_stored(mfn, budget);
             }

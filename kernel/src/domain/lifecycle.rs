@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 
 use hypercall_abi::{DomId, Errno};
 
-use super::{Domain, DomainConfig, Life, VcpuRef};
+use super::{Domain, DomainConfig, Life, Vcpu, VcpuRef, VcpuState};
 use crate::access::Rights;
 use crate::evtchn::Progress;
 use crate::hypercall::{Budget, Preempted};
@@ -18,6 +18,11 @@ use crate::platform::Platform;
 
 /// Most vCPUs a domain may have.
 pub const MAX_VCPUS: u32 = 64;
+
+/// Bytes that one vCPU or domain takes at most in queues and tables, and in gaps between allocations.
+const HEAP_OVERHEAD: usize = 256;
+/// Bytes of heap that domains do not get: for temporary copies, and for gaps too small to be used.
+const HEAP_RESERVE: usize = 128 * 1024;
 
 /// What the creator of a domain says about it.
 pub struct NewDomain {
@@ -36,7 +41,8 @@ pub struct NewDomain {
 impl<P: Platform> Hypervisor<P> {
     /// Makes a domain: no memory, no context, paused once.
     ///
-    /// `EINVAL` vCPUs out of range, `EEXIST` number taken, `ENFILE` no number left, `ENOMEM` no frame for shared_info.
+    /// `EINVAL` vCPUs out of range, `EEXIST` number taken, `ENFILE` no number left, `ENOMEM` no frame for shared_info or no
+    /// room in the heap.
     pub fn create_domain(&self, new: NewDomain) -> Result<Arc<Domain>, Errno> {
         if new.vcpus == 0 || new.vcpus > MAX_VCPUS {
             return Err(Errno::EINVAL);
@@ -47,6 +53,9 @@ impl<P: Platform> Hypervisor<P> {
             Some(id) => id,
             None => self.domains.free_id().ok_or(Errno::ENFILE)?,
         };
+        if !self.heap_has_room(new.vcpus as usize) {
+            return Err(Errno::ENOMEM);
+        }
         let shared_info = self.allocate_hypervisor_page(id).ok_or(Errno::ENOMEM)?;
         let domain = Arc::new(Domain::new(
             DomainConfig {
@@ -69,10 +78,27 @@ impl<P: Platform> Hypervisor<P> {
         Ok(domain)
     }
 
+    /// Whether a domain of `vcpus` vCPUs fits in the heap. Asked beforehand: an allocation that fails stops the host.
+    fn heap_has_room(&self, vcpus: usize) -> bool {
+        let per_vcpu =
+            size_of::<Vcpu>() + size_of::<VcpuState>() + self.platform.vector_state_size() + HEAP_OVERHEAD;
+        // Queues and the table of domains may be copied to a place twice as large.
+        let tables = (self.domains.vcpu_total() + vcpus) * self.cpus.len() * HEAP_OVERHEAD
+            + self.domains.len() * HEAP_OVERHEAD;
+        let need = size_of::<Domain>() + vcpus * per_vcpu + tables + HEAP_RESERVE;
+        let (used, size) = self.platform.heap_usage();
+        size.saturating_sub(used) >= need as u64
+    }
+
     /// Pauses a domain: its vCPUs leave their CPUs at the next chance and stay off until as many unpauses came.
-    pub fn pause_domain(&self, domain: &Domain) {
-        domain.pauses.fetch_add(1, Ordering::AcqRel);
+    /// `EOVERFLOW` when it is paused as often as can be counted.
+    pub fn pause_domain(&self, domain: &Domain) -> Result<(), Errno> {
+        domain
+            .pauses
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_add(1))
+            .map_err(|_| Errno::EOVERFLOW)?;
         self.stop_domain(domain);
+        Ok(())
     }
 
     /// Ends one pause. `EINVAL` when it is not paused.
@@ -128,5 +154,38 @@ impl<P: Platform> Hypervisor<P> {
         if domain.life() == Life::Dead && granted == 0 && domain.pages.lock().total() == 0 {
             self.domains.remove(domain.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evtchn::tests::hypervisor;
+
+    fn new(vcpus: u32) -> NewDomain {
+        NewDomain { id: None, handle: [0; 16], vcpus, max_pages: 16, rights: Rights::none() }
+    }
+
+    #[test]
+    fn a_domain_that_does_not_fit_in_the_heap_is_refused() {
+        let hv = hypervisor(64);
+        let (_, size) = hv.platform.heap_usage();
+        let free = hv.mm.free_frames();
+        hv.platform.heap_used.store(size - 300_000, Ordering::Relaxed);
+        assert_eq!(hv.create_domain(new(MAX_VCPUS)).err(), Some(Errno::ENOMEM));
+        assert_eq!(hv.mm.free_frames(), free);
+        assert!(hv.create_domain(new(1)).is_ok());
+        hv.platform.heap_used.store(size, Ordering::Relaxed);
+        assert_eq!(hv.create_domain(new(1)).err(), Some(Errno::ENOMEM));
+    }
+
+    #[test]
+    fn pauses_are_counted_and_do_not_wrap() {
+        let hv = hypervisor(64);
+        let domain = hv.create_domain(new(1)).unwrap();
+        domain.pauses.store(u32::MAX, Ordering::Release);
+        assert_eq!(hv.pause_domain(&domain), Err(Errno::EOVERFLOW));
+        assert_eq!(hv.unpause_domain(&domain), Ok(()));
+        assert!(!domain.may_run());
     }
 }

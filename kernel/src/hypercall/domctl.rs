@@ -85,7 +85,7 @@ fn of_domain<P: Platform>(
         }
         Command::Pause => {
             refuse_self(current, domain)?;
-            hv.pause_domain(domain);
+            hv.pause_domain(domain)?;
             Ok(0)
         }
         Command::Unpause => {
@@ -139,7 +139,7 @@ fn of_domain<P: Platform>(
             state.set(VcpuState::ONLINE, blocked & block::DOWN == 0);
             state.set(VcpuState::RUNNING, vcpu.running.load(Ordering::Acquire));
             state.set(VcpuState::BLOCKED, blocked & (block::BLOCKED | block::POLLING) != 0);
-            let pauses = vcpu.pauses.load(Ordering::Acquire) + domain.pauses.load(Ordering::Acquire);
+            let pauses = vcpu.pauses.load(Ordering::Acquire) | domain.pauses.load(Ordering::Acquire);
             state.set(VcpuState::PAUSED, pauses != 0);
             info.state = state.bits();
             info.cpu_time_ns = vcpu.runstate.lock().times_at(hv.platform.now_ns())[0];
@@ -337,7 +337,7 @@ fn page_types<P: Platform>(
         };
         hv.write_guest(request.frames.addr(), &answer.bits())?;
         request.count -= 1;
-        request.frames = hypercall_abi::GuestHandle::new(request.frames.addr() + 8);
+        request.frames = hypercall_abi::GuestHandle::new(request.frames.addr().wrapping_add(8));
         if request.count.is_multiple_of(16) && request.count > 0 && current.state.budget.step().is_err() {
             // What is done is done: the rest is another call's, told by the payload.
             op.encode(&request);

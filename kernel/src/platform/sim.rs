@@ -32,6 +32,8 @@ pub struct SimMachine {
     /// TLB flushes asked for, in order.
     pub flushes: Mutex<Vec<TlbFlush>>,
     flush_hook: spin::Once<FlushHook>,
+    /// What the heap is said to hold.
+    pub heap_used: AtomicU64,
 }
 
 impl SimMachine {
@@ -46,6 +48,7 @@ impl SimMachine {
             console: Mutex::new(Vec::new()),
             flushes: Mutex::new(Vec::new()),
             flush_hook: spin::Once::new(),
+            heap_used: AtomicU64::new(0),
         }
     }
 
@@ -227,7 +230,7 @@ impl Platform for SimMachine {
         0
     }
     fn heap_usage(&self) -> (u64, u64) {
-        (0, 0)
+        (self.heap_used.load(Ordering::Relaxed), 1 << 40)
     }
     fn tsc_khz(&self) -> u32 {
         1_000_000

@@ -11,6 +11,8 @@ mod console_io;
 mod dispatch;
 mod domctl;
 pub mod event_channel_op;
+#[cfg(test)]
+mod fuzz;
 pub mod grant_table_op;
 mod guest_memory;
 mod iret;

@@ -33,6 +33,8 @@ use crate::say;
 
 /// Bytes of console output kept for each guest.
 const SCROLLBACK: usize = 32 * 1024;
+/// Shortest time between two starts of a guest, ns.
+const RESTART_NS: u64 = 1_000_000_000;
 /// Bytes of a guest's output taken before others get their turn.
 const OUTPUT_PER_TURN: usize = 2048;
 
@@ -293,11 +295,11 @@ fn take_output(name: &str, bytes: &[u8]) {
     }
 }
 
-/// Ends the console's task, then the domain. Its log stays.
+/// Ends the console's task, then the domain; its state is `then` afterwards. Its log stays.
 ///
 /// # Errors
 /// What to say.
-async fn tear_down(name: &str, run: Run, ending: Option<Ending>) -> Result<(), String> {
+async fn tear_down(name: &str, run: Run, then: State) -> Result<(), String> {
     set_state(name, State::Leaving);
     run.console.stop.store(true, Ordering::Release);
     run.console.bell.ring();
@@ -309,7 +311,7 @@ async fn tear_down(name: &str, run: Run, ending: Option<Ending>) -> Result<(), S
         CHANGED.after(seen).await;
     }
     let result = toolstack::destroy(&mut Machine::named(name), run.domain).await;
-    set_state(name, State::Gone(ending));
+    set_state(name, then);
     result
         .map_err(|errno| format!("the hypervisor refused to destroy {name} (domain {}): {errno}", run.domain))
 }
@@ -341,7 +343,7 @@ pub async fn destroy(name: &str, deadline_ns: u64) -> Result<bool, String> {
         let name = name.to_string();
         // A task of its own: it takes as long as others have the domain's pages mapped.
         executor::spawn(async move {
-            if let Err(error) = tear_down(&name, run, ending).await {
+            if let Err(error) = tear_down(&name, run, State::Gone(ending)).await {
                 say!("{error}");
             }
         });
@@ -468,16 +470,21 @@ async fn follow_up(name: String, run: Run, ending: Ending) {
     if decision == Decision::Preserve {
         return set_state(&name, State::Kept(run, ending));
     }
-    if let Err(error) = tear_down(&name, run, Some(ending)).await {
-        say!("{error}");
-        return;
+    let started_ns = run.started_ns;
+    let restart = decision == Decision::Restart;
+    let then = if restart { State::Starting } else { State::Gone(Some(ending)) };
+    let torn_down = tear_down(&name, run, then).await;
+    if restart && torn_down.is_ok() {
+        // Not more than once a second, or its notices would be all there is to read.
+        time::until_ns(started_ns.saturating_add(RESTART_NS)).await;
     }
-    if decision == Decision::Restart {
-        set_state(&name, State::Starting);
-        if let Err(error) = self::run(&name).await {
-            say!("{error}");
-            set_state(&name, State::Gone(Some(ending)));
-        }
+    let result = match torn_down {
+        Ok(()) if restart => self::run(&name).await.map(drop),
+        result => result,
+    };
+    if let Err(error) = result {
+        say!("{error}");
+        set_state(&name, State::Gone(Some(ending)));
     }
 }
 

@@ -48,8 +48,11 @@ struct Command {
     arguments: &'static str,
     about: &'static str,
     more: &'static str,
-    run: for<'a> fn(&'a mut Shell, &'a [String]) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
+    run: for<'a> fn(&'a mut Shell, &'a [String]) -> Running<'a>,
 }
+
+/// A command at work.
+type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 
 macro_rules! commands {
     ($($name:literal $arguments:literal $run:ident $about:literal $more:literal)*) => {
@@ -314,7 +317,10 @@ impl Shell {
             return Err(format!("nobody is at the keyboard: use `logs {name}`"));
         }
         say!("This is the console of {name}; ctrl-] leads back to dom0.");
-        print_block(&guests::last_lines(&name, 10));
+        let shown = guests::last_lines(&name, 10);
+        if !shown.is_empty() {
+            print_block(&shown);
+        }
         guests::attach(Some(&name));
         loop {
             let seen = guests::CHANGED.rings();
@@ -440,13 +446,15 @@ impl Shell {
         };
         let info = control::phys_info().map_err(refused("tell about its memory"))?;
         let free = info.free_pages + info.scrub_pending_pages;
-        let before = self.free_before.replace(free).unwrap_or(free);
-        let change = match (free.checked_sub(before), before.checked_sub(free)) {
-            (Some(0), _) => "as before".to_string(),
-            (Some(more), _) => format!("{more} more than before"),
-            (None, fewer) => format!("{} fewer than before", fewer.unwrap_or(0)),
+        let known = self.free_before.replace(free);
+        let before = known.unwrap_or(free);
+        let change = match known {
+            None => String::new(),
+            Some(before) if free == before => ", as before".into(),
+            Some(before) if free > before => format!(", {} more than before", free - before),
+            Some(before) => format!(", {} fewer than before", before - free),
         };
-        say!("{} free: {free} frames, {change}", Bytes::of_pages(free));
+        say!("{} free: {free} frames{change}", Bytes::of_pages(free));
         if must_be_same && free != before {
             return Err(format!("{before} frames were free before, now {free}: `list` shows who has them"));
         }

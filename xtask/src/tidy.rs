@@ -208,7 +208,7 @@ fn targets(text: &str) -> Vec<&str> {
 /// without case and underscores.
 fn coverage(sources: &BTreeMap<PathBuf, Source>, findings: &mut Vec<String>) -> Result<()> {
     let path = sh::root().join(COVERAGE);
-    let dispatcher = Path::new("kernel/src/hypercall/mod.rs");
+    let dispatcher = Path::new("kernel/src/hypercall/dispatch.rs");
     let (true, Some(source)) = (path.is_file(), sources.get(dispatcher)) else { return Ok(()) };
     let text = String::from_utf8(sh::read(&path)?).with_context(|| format!("{COVERAGE} is not UTF-8"))?;
     let table: toml::Table = toml::from_str(&text).with_context(|| COVERAGE.to_owned())?;
@@ -227,6 +227,19 @@ fn coverage(sources: &BTreeMap<PathBuf, Source>, findings: &mut Vec<String>) -> 
         }
         dispatched.insert(flat(&name));
     }
+    for (name, operations) in table.iter().filter_map(|(name, value)| Some((name, value.as_table()?))) {
+        for (operation, entry) in operations {
+            let field = |key: &str| entry.get(key).and_then(toml::Value::as_str).unwrap_or_default();
+            if !["implemented", "enosys", "refused"].contains(&field("state")) {
+                findings
+                    .push(format!("{COVERAGE}: {name}.{operation}: state is implemented, enosys or refused"));
+            }
+            if !test_exists(field("test")) {
+                findings
+                    .push(format!("{COVERAGE}: {name}.{operation}: there is no test `{}`", field("test")));
+            }
+        }
+    }
     for (key, name) in &listed {
         if !dispatched.contains(key) {
             findings.push(format!(
@@ -236,6 +249,16 @@ fn coverage(sources: &BTreeMap<PathBuf, Source>, findings: &mut Vec<String>) -> 
         }
     }
     Ok(())
+}
+
+/// Whether a test of the coverage table is there: `file::function` of the conformance guests, or `scenario:NAME`.
+fn test_exists(test: &str) -> bool {
+    if let Some(name) = test.strip_prefix("scenario:") {
+        return sh::root().join(format!("tests/scenarios/{name}.toml")).is_file();
+    }
+    let Some((file, function)) = test.split_once("::") else { return false };
+    let path = sh::root().join(format!("tests/conformance/src/bin/{file}.rs"));
+    std::fs::read_to_string(path).is_ok_and(|text| text.contains(&format!("\nfn {function}(")))
 }
 
 #[cfg(test)]

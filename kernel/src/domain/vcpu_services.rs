@@ -43,12 +43,12 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Moves a vCPU's vcpu_info to the guest's page `mfn`, keeping its contents. Afterwards every event counts as new.
     ///
-    /// `EINVAL` misaligned, across a page, registered before, running elsewhere, or no page of its own.
+    /// `ENXIO` misaligned or across a page; `EINVAL` registered before, running elsewhere, or no page of its own.
     pub fn register_vcpu_info(&self, vcpu: &VcpuRef, mfn: Mfn, offset: u32) -> Result<(), Errno> {
-        if !offset.is_multiple_of(8)
-            || offset > 4096 - VCPU_INFO_SIZE
-            || vcpu.info_registered.load(Ordering::Acquire)
-        {
+        if !offset.is_multiple_of(8) || offset > 4096 - VCPU_INFO_SIZE {
+            return Err(Errno::ENXIO);
+        }
+        if vcpu.info_registered.load(Ordering::Acquire) {
             return Err(Errno::EINVAL);
         }
         // The reference stays with the vCPU until the domain is torn down.

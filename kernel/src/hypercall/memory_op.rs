@@ -78,7 +78,8 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
             let pages = domain.pages.lock();
             match op {
                 MemoryOp::CurrentReservation => Ok(pages.total()),
-                MemoryOp::MaximumReservation => Ok(pages.max_pages()),
+                // 32 bits, as in Xen: no limit must not look like an error.
+                MemoryOp::MaximumReservation => Ok(pages.max_pages().min(u32::MAX.into())),
                 // A PV guest says itself how many frame numbers it uses.
                 _ => {
                     const WORD: usize = core::mem::offset_of!(SharedInfo, arch.max_pfn) / 8;

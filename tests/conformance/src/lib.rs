@@ -15,8 +15,8 @@ use guest_sdk::abi::subops::{
     CallbackOp, EvtchnOp, GnttabOp, MemoryOp, MmuextCmd, PhysdevOp, SchedOp, VcpuOp, VersionOp,
 };
 use guest_sdk::abi::{DomId, Errno, Hypercall, MachAddr, Mfn, Port};
-use guest_sdk::memory::{self, Page};
-use guest_sdk::testkit::{Stop, skip};
+use guest_sdk::memory::{self, Access, Page, Range};
+use guest_sdk::testkit::{Stop, skip, try_read};
 
 unsafe extern "C" {
     static __shared_info: u8;
@@ -188,6 +188,23 @@ pub fn protect(page: &Page, writable: bool) -> Result<(), Errno> {
     let bits = if writable { 0x63 } else { 0x61 };
     // SAFETY: callers write a page only while it is writable.
     unsafe { memory::set_leaf(page.address(), page.mfn().get() << 12 | bits | 1 << 63) }
+}
+
+/// A frame of the hypervisor: a table that the guest's own root leads to.
+///
+/// # Errors
+/// As the hypervisor says about reading that root.
+pub fn hypervisor_frame() -> Result<u64, Stop> {
+    let range = Range::new(1)?;
+    // SAFETY: the root, for reading.
+    unsafe { range.map(0, memory::root(), Access::Read)? };
+    for slot in 256..272 {
+        let entry = try_read(range.start() + slot * 8)?;
+        if entry & 1 != 0 {
+            return Ok(entry >> 12 & 0xff_ffff_ffff);
+        }
+    }
+    Err(Stop::Error("nothing of the hypervisor is in the root".into()))
 }
 
 /// `count` pages.

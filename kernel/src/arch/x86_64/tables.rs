@@ -119,6 +119,9 @@ pub unsafe fn load(info: &'static mut CpuInfo, page: u64) {
     let selector = |value: u16| SegmentSelector::new(value >> 3, PrivilegeLevel::Ring0);
     // SAFETY: a 64-bit ring 0 code descriptor, just written.
     unsafe { CS::set_reg(selector(RING0_CODE)) };
+    // The processor comes up with an LDT at address 0, not with none.
+    // SAFETY: a null selector means no table.
+    unsafe { core::arch::asm!("lldt {0:x}", in(reg) 0u32, options(nostack, preserves_flags)) };
     // SAFETY: an available TSS of this CPU alone, just written.
     unsafe { load_tss(selector(TASK)) };
     let idt = IDT.call_once(|| core::array::from_fn(gate));

@@ -5,7 +5,9 @@
 extern crate alloc;
 
 use alloc::vec::Vec;
-use conformance::{NOWHERE, SELF, TablePage, at, call, mmuext, pages, protect, pte, update};
+use conformance::{
+    NOWHERE, SELF, TablePage, at, call, hypervisor_frame, mmuext, pages, protect, pte, update,
+};
 use guest_sdk::abi::mmu::{MmuCommand, MmuUpdate, MmuextOp};
 use guest_sdk::abi::segment::MACH2PHYS_VIRT_START;
 use guest_sdk::abi::subops::MmuextCmd;
@@ -146,19 +148,6 @@ fn update_reserved_bits(_: &mut Domain) -> Verdict {
     check_eq!(l2.word(9) & free, free);
     check_eq!(mmuext(MmuextCmd::UnpinTable, l2.mfn(), 0), Ok(0));
     Ok(())
-}
-
-/// A frame of the hypervisor: one of those behind the machine-to-physical table.
-fn hypervisor_frame() -> Result<u64, testkit::Stop> {
-    let mut frame = 0u64;
-    let mut list = guest_sdk::abi::memory::MachphysMfnList {
-        max_extents: 1,
-        extent_start: guest_sdk::abi::GuestHandle::new(at(&mut frame)),
-        ..Default::default()
-    };
-    conformance::memop(guest_sdk::abi::subops::MemoryOp::MachphysMfnList, &mut list)?;
-    check_eq!(list.nr_extents, 1);
-    Ok(frame)
 }
 
 fn update_hypervisor_frame(_: &mut Domain) -> Verdict {

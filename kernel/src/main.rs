@@ -55,7 +55,7 @@ fn start(calibration: Calibration) -> ! {
     }
     let machine = boot::machine();
     for region in &machine.regions {
-        log::info!("memory {:016x}-{:016x} type {}", region.start, region.end, region.e820_type);
+        log::debug!("memory {:016x}-{:016x} type {}", region.start, region.end, region.e820_type);
     }
     let features = &machine.features;
     for (there, name) in [(features.smep, "SMEP"), (features.smap, "SMAP")] {

@@ -4,6 +4,7 @@
 //! it makes passes the checks of any guest's page tables: the root is validated like one that a guest pins.
 #![forbid(unsafe_code)]
 
+use crate::domain::DomainError;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -11,7 +12,7 @@ use core::fmt;
 
 use domain_builder::{BuildTarget, Builder, ImageError, Kernel, LayoutError, Parameters, Role};
 use hypercall_abi::vcpu::VcpuGuestContext;
-use hypercall_abi::{DomId, Errno, Mfn, PAGE_SIZE, Pfn, Port, VcpuId};
+use hypercall_abi::{DomId, Mfn, PAGE_SIZE, Pfn, Port, VcpuId};
 
 use crate::access::Rights;
 use crate::domain::{Domain, NewDomain, VcpuRef, block};
@@ -28,7 +29,7 @@ pub enum BuildError {
     /// It does not fit the memory dom0 gets.
     Layout(LayoutError),
     /// Making the domain failed.
-    Domain(Errno),
+    Domain(DomainError),
     /// The machine has not enough free memory: pages wanted, pages free.
     Memory(u64, u64),
     /// The domain's first page tables or context were refused.
@@ -40,7 +41,7 @@ impl fmt::Display for BuildError {
         match self {
             BuildError::Image(error) => write!(f, "dom0's image: {error}"),
             BuildError::Layout(error) => write!(f, "dom0's memory: {error}"),
-            BuildError::Domain(errno) => write!(f, "dom0 could not be made: {errno}"),
+            BuildError::Domain(error) => write!(f, "dom0 could not be made: {error}"),
             BuildError::Memory(wanted, free) => {
                 write!(f, "dom0 wants {wanted} pages and {free} are free: give less with dom0_mem=")
             }
@@ -163,11 +164,11 @@ impl<P: Platform> Hypervisor<P> {
             dom0.module.len().div_ceil(PAGE_SIZE) * 4
         );
         let context: Box<VcpuGuestContext> = Box::new(built.vcpu_context());
-        let vcpu = VcpuRef::new(&domain, VcpuId::new(0)).ok_or(BuildError::Domain(Errno::EINVAL))?;
+        let vcpu = VcpuRef::new(&domain, VcpuId::new(0)).ok_or(BuildError::Domain(DomainError::Invalid))?;
         let mut budget = Budget::unlimited();
         self.pager()
             .pin(built.root, Level::L4, domain.id, self, &mut budget)
-            .map_err(|_| BuildError::Context(Exit::Errno(Errno::EINVAL)))?;
+            .map_err(|_| BuildError::Context(DomainError::Invalid.into()))?;
         self.set_vcpu_context(&vcpu, &context, [0; 6], &mut budget).map_err(BuildError::Context)?;
         vcpu.blocked.fetch_and(!block::DOWN, core::sync::atomic::Ordering::AcqRel);
         self.unpause_domain(&domain).map_err(BuildError::Domain)?;

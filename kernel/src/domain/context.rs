@@ -1,11 +1,12 @@
 //! The whole context of a vCPU: set by the builder or by a sibling, read by the toolstack.
 
+use super::DomainError;
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 use hypercall_abi::vcpu::{VcpuContextFlags, VcpuGuestContext};
-use hypercall_abi::{DomId, Errno, Mfn, VirtAddr};
+use hypercall_abi::{DomId, Mfn, VirtAddr};
 
 use super::{Callback, GDT_FRAMES, GuestGdt, GuestRegs, TrapEntry, Vcpu, VcpuRef, VcpuState, block};
 use crate::hypercall::{Args, Budget, Exit};
@@ -37,7 +38,7 @@ impl<P: Platform> Hypervisor<P> {
         budget: &mut Budget,
     ) -> Result<(), Exit> {
         check(context)?;
-        let mut parked = vcpu.parked.lock().take().ok_or(Errno::EBUSY)?;
+        let mut parked = vcpu.parked.lock().take().ok_or(DomainError::Busy)?;
         let result = self.replace_context(vcpu, &mut parked, context, budget);
         *vcpu.parked.lock() = Some(parked);
         match result {
@@ -46,7 +47,7 @@ impl<P: Platform> Hypervisor<P> {
                 Ok(())
             }
             Err(Stop::Preempted) => Err(Exit::Preempted(args)),
-            Err(Stop::Failed(_)) => Err(Errno::EINVAL.into()),
+            Err(Stop::Failed(_)) => Err(DomainError::Invalid.into()),
         }
     }
 
@@ -117,9 +118,9 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// The context of a vCPU that is off, as [`Hypervisor::set_vcpu_context`] would take it. `EBUSY` while it runs.
-    pub fn vcpu_context(&self, vcpu: &Vcpu) -> Result<Box<VcpuGuestContext>, Errno> {
+    pub fn vcpu_context(&self, vcpu: &Vcpu) -> Result<Box<VcpuGuestContext>, DomainError> {
         let mut parked = vcpu.parked.lock();
-        let state = parked.as_mut().ok_or(Errno::EBUSY)?;
+        let state = parked.as_mut().ok_or(DomainError::Busy)?;
         let mut context = Box::new(VcpuGuestContext::default());
         store(state, &mut context);
         if vcpu.blocked.load(Ordering::Acquire) & block::DOWN == 0 {
@@ -142,7 +143,7 @@ fn root_frame(cr3: u64) -> Mfn {
 }
 
 /// Everything that can be refused without looking at memory.
-fn check(context: &VcpuGuestContext) -> Result<(), Errno> {
+fn check(context: &VcpuGuestContext) -> Result<(), DomainError> {
     let regs = &context.user_regs;
     let addresses = [
         regs.rip,
@@ -157,7 +158,7 @@ fn check(context: &VcpuGuestContext) -> Result<(), Errno> {
     let canonical = addresses.into_iter().all(|a| VirtAddr::new(a).is_canonical());
     let traps = context.trap_ctxt.iter().all(|t| VirtAddr::new(t.address).is_canonical());
     let ldt = context.ldt_ents <= LDT_ENTRIES_MAX && context.ldt_base & 0xfff == 0;
-    if canonical && traps && ldt { Ok(()) } else { Err(Errno::EINVAL) }
+    if canonical && traps && ldt { Ok(()) } else { Err(DomainError::Invalid) }
 }
 
 /// Selectors of guests are always of ring 3; the null selector stays.

@@ -4,10 +4,11 @@
 //! CPUs, their references go (roots, descriptor tables), then its event channels, its grants, and its memory. What others
 //! still map stays theirs; the domain's number is free when the last of its frames is.
 
+use super::DomainError;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use hypercall_abi::{DomId, Errno};
+use hypercall_abi::DomId;
 
 use super::{Domain, DomainConfig, Life, Vcpu, VcpuRef, VcpuState};
 use crate::access::Rights;
@@ -43,20 +44,20 @@ impl<P: Platform> Hypervisor<P> {
     ///
     /// `EINVAL` vCPUs out of range, `EEXIST` number taken, `ENFILE` no number left, `ENOMEM` no frame for shared_info or no
     /// room in the heap.
-    pub fn create_domain(&self, new: NewDomain) -> Result<Arc<Domain>, Errno> {
+    pub fn create_domain(&self, new: NewDomain) -> Result<Arc<Domain>, DomainError> {
         if new.vcpus == 0 || new.vcpus > MAX_VCPUS {
-            return Err(Errno::EINVAL);
+            return Err(DomainError::Invalid);
         }
         let id = match new.id {
-            Some(id) if id >= DomId::FIRST_RESERVED => return Err(Errno::EINVAL),
-            Some(id) if self.domains.get(id).is_some() => return Err(Errno::EEXIST),
+            Some(id) if id >= DomId::FIRST_RESERVED => return Err(DomainError::Invalid),
+            Some(id) if self.domains.get(id).is_some() => return Err(DomainError::Exists),
             Some(id) => id,
-            None => self.domains.free_id().ok_or(Errno::ENFILE)?,
+            None => self.domains.free_id().ok_or(DomainError::NoNumber)?,
         };
         if !self.heap_has_room(new.vcpus as usize) {
-            return Err(Errno::ENOMEM);
+            return Err(DomainError::NoMemory);
         }
-        let shared_info = self.allocate_hypervisor_page(id).ok_or(Errno::ENOMEM)?;
+        let shared_info = self.allocate_hypervisor_page(id).ok_or(DomainError::NoMemory)?;
         let domain = Arc::new(Domain::new(
             DomainConfig {
                 id,
@@ -70,7 +71,7 @@ impl<P: Platform> Hypervisor<P> {
         ));
         if !self.domains.insert(domain.clone()) {
             self.mm.release_hypervisor_page(shared_info);
-            return Err(Errno::EEXIST);
+            return Err(DomainError::Exists);
         }
         self.reserve_vcpus(self.domains.vcpu_total());
         self.place_vcpu_infos(&domain);
@@ -92,21 +93,21 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Pauses a domain: its vCPUs leave their CPUs at the next chance and stay off until as many unpauses came.
     /// `EOVERFLOW` when it is paused as often as can be counted.
-    pub fn pause_domain(&self, domain: &Domain) -> Result<(), Errno> {
+    pub fn pause_domain(&self, domain: &Domain) -> Result<(), DomainError> {
         domain
             .pauses
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_add(1))
-            .map_err(|_| Errno::EOVERFLOW)?;
+            .map_err(|_| DomainError::EOVERFLOW)?;
         self.stop_domain(domain);
         Ok(())
     }
 
     /// Ends one pause. `EINVAL` when it is not paused.
-    pub fn unpause_domain(&self, domain: &Arc<Domain>) -> Result<(), Errno> {
+    pub fn unpause_domain(&self, domain: &Arc<Domain>) -> Result<(), DomainError> {
         domain
             .pauses
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1))
-            .map_err(|_| Errno::EINVAL)?;
+            .map_err(|_| DomainError::Invalid)?;
         self.wake_domain(domain);
         Ok(())
     }
@@ -172,11 +173,11 @@ mod tests {
         let (_, size) = hv.platform.heap_usage();
         let free = hv.mm.free_frames();
         hv.platform.heap_used.store(size - 300_000, Ordering::Relaxed);
-        assert_eq!(hv.create_domain(new(MAX_VCPUS)).err(), Some(Errno::ENOMEM));
+        assert_eq!(hv.create_domain(new(MAX_VCPUS)).err(), Some(DomainError::NoMemory));
         assert_eq!(hv.mm.free_frames(), free);
         assert!(hv.create_domain(new(1)).is_ok());
         hv.platform.heap_used.store(size, Ordering::Relaxed);
-        assert_eq!(hv.create_domain(new(1)).err(), Some(Errno::ENOMEM));
+        assert_eq!(hv.create_domain(new(1)).err(), Some(DomainError::NoMemory));
     }
 
     #[test]
@@ -184,7 +185,7 @@ mod tests {
         let hv = hypervisor(64);
         let domain = hv.create_domain(new(1)).unwrap();
         domain.pauses.store(u32::MAX, Ordering::Release);
-        assert_eq!(hv.pause_domain(&domain), Err(Errno::EOVERFLOW));
+        assert_eq!(hv.pause_domain(&domain), Err(DomainError::EOVERFLOW));
         assert_eq!(hv.unpause_domain(&domain), Ok(()));
         assert!(!domain.may_run());
     }

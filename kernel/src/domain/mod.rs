@@ -3,6 +3,7 @@
 
 mod context;
 mod crash;
+mod error;
 mod lifecycle;
 mod registry;
 mod regs;
@@ -15,6 +16,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::{DomId, Mfn, VcpuId};
 
 pub use crash::reason;
+pub use error::DomainError;
 pub use lifecycle::{MAX_VCPUS, NewDomain};
 pub use registry::Registry;
 pub use regs::*;

@@ -1,8 +1,9 @@
 //! What hypercalls ask of vCPUs: areas, NMIs, watchdogs, rights.
 
+use super::DomainError;
 use core::sync::atomic::Ordering;
 
-use hypercall_abi::{Errno, Mfn, VirtAddr};
+use hypercall_abi::{Mfn, VirtAddr};
 
 use super::{Current, Domain, Vcpu, VcpuRef};
 use crate::access::Verbs;
@@ -18,8 +19,12 @@ const INFOS_IN_SHARED_INFO: u32 = 32;
 
 impl<P: Platform> Hypervisor<P> {
     /// `EPERM` unless the caller holds all of `verbs`.
-    pub fn require(&self, current: &Current, verbs: Verbs) -> Result<(), Errno> {
-        if current.domain().rights.lock().verbs.contains(verbs) { Ok(()) } else { Err(Errno::EPERM) }
+    pub fn require(&self, current: &Current, verbs: Verbs) -> Result<(), DomainError> {
+        if current.domain().rights.lock().verbs.contains(verbs) {
+            Ok(())
+        } else {
+            Err(DomainError::NotAllowed)
+        }
     }
 
     /// Whether a guest may name this range as its own: canonical and outside the hypervisor's part, first to last byte.
@@ -44,18 +49,18 @@ impl<P: Platform> Hypervisor<P> {
     /// Moves a vCPU's vcpu_info to the guest's page `mfn`, keeping its contents. Afterwards every event counts as new.
     ///
     /// `ENXIO` misaligned or across a page; `EINVAL` registered before, running elsewhere, or no page of its own.
-    pub fn register_vcpu_info(&self, vcpu: &VcpuRef, mfn: Mfn, offset: u32) -> Result<(), Errno> {
+    pub fn register_vcpu_info(&self, vcpu: &VcpuRef, mfn: Mfn, offset: u32) -> Result<(), DomainError> {
         if !offset.is_multiple_of(8) || offset > 4096 - VCPU_INFO_SIZE {
-            return Err(Errno::ENXIO);
+            return Err(DomainError::ENXIO);
         }
         if vcpu.info_registered.load(Ordering::Acquire) {
-            return Err(Errno::EINVAL);
+            return Err(DomainError::Invalid);
         }
         // The reference stays with the vCPU until the domain is torn down.
         let page: TypedRef<'_, Writable> = self
             .pager()
             .get_typed(mfn, vcpu.domain().id, self, &mut Budget::unlimited())
-            .map_err(|_| Errno::EINVAL)?;
+            .map_err(|_| DomainError::Invalid)?;
         let page = page.into_pte();
         let old: [u64; 8] = core::array::from_fn(|i| {
             vcpu.info_word(&self.platform, i).map_or(0, |w| w.load(Ordering::Acquire))
@@ -103,7 +108,7 @@ impl<P: Platform> Hypervisor<P> {
         let end = || self.platform.now_ns() + u64::from(timeout) * 1_000_000_000;
         if id == 0 {
             if timeout == 0 {
-                return Err(Errno::EINVAL.into());
+                return Err(DomainError::Invalid.into());
             }
             for (i, watchdog) in domain.watchdogs.iter().enumerate() {
                 if watchdog.compare_exchange(0, end(), Ordering::AcqRel, Ordering::Acquire).is_ok() {
@@ -111,11 +116,11 @@ impl<P: Platform> Hypervisor<P> {
                     return Ok(i as u64 + 1);
                 }
             }
-            return Err(Errno::EEXIST.into());
+            return Err(DomainError::Exists.into());
         }
-        let watchdog = domain.watchdogs.get(id as usize - 1).ok_or(Errno::EINVAL)?;
+        let watchdog = domain.watchdogs.get(id as usize - 1).ok_or(DomainError::Invalid)?;
         if watchdog.load(Ordering::Acquire) == 0 {
-            return Err(Errno::EINVAL.into());
+            return Err(DomainError::Invalid.into());
         }
         watchdog.store(if timeout == 0 { 0 } else { end() }, Ordering::Release);
         self.arm_timers(&self.watchdog_keeper(current));

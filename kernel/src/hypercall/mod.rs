@@ -37,6 +37,7 @@ pub use budget::{Budget, Preempted};
 pub use dispatch::{dispatch, hypercall};
 pub use page::write_hypercall_page;
 
+use crate::domain::DomainError;
 use hypercall_abi::Errno;
 
 use crate::domain::Current;
@@ -61,6 +62,25 @@ pub enum Exit {
 impl From<Errno> for Exit {
     fn from(errno: Errno) -> Exit {
         Exit::Errno(errno)
+    }
+}
+
+impl From<DomainError> for Errno {
+    fn from(error: DomainError) -> Errno {
+        match error {
+            DomainError::Invalid => Errno::EINVAL,
+            DomainError::Exists => Errno::EEXIST,
+            DomainError::NoNumber => Errno::ENFILE,
+            DomainError::NoMemory => Errno::ENOMEM,
+            DomainError::Busy => Errno::EBUSY,
+            DomainError::NotAllowed => Errno::EPERM,
+        }
+    }
+}
+
+impl From<DomainError> for Exit {
+    fn from(error: DomainError) -> Exit {
+        Exit::Errno(error.into())
     }
 }
 

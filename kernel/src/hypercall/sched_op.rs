@@ -123,6 +123,6 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
 fn pin_override<P: Platform>(hv: &Hypervisor<P>, current: &Current) -> Errno {
     match hv.require(current, Verbs::HARDWARE) {
         Ok(()) => Errno::ENOSYS,
-        Err(errno) => errno,
+        Err(error) => error.into(),
     }
 }

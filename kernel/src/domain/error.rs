@@ -1,0 +1,33 @@
+//! What can be wrong with a request about a domain or a vCPU.
+
+use core::fmt;
+
+/// Why a request about a domain was refused. Each is the caller's fault but [`DomainError::NoMemory`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DomainError {
+    /// An argument is out of range, or names what is not the domain's.
+    Invalid,
+    /// It is there already, or all of its kind are taken.
+    Exists,
+    /// All domain numbers are taken.
+    NoNumber,
+    /// The machine has no memory for the records of it.
+    NoMemory,
+    /// The vCPU runs now.
+    Busy,
+    /// The caller lacks the right.
+    NotAllowed,
+}
+
+impl fmt::Display for DomainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DomainError::Invalid => "an argument is out of range",
+            DomainError::Exists => "it exists already",
+            DomainError::NoNumber => "all domain numbers are taken",
+            DomainError::NoMemory => "out of memory",
+            DomainError::Busy => "the vCPU is running",
+            DomainError::NotAllowed => "not allowed",
+        })
+    }
+}

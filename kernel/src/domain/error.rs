@@ -17,6 +17,10 @@ pub enum DomainError {
     Busy,
     /// The caller lacks the right.
     NotAllowed,
+    /// A count is at its end.
+    TooOften,
+    /// A structure is misaligned or crosses a page.
+    BadPlace,
 }
 
 impl fmt::Display for DomainError {
@@ -28,6 +32,8 @@ impl fmt::Display for DomainError {
             DomainError::NoMemory => "out of memory",
             DomainError::Busy => "the vCPU is running",
             DomainError::NotAllowed => "not allowed",
+            DomainError::TooOften => "it was done too often",
+            DomainError::BadPlace => "misaligned, or across a page",
         })
     }
 }

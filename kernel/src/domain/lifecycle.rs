@@ -97,7 +97,7 @@ impl<P: Platform> Hypervisor<P> {
         domain
             .pauses
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_add(1))
-            .map_err(|_| DomainError::EOVERFLOW)?;
+            .map_err(|_| DomainError::TooOften)?;
         self.stop_domain(domain);
         Ok(())
     }
@@ -185,7 +185,7 @@ mod tests {
         let hv = hypervisor(64);
         let domain = hv.create_domain(new(1)).unwrap();
         domain.pauses.store(u32::MAX, Ordering::Release);
-        assert_eq!(hv.pause_domain(&domain), Err(DomainError::EOVERFLOW));
+        assert_eq!(hv.pause_domain(&domain), Err(DomainError::TooOften));
         assert_eq!(hv.unpause_domain(&domain), Ok(()));
         assert!(!domain.may_run());
     }

@@ -51,7 +51,7 @@ impl<P: Platform> Hypervisor<P> {
     /// `ENXIO` misaligned or across a page; `EINVAL` registered before, running elsewhere, or no page of its own.
     pub fn register_vcpu_info(&self, vcpu: &VcpuRef, mfn: Mfn, offset: u32) -> Result<(), DomainError> {
         if !offset.is_multiple_of(8) || offset > 4096 - VCPU_INFO_SIZE {
-            return Err(DomainError::ENXIO);
+            return Err(DomainError::BadPlace);
         }
         if vcpu.info_registered.load(Ordering::Acquire) {
             return Err(DomainError::Invalid);

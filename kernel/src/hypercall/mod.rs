@@ -74,6 +74,8 @@ impl From<DomainError> for Errno {
             DomainError::NoMemory => Errno::ENOMEM,
             DomainError::Busy => Errno::EBUSY,
             DomainError::NotAllowed => Errno::EPERM,
+            DomainError::TooOften => Errno::EOVERFLOW,
+            DomainError::BadPlace => Errno::ENXIO,
         }
     }
 }

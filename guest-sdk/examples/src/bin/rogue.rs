@@ -51,6 +51,10 @@ fn main(domain: Domain) {
     }
 }
 
+/// Calls that with random arguments end the guest at once: trap table, GDT, stack, callbacks (two), the two sched_ops, iret,
+/// segment bases, multicall. They come rarely, so that the others come often.
+const SHORT_LIVED: [u64; 10] = [0, 2, 3, 4, 6, 13, 23, 25, 29, 30];
+
 /// Hypercalls with random numbers and arguments, until something ends it.
 fn random(seed: u64) {
     println!("random hypercalls from seed {seed}");
@@ -72,6 +76,9 @@ fn random(seed: u64) {
         };
         let arguments = [argument(), argument(), argument(), argument(), argument()];
         let number = next() % 64;
+        if SHORT_LIVED.contains(&number) && next() % 5000 != 0 {
+            continue;
+        }
         for word in &mut memory {
             *word = if next() % 2 == 0 { next() % 16 } else { next() };
         }

@@ -120,6 +120,7 @@ fn build_dom0(options: &Options<'_>) {
         epitaph::refuse(format_args!("{error}"));
     }
     log::info!("dom0: {} KiB, {} vCPUs; {} KiB left", pages * 4, dom0.vcpus, hv.mm.free_frames() * 4);
+    log::info!("dom0 may drive devices without an IOMMU: what they can reach by DMA, it can (SECURITY.md)");
 }
 
 /// All rights but those to the devices that the hypervisor drives itself.

@@ -119,7 +119,7 @@ impl PlainKind for Writable {}
 /// One general and one type reference: the frame keeps its owner and is nothing but a `K` while this exists.
 ///
 /// Dropping the last reference to a page table does not tear it down, which could take long: the table is left parked, and
-/// whoever needs the frame next, or the domain's teardown, finishes the work. `Mm::release` does it in steps.
+/// whoever needs the frame next, or the domain's teardown, finishes the work. `Pager::release` does it in steps.
 #[must_use = "an unused reference is given back at once"]
 pub struct TypedRef<'a, K: FrameKind> {
     page: PageRef<'a>,

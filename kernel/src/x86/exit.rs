@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn nothing_resumes_in_ring_0_or_with_interrupts_off() {
-        let mut r = GuestRegs { cs: 0x1_e008, ss: 0, rflags: u64::MAX & !IF, ..flat() };
+        let mut r = GuestRegs { cs: 0x1_e008, ss: 0, rflags: !IF, ..flat() };
         sanitize(&mut r);
         assert_eq!((r.cs, r.ss), (0xe00b, 3));
         assert_eq!(r.rflags & (3 << 12 | 1 << 17 | 1 << 19 | 1 << 20), 0, "IOPL, VM, VIF, VIP");

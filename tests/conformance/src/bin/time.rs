@@ -350,7 +350,7 @@ fn watchdog_is_armed_and_disarmed(_: &mut Domain) -> Verdict {
     check_eq!(first, 1);
     check_eq!(watchdog(0, 100), Ok(2), "a second one");
     // In 32 bits: Xen returns it without its sign.
-    let third = watchdog(0, 100).map_or_else(|error| error.to_ret(), |id| id);
+    let third = watchdog(0, 100).unwrap_or_else(|error| error.to_ret());
     check_eq!(third as u32, Errno::ENOSPC.to_ret() as u32, "there are two");
     check_eq!(watchdog(1, 200), Ok(0), "poked");
     check_eq!(watchdog(1, 0), Ok(0), "disarmed");

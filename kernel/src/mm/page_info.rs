@@ -279,6 +279,10 @@ impl TypeWord {
     pub const fn is_locked(self) -> bool {
         self.0 & LOCKED != 0
     }
+    /// Whether preempted work names a child (see CHILD above).
+    pub const fn has_child(self) -> bool {
+        self.0 & CHILD != 0
+    }
     /// Linear entries in this table (positive), or uses of it by other tables' linear entries (negative).
     pub const fn linear(self) -> i16 {
         (self.0 >> LINEAR_SHIFT & LINEAR_MASK) as u16 as i16

@@ -19,7 +19,7 @@ use crate::access::{Rights, Verbs};
 use crate::domain::{Current, Domain, DomainConfig, VcpuRef, VcpuState};
 use crate::hypercall::{Budget, Exit, dispatch};
 use crate::hypervisor::Hypervisor;
-use crate::page_ref::L4;
+use crate::page_ref::{L3, L4};
 use crate::platform::Platform;
 use crate::platform::sim::SimMachine;
 
@@ -412,6 +412,55 @@ fn a_made_up_continuation_only_returns_its_own_number() {
             Err(Errno::EINVAL)
         );
     });
+}
+
+/// A table whose undoing is preempted names its child. The child can be finished, made another kind of table and left
+/// half undone in turn: such a chain is as long as the guest likes, and must not be followed to its end.
+#[test]
+fn a_chain_of_unfinished_tables_is_not_followed() {
+    let g = Guest::new(u32::MAX, Verbs::empty());
+    let (hv, owner) = (&g.hv, g.current.domain().id);
+    let (chain, leaves) = g.spare.split_at(4);
+    let set = |table: Mfn, index: usize, entry: u64| {
+        hv.platform.frame(table)[index].store(entry, Ordering::SeqCst);
+    };
+    let word = |mfn: Mfn| hv.mm.type_word(mfn).unwrap();
+    let (mut unlimited, leaf) = (Budget::unlimited(), &leaves[..3]);
+    for pair in chain.windows(2) {
+        let (root, child) = (pair[0], pair[1]);
+        for (index, l2) in leaf.iter().enumerate() {
+            set(child, index, at(*l2, RW));
+        }
+        set(root, 0, at(child, RW));
+        // A large page: refused.
+        (1..3).for_each(|index| set(root, index, at(leaves[3], RW | 0x80)));
+        let stopped = (1..50).any(|steps| {
+            let _refused = hv.pager().get_typed::<L4>(root, owner, hv, &mut Budget::new(steps));
+            let half_undone = word(root).is_parked() && word(root).has_child() && word(child).is_parked();
+            if !half_undone {
+                assert!(hv.pager().get_typed::<L4>(root, owner, hv, &mut unlimited).is_err());
+            }
+            half_undone
+        });
+        assert!(stopped, "undoing {root:?} can be stopped in its child");
+        let done = hv.pager().get_typed::<L3>(child, owner, hv, &mut unlimited).expect("finished, and good");
+        assert_eq!(hv.pager().release(done, &mut unlimited), Ok(()));
+        // It is data again, and what the parent has to do is give back what it still holds.
+        assert!(word(child).is_idle());
+        (0..3).for_each(|index| set(child, index, 0));
+    }
+    // The last of the chain is idle; those before it wait, each naming the next.
+    for root in &chain[..3] {
+        assert!(word(*root).is_parked() && word(*root).has_child());
+    }
+    assert_eq!(hv.pager().help(chain[0], &mut unlimited), Ok(()));
+    assert!(word(chain[0]).is_idle());
+    assert!(word(chain[1]).is_parked(), "another table of the same level, itself with a child");
+    for root in &chain[1..3] {
+        assert_eq!(hv.pager().help(*root, &mut unlimited), Ok(()));
+        assert!(word(*root).is_idle());
+    }
+    assert!(g.spare.iter().all(|mfn| hv.mm.general_count(*mfn) == 1));
 }
 
 // ── update_va_mapping ──

@@ -203,6 +203,20 @@ impl<'a, P: Platform> Pager<'a, P> {
         self.take_over(mfn, Event::Help, budget)
     }
 
+    /// Helps the table that a parked one of `level` names as its child, unless that would go on deeper than tables are
+    /// nested. The name is a hint: a guest can have made any other table of that frame meanwhile, and of the one that names
+    /// in turn, so that following them all would exhaust the stack. A table that is not helped stays parked until
+    /// somebody needs it.
+    fn help_child(&self, mfn: Mfn, level: Level, budget: &mut Budget) -> Result<(), Unfinished> {
+        let nested = self.memory.type_word(mfn).is_some_and(|word| match word.kind().level() {
+            Some(below) if below < level => true,
+            // A linear table: it has no linear entries itself.
+            Some(same) => same == level && !word.has_child(),
+            None => false,
+        });
+        if nested { self.help(mfn, budget) } else { Ok(()) }
+    }
+
     /// Empties a table that is parked in either direction: for teardown.
     pub(super) fn abandon(&self, mfn: Mfn, budget: &mut Budget) -> Result<(), Unfinished> {
         self.take_over(mfn, Event::Abandon, budget)
@@ -435,7 +449,7 @@ impl<'a, P: Platform> Pager<'a, P> {
                     .get(usize::from(index))
                     .map_or(Pte::EMPTY, |w| Pte::from_bits(w.load(Ordering::Relaxed)))
             };
-            if child && self.help(entry(progress).mfn(), budget).is_err() {
+            if child && self.help_child(entry(progress).mfn(), level, budget).is_err() {
                 self.park(mfn, progress, true, resumed);
                 return Err(Preempted);
             }

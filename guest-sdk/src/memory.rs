@@ -1,7 +1,7 @@
 //! The domain's memory: its own frames, its page tables, and a window of addresses for mappings.
 //!
 //! The domain runs on real page tables of machine frames. Page `n` of the domain (its pfn) is mapped at the image's base
-//! plus `n` pages, as far as the builder has mapped it; [`grow`] maps more of it for the heap. Beside that lies the window:
+//! plus `n` pages, as far as the builder has mapped it; `grow` maps more of it for the heap. Beside that lies the window:
 //! addresses from [`WINDOW`] up, where frames of others (grants, shared pages) and extra mappings of own pages go.
 //!
 //! Page tables are read-only to their own domain: each change is a hypercall that checks it.

@@ -342,7 +342,7 @@ pub struct VcpuSetSingleshotTimer {
     pub pad0: u32,
 }
 
-/// Flag of [`VcpuSetSingleshotTimer`]: answer `-ETIME` when the time has passed.
+/// Flag of [`VcpuSetSingleshotTimer`]: the time must not have passed. Xen does not look at it any more: the event comes at once.
 pub const VCPU_SSHOTTMR_FUTURE: u32 = 1 << 0;
 
 /// IN of `register_vcpu_info`; once for each vCPU, `-EINVAL` after that.

@@ -7,8 +7,10 @@ use core::fmt;
 pub enum DomainError {
     /// An argument is out of range, or names what is not the domain's.
     Invalid,
-    /// It is there already, or all of its kind are taken.
+    /// It is there already.
     Exists,
+    /// All of its kind are taken.
+    NoneFree,
     /// All domain numbers are taken.
     NoNumber,
     /// The machine has no memory for the records of it.
@@ -28,6 +30,7 @@ impl fmt::Display for DomainError {
         f.write_str(match self {
             DomainError::Invalid => "an argument is out of range",
             DomainError::Exists => "it exists already",
+            DomainError::NoneFree => "all of its kind are taken",
             DomainError::NoNumber => "all domain numbers are taken",
             DomainError::NoMemory => "out of memory",
             DomainError::Busy => "the vCPU is running",

@@ -97,7 +97,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Arms, moves or stops one of a domain's two watchdogs; `id` 0 takes a free one and returns its number. `timeout` is in
     /// seconds, 0 stops it.
     ///
-    /// `EINVAL` no such watchdog, `EEXIST` both taken.
+    /// `EINVAL` no such watchdog, `ENOSPC` both taken.
     pub fn set_watchdog(
         &self,
         current: &Current,
@@ -116,7 +116,7 @@ impl<P: Platform> Hypervisor<P> {
                     return Ok(i as u64 + 1);
                 }
             }
-            return Err(DomainError::Exists.into());
+            return Err(DomainError::NoneFree.into());
         }
         let watchdog = domain.watchdogs.get(id as usize - 1).ok_or(DomainError::Invalid)?;
         if watchdog.load(Ordering::Acquire) == 0 {

@@ -70,6 +70,7 @@ impl From<DomainError> for Errno {
         match error {
             DomainError::Invalid => Errno::EINVAL,
             DomainError::Exists => Errno::EEXIST,
+            DomainError::NoneFree => Errno::ENOSPC,
             DomainError::NoNumber => Errno::ENFILE,
             DomainError::NoMemory => Errno::ENOMEM,
             DomainError::Busy => Errno::EBUSY,

@@ -7,7 +7,7 @@ use hypercall_abi::vcpu::{
     RunstateInfo, VcpuGetPhysid, VcpuGuestContext, VcpuRegisterRunstateMemoryArea,
     VcpuRegisterTimeMemoryArea, VcpuRegisterVcpuInfo, VcpuSetPeriodicTimer, VcpuSetSingleshotTimer,
 };
-use hypercall_abi::{Errno, Mfn, VcpuId};
+use hypercall_abi::{Errno, Mfn, VcpuId, Virq};
 
 use super::{Args, HcResult};
 use crate::domain::{Current, VcpuRef, block};
@@ -18,8 +18,6 @@ use crate::platform::Platform;
 const SHORTEST_PERIOD_NS: u64 = 1_000_000;
 /// Longest period: `STIME_DELTA_MAX`, what a signed clock leaves of a third of its range.
 const LONGEST_PERIOD_NS: u64 = (1 << 55) - 1;
-/// `VCPU_SSHOTTMR_future`: refuse a time that has passed.
-const SINGLESHOT_FUTURE: u32 = 1;
 
 /// `vcpu_op(cmd, vcpu, arg)`.
 ///
@@ -103,12 +101,13 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
                 return Err(Errno::EINVAL.into());
             }
             let request: VcpuSetSingleshotTimer = hv.read_guest(arg)?;
-            if request.flags & SINGLESHOT_FUTURE != 0 && request.timeout_abs_ns < hv.platform.now_ns() {
-                return Err(Errno::ETIME.into());
-            }
-            // 0 means "not armed" in the timer record; a time in the past fires at once all the same.
-            vcpu.timers.single_ns.store(request.timeout_abs_ns.max(1), Ordering::Relaxed);
+            // A time in the past fires at once, whatever the flag says: Xen does not look at it any more.
+            let past = request.timeout_abs_ns < hv.platform.now_ns();
+            vcpu.timers.single_ns.store(if past { 0 } else { request.timeout_abs_ns }, Ordering::Relaxed);
             hv.arm_timers(&vcpu);
+            if past {
+                hv.raise_virq(&vcpu, Virq::TIMER);
+            }
             Ok(0)
         }
         VcpuOp::StopSingleshotTimer => {

@@ -91,7 +91,8 @@ fn set_timer(deadline: u64) -> Result<u64, Errno> {
 }
 
 fn periodic_timer_runs_from_the_start(_: &mut Domain) -> Verdict {
-    // A PV vCPU is born with a beat of 10 ms, which kernels since Mini-OS either use or stop.
+    // Xen's PV vCPUs are born with a beat of 10 ms, which kernels stop first of all.
+    only_on(false, "Xenolith's vCPUs start without a beat that every kernel would stop")?;
     let port = timer_port()?;
     let start = now_ns();
     let mut beats = 0;

@@ -4,18 +4,19 @@
 
 extern crate alloc;
 
-use conformance::{NOWHERE, at, call, evtchn, pending, shared, take_pending, vcpu};
+use conformance::{NOWHERE, TablePage, at, call, callback, evtchn, pending, shared, take_pending, vcpu};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use guest_sdk::abi::callback::CallbackRegister;
 use guest_sdk::abi::evtchn::{EvtchnBindIpi, EvtchnClose, EvtchnSend};
 use guest_sdk::abi::sched::SchedPoll;
 use guest_sdk::abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS};
-use guest_sdk::abi::subops::{EvtchnOp, SchedOp, VcpuOp};
+use guest_sdk::abi::subops::{CallbackOp, CallbackType, EvtchnOp, SchedOp, VcpuOp};
 use guest_sdk::abi::vcpu::{
     RunstateInfo, VcpuContextFlags, VcpuGuestContext, VcpuInfo, VcpuRegisterVcpuInfo,
 };
-use guest_sdk::abi::{Errno, GuestHandle, Hypercall, Mfn, Port};
+use guest_sdk::abi::{Errno, GuestHandle, Hypercall, Mfn, Port, VirtAddr};
 use guest_sdk::memory::{self, Page};
-use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq};
+use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, probe};
 use guest_sdk::time::now_ns;
 use guest_sdk::{Domain, entry};
 
@@ -31,6 +32,7 @@ fn main(domain: Domain) {
             interrupts_between_vcpus,
             two_that_spin_share_the_cpu,
             yield_lets_the_other_run,
+            failsafe_callback_tells_of_a_lost_selector,
             down_and_up_again,
             vcpu_info_moves,
             vcpu_info_refused,
@@ -231,6 +233,56 @@ fn yield_lets_the_other_run(_: &mut Domain) -> Verdict {
     let before = SPUN.load(Ordering::Relaxed);
     wait("a turn of the other", || SPUN.load(Ordering::Relaxed) > before)?;
     ORDER.store(WAIT, Ordering::SeqCst);
+    Ok(())
+}
+
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// Notes the selector that FS had, and goes on: rcx, r11, ds, es, fs, gs, then the frame as usual.
+#[unsafe(naked)]
+unsafe extern "C" fn own_failsafe() {
+    core::arch::naked_asm!(
+        "mov rcx, [rsp + 32]",
+        "mov [rip + {lost}], rcx",
+        "pop rcx",
+        "pop r11",
+        "add rsp, 32",
+        "push 0",
+        "push rcx",
+        "push r11",
+        "push rax",
+        "mov eax, 23",
+        "syscall",
+        "ud2",
+        lost = sym LOST,
+    )
+}
+
+fn failsafe_callback_tells_of_a_lost_selector(_: &mut Domain) -> Verdict {
+    // A segment is loaded, its descriptor taken away, and the vCPU switched off and on again: it cannot be loaded any more.
+    let table = TablePage::new(&[(3, 0x00cf_f300_0000_ffff)])?;
+    let mut frames = [table.mfn()];
+    let mut entry = CallbackRegister {
+        kind: CallbackType::Failsafe.number() as u16,
+        flags: 1,
+        pad0: 0,
+        address: VirtAddr::new(own_failsafe as *const () as u64),
+    };
+    check_eq!(callback(CallbackOp::Register, &mut entry), Ok(0));
+    check_eq!(call(Hypercall::SetGdt, [at(&mut frames), 512, 0, 0, 0]), Ok(0));
+    LOST.store(0, Ordering::SeqCst);
+    probe!("mov fs, {s:e}"; s = in(reg) 0x1bu64)?;
+    check_eq!(call(Hypercall::UpdateDescriptor, [table.place(3), 0, 0, 0, 0]), Ok(0));
+    ORDER.store(SPIN, Ordering::SeqCst);
+    let before = SPUN.load(Ordering::Relaxed);
+    let turned = wait("a turn of the other", || SPUN.load(Ordering::Relaxed) > before);
+    ORDER.store(WAIT, Ordering::SeqCst);
+    let now: u64;
+    probe!("mov eax, fs", "mov {v}, rax"; v = out(reg) now)?;
+    check_eq!(call(Hypercall::SetGdt, [at(&mut frames), 0, 0, 0, 0]), Ok(0));
+    turned?;
+    check_eq!(LOST.load(Ordering::SeqCst) & 0xffff, 0x1b, "the selector in the frame");
+    check_eq!(now & 0xffff, 0, "FS after it");
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 //! A tour from reset to idle: `arch::x86_64::boot` reaches long mode and fills the machine's description; `main.rs` makes the
 //! one [`hypervisor::Hypervisor`], builds dom0 ([`build_dom`]) and calls [`Hypervisor::prepare_resume`]. From then on every
 //! entry (hypercall, exception, interrupt) comes through `arch::x86_64::entry`, does its work and ends in `prepare_resume`,
-//! which fires timers, chooses the vCPU to run, delivers its events, or idles.
+//! which fires timers, chooses the vCPU to run, delivers its events, or idles. `docs/book/src/tour.md` has it function by
+//! function, and walks through a hypercall, a page-table update and an event.
 //!
 //! [`Hypervisor::prepare_resume`]: hypervisor::Hypervisor::prepare_resume
 #![no_std]

@@ -62,6 +62,23 @@ pub trait MapRights {
     fn may_choose_caching(&self, domain: DomId) -> bool;
 }
 
+/// Which child that a parked table names is helped first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    /// It names none.
+    Nothing,
+    /// One of a level below.
+    Below,
+    /// That, or a linear table of its own level.
+    BelowOrLinear,
+}
+
+impl Follow {
+    fn if_any(self, child: bool) -> Follow {
+        if child { self } else { Follow::Nothing }
+    }
+}
+
 /// Page-table work on one machine: the accounting together with the memory it speaks of.
 pub struct Pager<'a, P: Platform> {
     /// The accounting.
@@ -177,7 +194,14 @@ impl<'a, P: Platform> Pager<'a, P> {
                     return self.validate(mfn, kind, progress, effects.resumed, rights, budget);
                 }
                 Some(Work::Down { progress, child, failure, .. }) => {
-                    self.empty(mfn, kind, progress, child, effects.resumed, budget)?;
+                    self.empty(
+                        mfn,
+                        kind,
+                        progress,
+                        Follow::BelowOrLinear.if_any(child),
+                        effects.resumed,
+                        budget,
+                    )?;
                     if let Some(failure) = failure {
                         return Err(failure.into());
                     }
@@ -192,7 +216,7 @@ impl<'a, P: Platform> Pager<'a, P> {
         let effects = self.memory.put_type_step(mfn, linear);
         match effects.work {
             Some(Work::Down { kind, progress, child, .. }) => {
-                self.empty(mfn, kind, progress, child, effects.resumed, budget)
+                self.empty(mfn, kind, progress, Follow::BelowOrLinear.if_any(child), effects.resumed, budget)
             }
             _ => Ok(()),
         }
@@ -200,33 +224,46 @@ impl<'a, P: Platform> Pager<'a, P> {
 
     /// Goes on emptying a parked table, if `mfn` still is one, whosever it is by now. Nothing depends on it but progress.
     pub fn help(&self, mfn: Mfn, budget: &mut Budget) -> Result<(), Unfinished> {
-        self.take_over(mfn, Event::Help, budget)
+        self.take_over(mfn, Event::Help, Follow::BelowOrLinear, budget)
     }
 
     /// Helps the table that a parked one of `level` names as its child, unless that would go on deeper than tables are
     /// nested. The name is a hint: a guest can have made any other table of that frame meanwhile, and of the one that names
     /// in turn, so that following them all would exhaust the stack. A table that is not helped stays parked until
     /// somebody needs it.
-    fn help_child(&self, mfn: Mfn, level: Level, budget: &mut Budget) -> Result<(), Unfinished> {
-        let nested = self.memory.type_word(mfn).is_some_and(|word| match word.kind().level() {
-            Some(below) if below < level => true,
-            // A linear table: it has no linear entries itself.
-            Some(same) => same == level && !word.has_child(),
-            None => false,
-        });
-        if nested { self.help(mfn, budget) } else { Ok(()) }
+    fn help_child(
+        &self,
+        mfn: Mfn,
+        level: Level,
+        follow: Follow,
+        budget: &mut Budget,
+    ) -> Result<(), Unfinished> {
+        match self.memory.type_word(mfn).and_then(|word| word.kind().level()) {
+            Some(below) if below < level => self.help(mfn, budget),
+            // A linear table, which has no linear entries itself.
+            Some(same) if same == level && follow == Follow::BelowOrLinear => {
+                self.take_over(mfn, Event::Help, Follow::Below, budget)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Empties a table that is parked in either direction: for teardown.
     pub(super) fn abandon(&self, mfn: Mfn, budget: &mut Budget) -> Result<(), Unfinished> {
-        self.take_over(mfn, Event::Abandon, budget)
+        self.take_over(mfn, Event::Abandon, Follow::BelowOrLinear, budget)
     }
 
-    fn take_over(&self, mfn: Mfn, event: Event, budget: &mut Budget) -> Result<(), Unfinished> {
+    fn take_over(
+        &self,
+        mfn: Mfn,
+        event: Event,
+        follow: Follow,
+        budget: &mut Budget,
+    ) -> Result<(), Unfinished> {
         let Some(page) = self.memory.get_any_page(mfn) else { return Ok(()) };
         let Ok(effects) = self.memory.type_step(mfn, event) else { return Ok(()) };
         if let Some(Work::Down { kind, progress, child, .. }) = effects.work {
-            let done = self.empty(mfn, kind, progress, child, effects.resumed, budget);
+            let done = self.empty(mfn, kind, progress, follow.if_any(child), effects.resumed, budget);
             drop(page);
             return done.map_err(|Preempted| Unfinished(mfn));
         }
@@ -265,7 +302,7 @@ impl<'a, P: Platform> Pager<'a, P> {
             }
             Err((progress, Stop::Failed(failure))) => {
                 self.memory.sure_step(mfn, Event::Fail { progress, failure });
-                self.empty(mfn, kind, progress, false, resumed, budget)?;
+                self.empty(mfn, kind, progress, Follow::Nothing, resumed, budget)?;
                 Err(failure.into())
             }
         }
@@ -438,7 +475,7 @@ impl<'a, P: Platform> Pager<'a, P> {
         mfn: Mfn,
         kind: Kind,
         mut progress: u16,
-        child: bool,
+        child: Follow,
         resumed: bool,
         budget: &mut Budget,
     ) -> Result<(), Preempted> {
@@ -449,7 +486,9 @@ impl<'a, P: Platform> Pager<'a, P> {
                     .get(usize::from(index))
                     .map_or(Pte::EMPTY, |w| Pte::from_bits(w.load(Ordering::Relaxed)))
             };
-            if child && self.help_child(entry(progress).mfn(), level, budget).is_err() {
+            if child != Follow::Nothing
+                && self.help_child(entry(progress).mfn(), level, child, budget).is_err()
+            {
                 self.park(mfn, progress, true, resumed);
                 return Err(Preempted);
             }

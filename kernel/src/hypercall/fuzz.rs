@@ -4,13 +4,14 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use hypercall_abi::{DomId, Hypercall, Mfn};
+use hypercall_abi::{DomId, GrantRef, Hypercall, Mfn};
 
-use super::{Args, Exit, dispatch};
+use super::{Args, Budget, Exit, dispatch};
 use crate::domain::Current;
 use crate::evtchn::tests::hypervisor;
 use crate::grant::tests::{DATA, Guest};
 use crate::hypervisor::Hypervisor;
+use crate::mm::{Pte, Store};
 use crate::page_ref::L4;
 use crate::platform::Platform;
 use crate::platform::sim::SimMachine;
@@ -22,6 +23,16 @@ const FRAMES: usize = 192;
 /// Worlds, and calls in each.
 const WORLDS: u64 = 24;
 const CALLS: usize = 4000;
+/// Half of the calls: those that count references.
+const ACCOUNTING: [Hypercall; 5] = [
+    Hypercall::MmuUpdate,
+    Hypercall::MmuextOp,
+    Hypercall::GrantTableOp,
+    Hypercall::EventChannelOp,
+    Hypercall::MemoryOp,
+];
+/// Seeds that found something once.
+const FOUND: [u64; 4] = [146, 174, 180, 321];
 /// Times a call may be preempted before it counts as one that never ends.
 const MOST_STOPS: usize = 5000;
 
@@ -80,51 +91,141 @@ impl Random {
 }
 
 /// A guest that runs as far as hypercalls know: its vCPU's state is here, not parked.
-fn start(hv: &Hv, guest: &Guest) -> Current {
-    let mut current = guest.current(hv, 64);
-    let vcpu = current.vcpu.clone();
-    let mut state = vcpu.parked.lock().take().expect("nobody runs it");
-    let root = current.state.kernel_root.expect("a guest has page tables");
-    let held = hv.pager().get_typed::<L4>(root, guest.domain.id, hv, &mut super::Budget::unlimited());
-    state.kernel_root = Some(held.map_err(|_| ()).expect("pinned").into_pte());
-    vcpu.initialised.store(true, Ordering::Release);
-    current.state = state;
-    current
+struct Hostile {
+    current: Current,
+    /// What it began with: L4 to L1, and the data pages that the L1 table maps from address 0 up.
+    tables: [Mfn; 4],
+    data: [Mfn; DATA],
 }
 
-/// What the guest's scheduler and its handlers would do: it goes on, whatever the call did to it.
-fn revive(hv: &Hv, current: &mut Current) {
-    let domain = current.domain();
-    domain.is_shut_down.store(false, Ordering::Release);
-    current.vcpu.blocked.store(0, Ordering::Release);
-    current.state.kernel_mode = true;
-    if let Some(root) = current.state.kernel_root {
-        hv.platform.load_root(root);
+impl Hostile {
+    fn start(hv: &Hv, guest: &Guest) -> Hostile {
+        let mut current = guest.current(hv, 64);
+        let root = current.state.kernel_root.expect("a guest has page tables");
+        let first = |table: Mfn, index: usize| {
+            Pte::from_bits(hv.platform.frame(table)[index].load(Ordering::Relaxed)).mfn()
+        };
+        let (l3, l2) = (first(root, 0), first(first(root, 0), 0));
+        let l1 = first(l2, 0);
+        let vcpu = current.vcpu.clone();
+        let mut state = vcpu.parked.lock().take().expect("nobody runs it");
+        let held = hv.pager().get_typed::<L4>(root, guest.domain.id, hv, &mut Budget::unlimited());
+        state.kernel_root = Some(held.map_err(|_| ()).expect("pinned").into_pte());
+        vcpu.initialised.store(true, Ordering::Release);
+        current.state = state;
+        Hostile { current, tables: [root, l3, l2, l1], data: core::array::from_fn(|i| first(l1, i)) }
+    }
+
+    /// It goes on, whatever the last call did to it: sometimes with its first tables and pages again, as far as it may.
+    fn revive(&mut self, hv: &Hv, random: &mut Random) {
+        let current = &mut self.current;
+        let owner = current.domain().id;
+        current.domain().is_shut_down.store(false, Ordering::Release);
+        current.vcpu.blocked.store(0, Ordering::Release);
+        current.state.kernel_mode = true;
+        let mut unlimited = Budget::unlimited();
+        if random.below(3) == 0 {
+            let home = Some(self.tables[0]);
+            let _refused = hv.pager().replace_root(
+                &mut current.state.kernel_root,
+                home,
+                owner,
+                || (),
+                hv,
+                &mut unlimited,
+            );
+            let links = self.tables.windows(2).map(|pair| (pair[0], 0, pair[1]));
+            let pages = self.data.iter().enumerate().map(|(i, mfn)| (self.tables[3], i, *mfn));
+            for (table, index, to) in links.chain(pages) {
+                let Some(table) = hv.mm.get_page(table, owner) else { continue };
+                let new = Pte::from_bits(to.get() << 12 | 7);
+                if let Ok(done) =
+                    hv.pager().update_entry(&table, index, new, Store::Plain, owner, hv, &mut unlimited)
+                {
+                    hv.pager().pay(done.debt);
+                }
+            }
+        }
+        if let Some(root) = current.state.kernel_root {
+            hv.platform.load_root(root);
+        }
     }
 }
 
-fn one_call(hv: &Hv, current: &mut Current, random: &mut Random, frames: &[Mfn], calls: &[Hypercall]) {
-    let call = random.of(calls);
-    // Arguments in memory: words of all kinds where most pointers will point.
-    for page in 0..DATA as u64 {
-        for word in 0..random.below(12) {
-            let value = random.value(frames);
-            let _ = hv.write_guest(page << 12 | word << 3, &value);
+/// Words of an argument of `call`, with something sensible in each field now and then.
+fn argument(call: Hypercall, random: &mut Random, frames: &[Mfn]) -> Vec<u64> {
+    let slot = |random: &mut Random| (256 + random.below(8)) << 12;
+    let peer = |random: &mut Random| random.of(&[1, 3, 0x7ff0]);
+    let mut words = Vec::new();
+    for _ in 0..5 {
+        let frame = random.of(frames).get();
+        match call {
+            Hypercall::MmuUpdate => {
+                let command = random.of(&[0, 0, 0, 1, 2]);
+                words.push(random.of(frames).get() << 12 | random.below(6) << 3 | command);
+                words.push(if random.below(4) == 0 { 0 } else { frame << 12 | random.of(&[5, 7, 7, 0x67]) });
+            }
+            Hypercall::MmuextOp => words.extend([random.below(20), frame, random.of(frames).get()]),
+            Hypercall::GrantTableOp if random.below(3) == 0 => {
+                let side = |random: &mut Random| {
+                    [random.of(&[random.0 % 8, frame]), peer(random) | random.below(4096) << 16]
+                };
+                words.extend(side(random));
+                words.extend(side(random));
+                words.push(random.below(4097) | random.below(4) << 16);
+            }
+            Hypercall::GrantTableOp if random.below(2) == 0 => {
+                words.extend([slot(random), random.of(&[0, frame << 12]), random.below(8)]);
+            }
+            Hypercall::GrantTableOp => {
+                words.extend([slot(random), random.below(24) | random.below(8) << 32, peer(random), 0]);
+            }
+            Hypercall::EventChannelOp => {
+                words.push(peer(random) | peer(random) << 16 | random.below(12) << 32);
+                words.push(random.below(12));
+            }
+            Hypercall::MemoryOp => {
+                // Lists of frames lie in the last data page.
+                words.extend([(DATA as u64 - 1) << 12, random.below(5), random.below(2), 0x7ff0]);
+            }
+            _ => words.push(random.value(frames)),
         }
+    }
+    words
+}
+
+fn one_call(hv: &Hv, guest: &mut Hostile, random: &mut Random, frames: &[Mfn], call: Hypercall) {
+    let current = &mut guest.current;
+    // Arguments in memory where most pointers will point: of this call, and words of all kinds.
+    for page in 0..DATA as u64 {
+        let words = if random.below(4) == 0 { Vec::new() } else { argument(call, random, frames) };
+        let noise = random.below(6);
+        let noise = (0..noise).map(|_| random.value(frames)).collect::<Vec<_>>();
+        for (word, value) in words.iter().chain(&noise).enumerate() {
+            let _unmapped = hv.write_guest(page << 12 | (word as u64) << 3, value);
+        }
+    }
+    if let Some(word) =
+        current.domain().grants.lock().shared(&hv.platform, GrantRef::new(random.0 as u32 % 8))
+    {
+        word.store(
+            random.of(frames).get() << 32 | random.of(&[1, 3]) << 16 | random.of(&[1, 1, 5]),
+            Ordering::Relaxed,
+        );
     }
     let mut args: Args = core::array::from_fn(|_| random.value(frames));
     // Commands are small, lists short, mostly.
     if random.below(8) != 0 {
-        args[0] = match call {
-            Hypercall::MmuUpdate | Hypercall::MmuextOp | Hypercall::Multicall => random.below(4) << 12,
-            Hypercall::UpdateVaMapping => random.below(300) << 12,
-            _ => random.below(34),
-        };
-        args[1] = match call {
-            Hypercall::MmuUpdate | Hypercall::MmuextOp | Hypercall::Multicall => random.below(6),
-            Hypercall::UpdateVaMapping => random.value(frames),
-            _ => random.below(4) << 12,
-        };
+        let (list, own) = (random.below(DATA as u64) << 12, u64::from(DomId::SELF.get()));
+        match call {
+            Hypercall::MmuUpdate | Hypercall::MmuextOp => {
+                args[..4].copy_from_slice(&[list, random.below(6), 0, own])
+            }
+            Hypercall::Multicall => args[..2].copy_from_slice(&[list, random.below(6)]),
+            Hypercall::UpdateVaMapping => args[0] = random.below(300) << 12,
+            Hypercall::GrantTableOp => args[..3].copy_from_slice(&[random.below(12), list, random.below(4)]),
+            _ => args[..2].copy_from_slice(&[random.below(34), list]),
+        }
     }
     current.state.regs.rsp = random.below(4) << 12;
     for _ in 0..MOST_STOPS {
@@ -146,34 +247,35 @@ fn world(seed: u64) {
     for guest in &guests {
         hv.unpause_domain(&guest.domain).unwrap();
     }
-    let mut currents = guests.each_ref().map(|guest| start(&hv, guest));
+    let mut hostile = guests.each_ref().map(|guest| Hostile::start(&hv, guest));
     let calls: Vec<Hypercall> = (0..64).filter_map(Hypercall::from_number).collect();
     for _ in 0..CALLS {
-        let current = &mut currents[random.below(2) as usize];
-        revive(&hv, current);
-        let mine = current.domain().id;
+        let guest = &mut hostile[random.below(2) as usize];
+        guest.revive(&hv, random);
+        let mine = guest.current.domain().id;
         let frames: Vec<Mfn> =
             (0..FRAMES as u64).map(Mfn::new).filter(|m| hv.mm.get_page(*m, mine).is_some()).collect();
         if frames.is_empty() {
             continue;
         }
-        one_call(&hv, current, random, &frames, &calls);
+        let call = if random.below(2) == 0 { random.of(&calls) } else { random.of(&ACCOUNTING) };
+        one_call(&hv, guest, random, &frames, call);
         hv.drain_quarantine();
     }
-    for current in currents {
-        let Current { vcpu, state } = current;
+    for guest in hostile {
+        let Current { vcpu, state } = guest.current;
         *vcpu.parked.lock() = Some(state);
     }
     hv.platform.load_idle_root();
     let order = if random.below(2) == 0 { [0, 1, 0] } else { [1, 0, 1] };
     for index in order {
         let stops = (0..MOST_STOPS)
-            .take_while(|_| hv.destroy_domain(&guests[index].domain, &mut super::Budget::new(3)).is_err());
+            .take_while(|_| hv.destroy_domain(&guests[index].domain, &mut Budget::new(3)).is_err());
         assert!(stops.count() < MOST_STOPS, "teardown never ends");
     }
     while hv.drain_quarantine() {}
     for guest in &guests {
-        assert_eq!(hv.destroy_domain(&guest.domain, &mut super::Budget::unlimited()), Ok(()));
+        assert_eq!(hv.destroy_domain(&guest.domain, &mut Budget::unlimited()), Ok(()));
         assert_eq!(guest.domain.pages.lock().total(), 0);
     }
     assert!(hv.domains.is_empty());
@@ -188,7 +290,7 @@ fn world(seed: u64) {
 fn hostile_guests_break_nothing() {
     match std::env::var("FUZZ_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => world(seed),
-        None => (0..WORLDS).for_each(|seed| {
+        None => (0..WORLDS).chain(FOUND).for_each(|seed| {
             let repeat = Note(seed);
             world(seed);
             core::mem::forget(repeat);

@@ -21,8 +21,8 @@ const EXEC: &str = "etc/exec";
 pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[PathBuf]) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for image in workspace.guests.iter().filter(|image| image.kind != Kind::Dom0) {
-        let path =
-            built.guests.get(&image.name).with_context(|| format!("`{}` was not built", image.name))?;
+        // `run` builds no guests that only test.
+        let Some(path) = built.guests.get(&image.name) else { continue };
         let bytes = sh::read(&build::stripped(workspace, path)?)?;
         append(&mut tar, &format!("images/{}", image.name), &bytes)?;
     }
@@ -116,4 +116,34 @@ pub fn join(kernel: &Path, module: Option<&[u8]>, out: &Path) -> Result<()> {
         bytes.extend_from_slice(module);
     }
     sh::write(out, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::Image;
+
+    #[test]
+    fn packs_what_was_built_and_what_is_added() -> Result<()> {
+        let image = |name: &str| Image {
+            name: name.into(),
+            package: name.into(),
+            kind: Kind::Conformance,
+            scenario: None,
+        };
+        let workspace =
+            Workspace { target_dir: PathBuf::new(), has_hypervisor: true, guests: vec![image("not-built")] };
+        let built = Built { hypervisor: PathBuf::new(), guests: Default::default(), dom0: None };
+        let added = [sh::root().join("LICENSE"), sh::root().join("Cargo.toml")];
+        let bytes = pack(&workspace, &built, &["list".into()], &added)?;
+        let mut names = Vec::new();
+        for entry in tar::Archive::new(&*bytes).entries()? {
+            names.push(entry?.path()?.display().to_string());
+        }
+        for name in ["images/LICENSE", "Cargo.toml", EXEC] {
+            assert!(names.iter().any(|n| n == name), "{name} is not in {names:?}");
+        }
+        assert!(!names.iter().any(|name| name.contains("not-built")));
+        Ok(())
+    }
 }

@@ -12,7 +12,7 @@ pub struct Preempted;
 
 impl Budget {
     /// Steps a guest's hypercall gets at each entry.
-    pub const PER_ENTRY: u32 = 64;
+    pub const PER_ENTRY: u32 = 7;
 
     /// A budget of `steps` steps.
     pub const fn new(steps: u32) -> Budget {

@@ -35,13 +35,13 @@ impl Vendor {
 pub struct Offer {
     /// XSAVE with a per-vCPU XCR0, and the vector extensions that need it.
     pub xsave: bool,
-    /// RDFSBASE and its sisters, with CR4.FSGSBASE set while guests run.
+    /// RDFSBASE and its sisters, which a guest turns on by CR4.FSGSBASE.
     pub fsgsbase: bool,
 }
 
 impl Offer {
     /// From the processor's own CPUID, asked in ring 0: the machine layer switches XSAVE state if it turned OSXSAVE on, and
-    /// always sets CR4.FSGSBASE where it exists.
+    /// sets CR4.FSGSBASE for the guests that do.
     pub fn from_host(host: impl Fn(u32, u32) -> Leaf) -> Offer {
         let structured = if host(0, 0)[0] >= 7 { host(7, 0)[1] } else { 0 };
         Offer { xsave: host(1, 0)[2] & OSXSAVE != 0, fsgsbase: structured & FSGSBASE != 0 }

@@ -58,7 +58,7 @@ fn start(calibration: Calibration) -> ! {
         log::debug!("memory {:016x}-{:016x} type {}", region.start, region.end, region.e820_type);
     }
     let features = &machine.features;
-    for (there, name) in [(features.smep, "SMEP"), (features.smap, "SMAP")] {
+    for (there, name) in [(features.smep, "SMEP"), (features.smap, "SMAP"), (features.nx, "NX")] {
         if !there {
             log::warn!("this processor has no {name}: one line of defence less against a bug in ring 0");
         }

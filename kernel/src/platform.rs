@@ -202,6 +202,10 @@ pub trait Platform: Sync + 'static {
     /// Tells the interrupt controller that the domain has handled a level-triggered pin.
     fn eoi_irq(&self, pin: u32);
 
+    /// Whether page-table entries may forbid execution. Without, the bit is reserved and must not be set.
+    fn has_no_execute(&self) -> bool {
+        true
+    }
     /// Frames of RAM in the machine.
     fn ram_frames(&self) -> u64;
     /// Frames that the hypervisor itself uses: image, tables, heap.

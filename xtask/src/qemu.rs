@@ -125,10 +125,8 @@ impl Machine {
             // TCG does not raise #NM in XSAVE and XRSTOR: lazily switched vector state would get lost.
             append += " spec-ctrl=eager-fpu";
         }
-        if self.icount {
-            // Xen's mwait idle dies of #GP under icount with an EPYC.
-            append += " max_cstate=0";
-        }
+        // Xen's mwait idle dies of #GP under TCG with an EPYC, the first time it idles.
+        append += " max_cstate=0";
         if !words.is_empty() {
             append = format!("{append} {words}");
         }

@@ -152,7 +152,7 @@ impl<'a, P: Platform> Pager<'a, P> {
         rights: &impl MapRights,
     ) -> Result<Updated, NotUpdated> {
         let old = expected(word, store);
-        let adjusted = new.adjusted(Level::L1);
+        let adjusted = self.adjust(new, Level::L1);
         if new.is_present() && old.differs_harmlessly(adjusted) && new.check(Level::L1, true).is_ok() {
             write(word, adjusted, store).map_err(NotUpdated::Differs)?;
             return Ok(Updated::PLAIN);

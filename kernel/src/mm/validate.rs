@@ -136,6 +136,16 @@ impl<'a, P: Platform> Pager<'a, P> {
         self.memory.settle(debt, self.platform);
     }
 
+    /// The entry as it goes into a table of this machine.
+    pub(super) fn adjust(&self, pte: Pte, level: Level) -> Pte {
+        let pte = pte.adjusted(level);
+        if pte.is_present() && !self.platform.has_no_execute() {
+            pte.without(PteFlags::NO_EXECUTE)
+        } else {
+            pte
+        }
+    }
+
     // ── typed references ──
 
     /// Takes a general and a type reference to a frame of `owner`, checking its content if it is the first.
@@ -361,7 +371,7 @@ impl<'a, P: Platform> Pager<'a, P> {
         if pte.check(Level::L1, false).is_err() {
             pte.check(Level::L1, rights.may_choose_caching(table_owner)).map_err(|_| Failure::Invalid)?;
         }
-        let pte = pte.adjusted(Level::L1);
+        let pte = self.adjust(pte, Level::L1);
         let mfn = pte.mfn();
         let owner = self.memory.owner(mfn);
         if owner == Owner::NotRam {
@@ -431,7 +441,11 @@ impl<'a, P: Platform> Pager<'a, P> {
         let mfn = pte.mfn();
         if mfn == table {
             // A table that maps itself gives read access only, and needs no count: it goes with the table.
-            return if pte.is_writable() { Err(Failure::Invalid.into()) } else { Ok(pte.adjusted(level)) };
+            return if pte.is_writable() {
+                Err(Failure::Invalid.into())
+            } else {
+                Ok(self.adjust(pte, level))
+            };
         }
         let page = self.memory.get_page(mfn, owner).ok_or(Failure::Invalid)?;
         match self.get_type(mfn, child, rights, budget) {
@@ -442,7 +456,7 @@ impl<'a, P: Platform> Pager<'a, P> {
             Err(stop) => return Err(stop),
         }
         page.into_pte();
-        Ok(pte.adjusted(level))
+        Ok(self.adjust(pte, level))
     }
 
     /// Takes a type reference to another table of the same level, already in use. No chains: a table with linear entries is

@@ -22,6 +22,7 @@ pub struct Features {
     pub x2apic: bool,
     pub tsc_deadline: bool,
     pub invariant_tsc: bool,
+    pub nx: bool,
     pub gigabyte_pages: bool,
     pub global_pages: bool,
     pub machine_check: bool,
@@ -56,6 +57,7 @@ impl Features {
             x2apic: bit(basic.ecx, 21),
             tsc_deadline: bit(basic.ecx, 24),
             invariant_tsc: bit(power.edx, 8),
+            nx: bit(extended.edx, 20),
             gigabyte_pages: bit(extended.edx, 26),
             global_pages: bit(basic.edx, 13),
             machine_check: bit(basic.edx, 7),
@@ -67,6 +69,7 @@ impl Features {
     const FSGSBASE: u32 = 2;
     const XSAVE: u32 = 4;
     const XSAVEOPT: u32 = 8;
+    const NX: u32 = 16;
 }
 
 static PUBLISHED: AtomicU32 = AtomicU32::new(0);
@@ -77,7 +80,8 @@ pub fn publish(features: &Features) {
     let bits = bit(features.smap, Features::SMAP)
         | bit(features.fsgsbase, Features::FSGSBASE)
         | bit(features.xsave, Features::XSAVE)
-        | bit(features.xsaveopt, Features::XSAVEOPT);
+        | bit(features.xsaveopt, Features::XSAVEOPT)
+        | bit(features.nx, Features::NX);
     PUBLISHED.store(bits, Ordering::Relaxed);
 }
 
@@ -91,6 +95,11 @@ pub fn has_long_mode_sysenter() -> bool {
     let vendor = cpuid(0, 0);
     // "GenuineIntel", "CentaurHauls" by their first four letters.
     leaf(1).edx & 1 << 11 != 0 && matches!(&vendor.ebx.to_le_bytes(), b"Genu" | b"Cent")
+}
+
+/// Whether pages can be made not executable.
+pub fn has_nx() -> bool {
+    PUBLISHED.load(Ordering::Relaxed) & Features::NX != 0
 }
 
 /// Whether XSAVE is there, and on.
@@ -129,10 +138,9 @@ pub fn set_control_registers(features: &Features) {
     unsafe { Cr0::write(cr0) };
     // SAFETY: only bits the processor has. SMEP and SMAP hold from here on: nothing of ring 0 lies in user pages.
     unsafe { Cr4::write(base_cr4(features)) };
-    let efer = EferFlags::SYSTEM_CALL_EXTENSIONS
-        | EferFlags::LONG_MODE_ENABLE
-        | EferFlags::LONG_MODE_ACTIVE
-        | EferFlags::NO_EXECUTE_ENABLE;
+    let mut efer =
+        EferFlags::SYSTEM_CALL_EXTENSIONS | EferFlags::LONG_MODE_ENABLE | EferFlags::LONG_MODE_ACTIVE;
+    efer.set(EferFlags::NO_EXECUTE_ENABLE, features.nx);
     // SAFETY: long mode stays on, and the LSTAR family is written before the first guest runs.
     unsafe { Efer::write(efer) };
     // SAFETY: entries 0 to 3 stay as at reset, which is all that mappings made so far use.

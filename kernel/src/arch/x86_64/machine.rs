@@ -254,6 +254,10 @@ impl Platform for Machine {
         ioapic::end(pin);
     }
 
+    fn has_no_execute(&self) -> bool {
+        super::cpu::has_nx()
+    }
+
     fn ram_frames(&self) -> u64 {
         super::boot::machine().ram.iter().map(|(start, end)| (end - start) >> 12).sum()
     }

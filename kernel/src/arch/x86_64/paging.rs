@@ -23,6 +23,11 @@ pub const GUEST_READ: Flags = READ.union(Flags::USER_ACCESSIBLE);
 /// Machine address bits of an entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// The flags as this processor takes them: without NX, that bit is reserved and would fault.
+fn loadable(flags: Flags) -> Flags {
+    if super::cpu::has_nx() { flags } else { flags - Flags::NO_EXECUTE }
+}
+
 /// The words of a table frame of ours.
 ///
 /// # Panics
@@ -52,7 +57,7 @@ impl<'a> Space<'a> {
             let l3 = zeroed_frames(space.free, 1);
             let user = if slot == layout::FIRST_SLOT { Flags::USER_ACCESSIBLE } else { Flags::WRITABLE };
             let flags = Flags::PRESENT | Flags::ACCESSED | Flags::DIRTY | user;
-            let flags = if slot == layout::FIRST_SLOT { flags | Flags::NO_EXECUTE } else { flags };
+            let flags = if slot == layout::FIRST_SLOT { loadable(flags | Flags::NO_EXECUTE) } else { flags };
             table(root)[slot].store(l3 | flags.bits(), Ordering::Relaxed);
         }
         space
@@ -78,6 +83,7 @@ impl<'a> Space<'a> {
     /// # Panics
     /// When something is mapped there already, or out of memory: boot cannot go on.
     pub fn map(&mut self, va: u64, machine: u64, len: u64, flags: Flags) {
+        let flags = loadable(flags);
         assert!((va | machine | len).is_multiple_of(PAGE_SIZE));
         let mut done = 0;
         while done < len {
@@ -158,7 +164,7 @@ pub unsafe fn set_window(l1: u64, cpu: usize, page: u64, machine: Option<u64>) {
     let entry = &table(l1)[((va >> 12) & 511) as usize];
     // The processor sets accessed bits in descriptors, by writes to this mapping; descriptor frames are never read back
     // by guests as anything else. Writable, because a supervisor store to a read-only page would fault (CR0.WP).
-    let value = machine.map_or(0, |m| m | (WRITE & !Flags::GLOBAL).bits());
+    let value = machine.map_or(0, |m| m | loadable(WRITE & !Flags::GLOBAL).bits());
     if entry.swap(value, Ordering::Relaxed) != value {
         x86_64::instructions::tlb::flush(x86_64::VirtAddr::new(va));
     }

@@ -71,9 +71,15 @@ pvh_entry:
     mov cr4, eax
     mov eax, offset boot_l4 - {delta}
     mov cr3, eax
-    mov ecx, 0xc0000080                 /* EFER: SCE, LME, NXE */
+    mov eax, 0x80000001
+    cpuid
+    mov edi, edx
+    shr edi, 9                          /* NX (bit 20) to where NXE is (bit 11) */
+    and edi, 0x800
+    mov ecx, 0xc0000080                 /* EFER: SCE, LME, and NXE where there is NX */
     rdmsr
-    or eax, 0x901
+    or eax, 0x101
+    or eax, edi
     wrmsr
     mov eax, cr0
     and eax, 0x9fffffff                 /* caches on */

@@ -1,7 +1,7 @@
 //! Messages: the `log` crate's back end, with a ring in memory for dom0's `dmesg`.
 //!
 //! Levels mean: `error` the host or a domain cannot go on; `warn` somebody did what should not be done; `info` once per boot
-//! or per domain; `debug` and `trace` for the author. What a guest can cause at will goes through [`guest!`](crate::guest_log),
+//! or per domain; `debug` and `trace` for the author. What a guest can cause at will, crash reports among it, goes through [`guest_log!`](crate::guest_log),
 //! which prints at most [`GUEST_BURST`] lines at once and one each [`GUEST_INTERVAL_NS`] after that.
 #![forbid(unsafe_code)]
 
@@ -12,8 +12,8 @@ use crate::sync::{RankedMutex, rank};
 
 /// Bytes of messages kept.
 pub const RING_SIZE: usize = 32 * 1024;
-/// Guest-caused lines that are printed without waiting.
-pub const GUEST_BURST: u32 = 16;
+/// Guest-caused lines that are printed without waiting: four crash reports.
+pub const GUEST_BURST: u32 = 40;
 /// Nanoseconds in which one more guest-caused line is allowed.
 pub const GUEST_INTERVAL_NS: u64 = 250_000_000;
 

@@ -52,7 +52,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Crashes a domain whose state is past repair.
     pub fn crash_domain(&self, domain: &Arc<Domain>, why: &str) {
         if !domain.is_shut_down.load(Ordering::Acquire) {
-            log::warn!("domain {} crashed: {why}", domain.id.get());
+            crate::guest_log!(Warn, "domain {} crashed: {why}", domain.id.get());
         }
         self.shut_down(domain, reason::CRASH);
     }
@@ -72,8 +72,14 @@ fn report(domain: &Domain, current: &Current, why: &str) {
     let state = &current.state;
     let r = &state.regs;
     let mode = if state.kernel_mode { "kernel" } else { "user" };
-    log::warn!("domain {} vcpu {} crashed in {mode} mode: {why}", domain.id.get(), current.vcpu.id.get());
-    log::warn!(
+    crate::guest_log!(
+        Warn,
+        "domain {} vcpu {} crashed in {mode} mode: {why}",
+        domain.id.get(),
+        current.vcpu.id.get()
+    );
+    crate::guest_log!(
+        Warn,
         "  rip {:04x}:{:016x} rsp {:04x}:{:016x} rflags {:08x}",
         r.cs & 0xffff,
         r.rip,
@@ -81,12 +87,13 @@ fn report(domain: &Domain, current: &Current, why: &str) {
         r.rsp,
         r.rflags
     );
-    log::warn!("  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", r.rax, r.rbx, r.rcx, r.rdx);
-    log::warn!("  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", r.rsi, r.rdi, r.rbp, r.r8);
-    log::warn!("  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", r.r9, r.r10, r.r11, r.r12);
-    log::warn!("  r13 {:016x} r14 {:016x} r15 {:016x}", r.r13, r.r14, r.r15);
+    crate::guest_log!(Warn, "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", r.rax, r.rbx, r.rcx, r.rdx);
+    crate::guest_log!(Warn, "  rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", r.rsi, r.rdi, r.rbp, r.r8);
+    crate::guest_log!(Warn, "  r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", r.r9, r.r10, r.r11, r.r12);
+    crate::guest_log!(Warn, "  r13 {:016x} r14 {:016x} r15 {:016x}", r.r13, r.r14, r.r15);
     let s = &state.selectors;
-    log::warn!(
+    crate::guest_log!(
+        Warn,
         "  ds {:04x} es {:04x} fs {:04x} {:016x} gs {:04x} kernel {:016x} user {:016x}",
         s.ds,
         s.es,
@@ -96,7 +103,8 @@ fn report(domain: &Domain, current: &Current, why: &str) {
         state.gs_base_kernel,
         state.gs_base_user
     );
-    log::warn!(
+    crate::guest_log!(
+        Warn,
         "  vector {:#x} error code {:#x} kernel root {:?} user root {:?}",
         r.vector,
         r.error_code,

@@ -5,7 +5,8 @@
 extern crate alloc;
 
 use conformance::{NOWHERE, call, only_on};
-use guest_sdk::abi::control::CreateDomain;
+use guest_sdk::abi::control::{CreateDomain, DomainState};
+use guest_sdk::abi::sched::ShutdownReason;
 use guest_sdk::abi::{DomId, Errno, Hypercall};
 use guest_sdk::control;
 use guest_sdk::testkit::{self, Verdict, cases, check, check_eq};
@@ -20,6 +21,7 @@ fn main(domain: Domain) {
             nobody_is_refused,
             domain_comes_and_goes,
             creation_is_refused,
+            domain_is_shut_down_from_outside,
             host_is_told
         ],
     )
@@ -96,6 +98,21 @@ fn creation_is_refused(_: &mut Domain) -> Verdict {
     let request = CreateDomain { max_vcpus: 1, max_pages: 16, ..CreateDomain::default() };
     check_eq!(control::create_domain(DomId::ZERO, request).err(), Some(Errno::EEXIST), "our own number");
     check_eq!(control::list_domains()?.len(), count);
+    Ok(())
+}
+
+fn domain_is_shut_down_from_outside(_: &mut Domain) -> Verdict {
+    only_on(true, OURS)?;
+    let request = CreateDomain { max_vcpus: 1, max_pages: 16, ..CreateDomain::default() };
+    let made = control::create_domain(DomId::INVALID, request)?.domid;
+    let before = control::domain_info(made)?;
+    check!(before.state & DomainState::SHUTDOWN.bits() == 0, "{before:?}");
+    check_eq!(control::remote_shutdown(made, ShutdownReason::Reboot), Ok(()));
+    let after = control::domain_info(made)?;
+    check!(after.state & DomainState::SHUTDOWN.bits() != 0, "{after:?}");
+    check_eq!(after.shutdown_reason, ShutdownReason::Reboot.number());
+    check_eq!(destroy(made), Ok(()));
+    check_eq!(control::remote_shutdown(made, ShutdownReason::Reboot), Err(Errno::ESRCH));
     Ok(())
 }
 

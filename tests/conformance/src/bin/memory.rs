@@ -4,7 +4,7 @@
 
 extern crate alloc;
 
-use conformance::{NOWHERE, TablePage, at, call, grant, memop, mmuext, pte, update};
+use conformance::{NOWHERE, TablePage, at, call, grant, is_xenolith, memop, mmuext, pte, update};
 use guest_sdk::abi::grant::{
     GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GNTST_BAD_COPY_ARG, GNTST_BAD_DOMAIN, GNTST_BAD_GNTREF,
     GNTST_BAD_HANDLE, GNTST_GENERAL_ERROR, GNTST_OKAY, GnttabCopy, GnttabCopyPtr, GnttabGetVersion,
@@ -36,6 +36,8 @@ fn main(domain: Domain) {
             reservation_of_nobody,
             decrease_and_increase,
             decrease_refuses,
+            grants_of_the_next_step,
+            physmap_is_not_for_us,
             populate_physmap,
             increase_bad_arguments,
             exchange_swaps_frames,
@@ -278,6 +280,26 @@ fn machphys_list(_: &mut Domain) -> Verdict {
     let mut bad =
         MachphysMfnList { max_extents: 4, extent_start: GuestHandle::new(NOWHERE), ..Default::default() };
     expect_errno(memop(MemoryOp::MachphysMfnList, &mut bad), Errno::EFAULT)
+}
+
+/// An empty list is enough to tell a command that is there from one that is not.
+fn grants_of_the_next_step(_: &mut Domain) -> Verdict {
+    let nothing = |command: GnttabOp| call(Hypercall::GrantTableOp, [command as u64, 0, 0, 0, 0]);
+    let elsewhere = if is_xenolith() { Err(Errno::ENOSYS) } else { Ok(0) };
+    for command in [GnttabOp::Transfer, GnttabOp::UnmapAndReplace, GnttabOp::CacheFlush] {
+        check_eq!(nothing(command), elsewhere, "{command:?}");
+    }
+    check_eq!(nothing(GnttabOp::MapGrantRef), Ok(0));
+    Ok(())
+}
+
+/// For guests whose memory the hypervisor translates, which PV guests' is not.
+fn physmap_is_not_for_us(_: &mut Domain) -> Verdict {
+    let mut request = [u64::from(DomId::SELF.get()), 0, 0, 0, 0, 0];
+    for command in [MemoryOp::AddToPhysmap, MemoryOp::RemoveFromPhysmap] {
+        check_eq!(memop(command, &mut request), Err(Errno::EACCES), "{command:?}");
+    }
+    Ok(())
 }
 
 fn memory_map_of_the_domain(_: &mut Domain) -> Verdict {

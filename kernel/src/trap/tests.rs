@@ -52,6 +52,8 @@ fn guest_with(rights: Rights) -> Guest {
     memory.declare_ram(Mfn::new(0), FRAMES as u64);
     memory.add_free(Mfn::new(1), FRAMES as u64 - 1, false);
     let hv = Hypervisor::new(SimMachine::new(FRAMES), memory);
+    // As many steps as the string instructions below count on.
+    hv.steps_per_entry.store(64, Ordering::Relaxed);
     let id = DomId::new(1);
     let shared_info = hv.allocate_hypervisor_page(id).unwrap();
     let config = DomainConfig { id, handle: [0; 16], vcpus: 1, max_pages: 100, rights, shared_info };

@@ -107,7 +107,13 @@ pub fn qemu_lines() -> Vec<String> {
 pub fn install_qemu() -> Result<()> {
     if is_bookworm() && !has_backports() {
         println!("Debian 12 has QEMU 7.2; version 10 is in bookworm-backports.");
-        println!("Adding this apt source as {SOURCE_FILE}: {}", source_line());
+        let line = source_line();
+        if line.contains(NO_MIRROR) {
+            bail!(
+                "no apt source of bookworm was found to take the mirror from; as {SOURCE_FILE}, write: {line}"
+            );
+        }
+        println!("Adding this apt source as {SOURCE_FILE}: {line}");
     }
     qemu_lines().iter().try_for_each(|line| shell(line))
 }
@@ -142,10 +148,13 @@ fn has_backports() -> bool {
     sources().iter().any(|text| text.lines().filter(active).any(|line| line.contains("bookworm-backports")))
 }
 
+/// Stands for the mirror's address where no apt source names one.
+const NO_MIRROR: &str = "YOUR-DEBIAN-MIRROR";
+
 /// The apt source of the backports, on the mirror that the machine already uses.
 fn source_line() -> String {
     let mirror = sources().iter().find_map(|text| mirror(text));
-    format!("deb {} bookworm-backports main", mirror.as_deref().unwrap_or("http://deb.debian.org/debian"))
+    format!("deb {} bookworm-backports main", mirror.as_deref().unwrap_or(NO_MIRROR))
 }
 
 /// Finds the mirror of the suite `bookworm` in the text of an apt source file, in either of its two formats.

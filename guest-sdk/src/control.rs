@@ -8,7 +8,6 @@ use crate::hypercall::stub;
 use crate::memory::{self, Access, Range, Shared};
 use crate::ring::SharedPage;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU32;
 use hypercall_abi::control::{
     ControlOp, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed, HypercallPage, ListDomains,
     Pause, Payload, PhysInfo, ReadLog, SetLogLevel, SetMaxPages, SetVcpuContext, Unpause, Version,
@@ -362,17 +361,4 @@ impl Foreign {
     }
 }
 
-impl SharedPage for Foreign {
-    fn size(&self) -> usize {
-        self.shared.size()
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        self.shared.read_bytes(offset, to);
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        self.shared.write_bytes(offset, from);
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        self.shared.word(offset)
-    }
-}
+crate::ring::shared_by_field!(Foreign);

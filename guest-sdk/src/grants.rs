@@ -6,10 +6,9 @@
 
 use crate::hypercall::stub;
 use crate::memory::{Access, Page, Range, Shared};
-use crate::ring::SharedPage;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 use hypercall_abi::grant::{
     GNTST_OKAY, GNTTAB_NR_RESERVED_ENTRIES, GTF_PERMIT_ACCESS, GnttabCopy, GnttabMapGrantRef,
     GnttabQuerySize, GnttabSetupTable, GnttabUnmapGrantRef, GrantEntryV1, GrantFlags, MapFlags,
@@ -337,20 +336,7 @@ impl Drop for Grant {
     }
 }
 
-impl SharedPage for Grant {
-    fn size(&self) -> usize {
-        self.shared.size()
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        self.shared.read_bytes(offset, to);
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        self.shared.write_bytes(offset, from);
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        self.shared.word(offset)
-    }
-}
+crate::ring::shared_by_field!(Grant);
 
 /// Pages of another domain, mapped here; unmapped when dropped.
 #[derive(Debug)]
@@ -395,17 +381,4 @@ impl Drop for Mapping {
     }
 }
 
-impl SharedPage for Mapping {
-    fn size(&self) -> usize {
-        self.shared.size()
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        self.shared.read_bytes(offset, to);
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        self.shared.write_bytes(offset, from);
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        self.shared.word(offset)
-    }
-}
+crate::ring::shared_by_field!(Mapping);

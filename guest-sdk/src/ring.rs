@@ -36,6 +36,27 @@ pub trait SharedPage {
     fn word(&self, offset: usize) -> &AtomicU32;
 }
 
+/// Makes a type a [`SharedPage`] through its field `shared`: values that differ in what their end gives back.
+macro_rules! shared_by_field {
+    ($type:ty) => {
+        impl $crate::ring::SharedPage for $type {
+            fn size(&self) -> usize {
+                $crate::ring::SharedPage::size(&self.shared)
+            }
+            fn read_bytes(&self, offset: usize, to: &mut [u8]) {
+                $crate::ring::SharedPage::read_bytes(&self.shared, offset, to);
+            }
+            fn write_bytes(&self, offset: usize, from: &[u8]) {
+                $crate::ring::SharedPage::write_bytes(&self.shared, offset, from);
+            }
+            fn word(&self, offset: usize) -> &::core::sync::atomic::AtomicU32 {
+                $crate::ring::SharedPage::word(&self.shared, offset)
+            }
+        }
+    };
+}
+pub(crate) use shared_by_field;
+
 impl<T: SharedPage + ?Sized> SharedPage for &T {
     fn size(&self) -> usize {
         (**self).size()

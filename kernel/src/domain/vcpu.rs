@@ -320,11 +320,6 @@ impl Vcpu {
         platform.frame(mfn).get(offset / 8 + index)
     }
 
-    /// Whether events are masked (no vcpu_info counts as masked).
-    pub fn upcall_masked<P: Platform>(&self, platform: &P) -> bool {
-        self.info_word(platform, 0).is_none_or(|w| w.load(Ordering::Acquire) >> 8 & 0xff != 0)
-    }
-
     /// Sets or clears the event mask byte; returns whether it was set.
     pub fn set_upcall_mask<P: Platform>(&self, platform: &P, masked: bool) -> bool {
         let Some(word) = self.info_word(platform, 0) else { return true };

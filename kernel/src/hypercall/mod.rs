@@ -40,9 +40,6 @@ pub use page::write_hypercall_page;
 use crate::domain::DomainError;
 use hypercall_abi::Errno;
 
-use crate::domain::Current;
-use crate::hypervisor::Hypervisor;
-
 /// Arguments of a hypercall as the guest passed them: rdi, rsi, rdx, r10, r8, r9.
 pub type Args = [u64; 6];
 
@@ -89,6 +86,3 @@ impl From<DomainError> for Exit {
 
 /// The result of a hypercall: what rax gets, or how else it ends.
 pub type HcResult = Result<u64, Exit>;
-
-/// The type of every hypercall handler.
-pub type Handler<P> = fn(&Hypervisor<P>, &mut Current, Args) -> HcResult;

@@ -200,7 +200,7 @@ impl<P: Platform> Hypervisor<P> {
 }
 
 impl Memory {
-    /// Takes a frame's pin, if it has one, for a domain that died while somebody else pinned it.
+    /// Whether a frame is pinned as a page table, for queries and tests.
     pub fn is_pinned(&self, mfn: Mfn) -> bool {
         self.type_word(mfn).is_some_and(|word| word.is_pinned())
     }

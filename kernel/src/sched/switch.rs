@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use hypercall_abi::{VcpuId, Virq};
+use hypercall_abi::Virq;
 
 use super::SLICE_NS;
 use crate::domain::{Cpu, Current, Domain, VcpuRef, block, reason};
@@ -270,11 +270,6 @@ impl<P: Platform> Hypervisor<P> {
             cpu.run_queue.lock().reserve(total);
             cpu.timers.lock().reserve(total);
         }
-    }
-
-    /// The vCPU numbered `id` of `domain`.
-    pub fn vcpu(&self, domain: &alloc::sync::Arc<Domain>, id: VcpuId) -> Option<VcpuRef> {
-        VcpuRef::new(domain, id)
     }
 
     /// Gives the rest of the slice to whoever waits: the caller's clock moves up to the first that waits.

@@ -31,11 +31,6 @@ impl<T, const RANK: u8> RankedMutex<T, RANK> {
         order::take(SECOND);
         RankedGuard { inner: self.inner.lock() }
     }
-
-    /// The value, through an exclusive reference: nobody else can hold the lock.
-    pub fn get_mut(&mut self) -> &mut T {
-        self.inner.get_mut()
-    }
 }
 
 /// Gives the lock back when dropped.

@@ -130,6 +130,7 @@ mod tests {
             package: name.into(),
             kind: Kind::Conformance,
             scenario: None,
+            peers: 0,
         };
         let workspace =
             Workspace { target_dir: PathBuf::new(), has_hypervisor: true, guests: vec![image("not-built")] };

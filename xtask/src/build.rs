@@ -63,7 +63,7 @@ pub fn everything(workspace: &Workspace) -> Result<Built> {
 /// # Errors
 /// When something does not build.
 pub fn for_run(workspace: &Workspace) -> Result<Built> {
-    some(workspace, |image| !matches!(image.kind, Kind::Conformance | Kind::Attack))
+    some(workspace, |image| !matches!(image.kind, Kind::Conformance | Kind::Helper | Kind::Attack))
 }
 
 fn some(workspace: &Workspace, wanted: impl Fn(&Image) -> bool) -> Result<Built> {

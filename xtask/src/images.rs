@@ -3,6 +3,7 @@
 use crate::sh;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The workspace, as far as images go.
@@ -26,6 +27,19 @@ pub struct Image {
     pub kind: Kind,
     /// `[package.metadata.scenario]`: how a test guest wants to be run.
     pub scenario: Option<serde_json::Value>,
+    /// Domains that it needs beside itself, from `[package.metadata.conformance]`: instances of the helper image.
+    #[allow(dead_code)]
+    pub peers: u32,
+}
+
+/// `[package.metadata.conformance]` of a package of test guests.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Conformance {
+    /// Images that are no test themselves.
+    helpers: Vec<String>,
+    /// For an image, how many helpers it needs.
+    peers: BTreeMap<String, u32>,
 }
 
 /// Rooms that guest images live in.
@@ -39,6 +53,8 @@ pub enum Kind {
     Demo,
     /// A package below tests/conformance.
     Conformance,
+    /// A guest there that only helps others to be tested.
+    Helper,
     /// A package below tests/attacks.
     Attack,
 }
@@ -82,14 +98,23 @@ impl Workspace {
         };
         for package in metadata.packages {
             let place = package.manifest_path.strip_prefix(&root).unwrap_or(&package.manifest_path);
+            let conformance = package.metadata.as_ref().and_then(|data| data.get("conformance"));
+            let conformance = conformance.map(Conformance::deserialize).transpose().with_context(|| {
+                format!("Cargo.toml of package {}: [package.metadata.conformance]", package.name)
+            })?;
+            let conformance = conformance.unwrap_or_default();
             for target in &package.targets {
-                let Some(kind) = kind(place, target) else { continue };
+                let Some(mut kind) = kind(place, target) else { continue };
+                if conformance.helpers.contains(&target.name) {
+                    kind = Kind::Helper;
+                }
                 let scenario = package.metadata.as_ref().and_then(|data| data.get("scenario")).cloned();
                 workspace.guests.push(Image {
                     name: target.name.clone(),
                     package: package.name.clone(),
                     kind,
                     scenario,
+                    peers: conformance.peers.get(&target.name).copied().unwrap_or(0),
                 });
             }
         }

@@ -7,6 +7,8 @@
 
 extern crate alloc;
 
+pub mod peer;
+
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_sdk::abi::mmu::{MmuCommand, MmuUpdate, MmuextOp};

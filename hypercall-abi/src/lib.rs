@@ -22,8 +22,10 @@ pub use ids::{DomId, GrantRef, Port, VcpuId, Virq};
 mod hypercalls;
 mod layout;
 pub mod subops;
+pub mod table;
 
-pub use hypercalls::{Caller, HYPERCALL_PAGE_STUBS, HYPERCALL_STUB_SIZE, Hypercall};
+pub use hypercalls::{HYPERCALL_PAGE_STUBS, HYPERCALL_STUB_SIZE, Hypercall};
+pub use table::Caller;
 
 pub mod callback;
 #[cfg(feature = "control")]

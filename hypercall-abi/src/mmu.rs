@@ -49,19 +49,7 @@ impl MmuUpdate {
     }
 }
 
-/// Command in the low bits of [`MmuUpdate::ptr`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum MmuCommand {
-    /// Stores an entry, checked.
-    NormalPtUpdate = 0,
-    /// Stores a frame's number in the machine-to-physical table.
-    MachphysUpdate = 1,
-    /// Stores an entry, keeping the accessed and dirty bits set by the CPU meanwhile.
-    PtUpdatePreserveAd = 2,
-    /// Stores an entry without translation; for a PV guest the same as the first.
-    PtUpdateNoTranslate = 3,
-}
+pub use crate::subops::MmuCommand;
 
 /// One operation of `mmuext_op` (IN). Which of the two arguments a command takes is said at the accessors.
 #[repr(C)]

@@ -10,6 +10,7 @@ mod archive;
 mod audit;
 mod boot;
 mod build;
+mod coverage;
 mod doctor;
 mod images;
 mod qemu;

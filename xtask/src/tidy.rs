@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: house rules that the compiler does not know. Each finding names the file, the line and what to do.
 
+use crate::coverage;
 use crate::sh;
 use crate::source::{self, Source};
 use anyhow::{Context, Result, bail};
@@ -30,9 +31,6 @@ const CELLS: &[&str] = &[
 /// Where errno values may be named: the border to guests.
 const ERRNO_BORDER: &str = "kernel/src/hypercall";
 
-/// Coverage of the ABI as data; compared with the dispatcher once it is there.
-const COVERAGE: &str = "docs/abi/coverage.toml";
-
 pub fn main(_: Args) -> Result<ExitCode> {
     let findings = check()?;
     findings.iter().for_each(|finding| println!("{finding}"));
@@ -59,7 +57,7 @@ pub fn check() -> Result<Vec<String>> {
     unfinished(&sources, &mut findings);
     machine_paths(&files, &mut findings)?;
     links(&files, &mut findings)?;
-    coverage(&sources, &mut findings)?;
+    coverage::check(&sources, &mut findings)?;
     Ok(findings)
 }
 
@@ -200,65 +198,6 @@ fn targets(text: &str) -> Vec<&str> {
         .filter(|t| !t.is_empty())
         .filter(file)
         .collect()
-}
-
-/// The coverage data names exactly the hypercalls that the dispatcher has.
-///
-/// In the data each hypercall is a table `[NAME]`, in the dispatcher an arm that names `Hypercall::NAME`; names are compared
-/// without case and underscores.
-fn coverage(sources: &BTreeMap<PathBuf, Source>, findings: &mut Vec<String>) -> Result<()> {
-    let path = sh::root().join(COVERAGE);
-    let dispatcher = Path::new("kernel/src/hypercall/dispatch.rs");
-    let (true, Some(source)) = (path.is_file(), sources.get(dispatcher)) else { return Ok(()) };
-    let text = String::from_utf8(sh::read(&path)?).with_context(|| format!("{COVERAGE} is not UTF-8"))?;
-    let table: toml::Table = toml::from_str(&text).with_context(|| COVERAGE.to_owned())?;
-    let flat = |name: &str| name.replace('_', "").to_lowercase();
-    let listed: BTreeMap<String, &String> =
-        table.iter().filter(|(_, value)| value.is_table()).map(|(name, _)| (flat(name), name)).collect();
-    let mut dispatched = BTreeSet::new();
-    for (at, word) in source.code.match_indices("Hypercall::") {
-        let name: String =
-            source.code[at + word.len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-        if name.starts_with(char::is_uppercase) && !listed.contains_key(&flat(&name)) {
-            findings.push(format!(
-                "{COVERAGE}: `{name}` is dispatched in {} but not listed",
-                dispatcher.display()
-            ));
-        }
-        dispatched.insert(flat(&name));
-    }
-    for (name, operations) in table.iter().filter_map(|(name, value)| Some((name, value.as_table()?))) {
-        for (operation, entry) in operations {
-            let field = |key: &str| entry.get(key).and_then(toml::Value::as_str).unwrap_or_default();
-            if !["implemented", "enosys", "refused"].contains(&field("state")) {
-                findings
-                    .push(format!("{COVERAGE}: {name}.{operation}: state is implemented, enosys or refused"));
-            }
-            if !test_exists(field("test")) {
-                findings
-                    .push(format!("{COVERAGE}: {name}.{operation}: there is no test `{}`", field("test")));
-            }
-        }
-    }
-    for (key, name) in &listed {
-        if !dispatched.contains(key) {
-            findings.push(format!(
-                "{COVERAGE}: [{name}] is listed, but {} does not dispatch it",
-                dispatcher.display()
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a test of the coverage table is there: `file::function` of the conformance guests, or `scenario:NAME`.
-fn test_exists(test: &str) -> bool {
-    if let Some(name) = test.strip_prefix("scenario:") {
-        return sh::root().join(format!("tests/scenarios/{name}.toml")).is_file();
-    }
-    let Some((file, function)) = test.split_once("::") else { return false };
-    let path = sh::root().join(format!("tests/conformance/src/bin/{file}.rs"));
-    std::fs::read_to_string(path).is_ok_and(|text| text.contains(&format!("\nfn {function}(")))
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub unsafe fn raw(number: u64, arguments: [u64; 5]) -> u64 {
 }
 
 macro_rules! make_stubs {
-    ($(($number:literal, $variant:ident, $name:ident, $caller:ident, ($($argument:ident),*), $doc:literal);)*) => {
+    ($(($number:literal, $variant:ident, $name:ident, $caller:ident, ($($argument:ident),*), $answer:tt, $doc:literal, $facts:tt);)*) => {
         /// One function per row of the ABI's table, arguments as registers.
         ///
         /// # Safety

@@ -22,7 +22,7 @@ pub fn console_io<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: 
         return Err(Errno::EPERM.into());
     }
     let count = u64::from(count as u32);
-    match ConsoleIoOp::from_number(command).ok_or(Errno::ENOSYS)? {
+    match ConsoleIoOp::accept(command)? {
         ConsoleIoOp::Write => write(hv, current, command, count, buffer),
         ConsoleIoOp::Read => read(hv, count, buffer),
     }

@@ -1,7 +1,25 @@
 //! From a hypercall number to its handler, and from its result to the guest's registers.
 
-use hypercall_abi::Hypercall;
+use hypercall_abi::{Errno, Hypercall, for_each_hypercall};
 
+use super::console_io::console_io;
+use super::domctl::domctl;
+use super::event_channel_op::{event_channel_op, event_channel_op_compat};
+use super::grant_table_op::grant_table_op;
+use super::iret::iret;
+use super::memory_op::memory_op;
+use super::mmu_update::mmu_update;
+use super::mmuext_op::mmuext_op;
+use super::multicall::multicall;
+use super::physdev_op::{physdev_op, physdev_op_compat};
+use super::registers::{fpu_taskswitch, get_debugreg, set_debugreg, vm_assist};
+use super::sched_op::{sched_op, sched_op_compat};
+use super::segments::{set_gdt, set_segment_base, update_descriptor};
+use super::set_timer_op::set_timer_op;
+use super::traps::{callback_op, nmi_op, set_callbacks, set_trap_table, stack_switch};
+use super::update_va_mapping::{update_va_mapping, update_va_mapping_otherdomain};
+use super::vcpu_op::vcpu_op;
+use super::xen_version::xen_version;
 use super::{Args, Exit, HcResult};
 use crate::domain::Current;
 use crate::hypervisor::Hypervisor;
@@ -34,45 +52,33 @@ fn finish(current: &mut Current, result: u64) {
     current.state.sysret_ok = true;
 }
 
-/// Calls the handler of hypercall `number`. Numbers that nobody implements are `ENOSYS`.
+/// Makes the dispatcher of the ABI crate's table: a row that is `[Handled]` calls the function of its name, a row that is
+/// refused answers from the table.
 ///
-/// The match is over the ABI crate's table: a hypercall without an arm here does not exist for guests.
-pub fn dispatch<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, number: u64, args: Args) -> HcResult {
-    use super::*;
-    match Hypercall::from_number(number) {
-        Some(Hypercall::MmuUpdate) => mmu_update::mmu_update(hv, current, args),
-        Some(Hypercall::MmuextOp) => mmuext_op::mmuext_op(hv, current, args),
-        Some(Hypercall::UpdateVaMapping) => update_va_mapping::update_va_mapping(hv, current, args),
-        Some(Hypercall::UpdateVaMappingOtherdomain) => {
-            update_va_mapping::update_va_mapping_otherdomain(hv, current, args)
+/// So each handler is imported here by its name: a row without one does not compile, a handler without such a row is an unused
+/// import.
+macro_rules! dispatcher {
+    (
+        $hv:ident, $current:ident, $call:ident, $args:ident;
+        $(($number:literal, $variant:ident, $name:ident, $caller:ident, $arguments:tt, $answer:tt, $doc:literal, $facts:tt);)*
+    ) => {
+        match $call {
+            $(Hypercall::$variant => dispatcher!(@ $answer $name($hv, $current, $args)),)*
         }
-        Some(Hypercall::MemoryOp) => memory_op::memory_op(hv, current, args),
-        Some(Hypercall::EventChannelOp) => event_channel_op::event_channel_op(hv, current, args),
-        Some(Hypercall::EventChannelOpCompat) => event_channel_op::event_channel_op_compat(hv, current, args),
-        Some(Hypercall::GrantTableOp) => grant_table_op::grant_table_op(hv, current, args),
-        Some(Hypercall::SetTrapTable) => traps::set_trap_table(hv, current, args),
-        Some(Hypercall::SetCallbacks) => traps::set_callbacks(hv, current, args),
-        Some(Hypercall::CallbackOp) => traps::callback_op(hv, current, args),
-        Some(Hypercall::NmiOp) => traps::nmi_op(hv, current, args),
-        Some(Hypercall::StackSwitch) => traps::stack_switch(hv, current, args),
-        Some(Hypercall::Iret) => iret::iret(hv, current, args),
-        Some(Hypercall::SetGdt) => segments::set_gdt(hv, current, args),
-        Some(Hypercall::UpdateDescriptor) => segments::update_descriptor(hv, current, args),
-        Some(Hypercall::SetSegmentBase) => segments::set_segment_base(hv, current, args),
-        Some(Hypercall::XenVersion) => xen_version::xen_version(hv, current, args),
-        Some(Hypercall::ConsoleIo) => console_io::console_io(hv, current, args),
-        Some(Hypercall::PhysdevOp) => physdev_op::physdev_op(hv, current, args),
-        Some(Hypercall::PhysdevOpCompat) => physdev_op::physdev_op_compat(hv, current, args),
-        Some(Hypercall::SetDebugreg) => registers::set_debugreg(hv, current, args),
-        Some(Hypercall::GetDebugreg) => registers::get_debugreg(hv, current, args),
-        Some(Hypercall::FpuTaskswitch) => registers::fpu_taskswitch(hv, current, args),
-        Some(Hypercall::VmAssist) => registers::vm_assist(hv, current, args),
-        Some(Hypercall::Multicall) => multicall::multicall(hv, current, args),
-        Some(Hypercall::SchedOp) => sched_op::sched_op(hv, current, args),
-        Some(Hypercall::SchedOpCompat) => sched_op::sched_op_compat(hv, current, args),
-        Some(Hypercall::SetTimerOp) => set_timer_op::set_timer_op(hv, current, args),
-        Some(Hypercall::VcpuOp) => vcpu_op::vcpu_op(hv, current, args),
-        Some(Hypercall::Domctl) => domctl::domctl(hv, current, args),
-        _ => Err(Errno::ENOSYS.into()),
-    }
+    };
+    (@ [Handled] $name:ident($hv:ident, $current:ident, $args:ident)) => {
+        $name($hv, $current, $args)
+    };
+    (@ [Refused $errno:ident] $($call:tt)*) => {
+        Err(Errno::$errno.into())
+    };
+    (@ [LeftOut $errno:ident $why:literal] $($call:tt)*) => {
+        Err(Errno::$errno.into())
+    };
+}
+
+/// Calls the handler of hypercall `number`. Numbers that are in no row of the table are `ENOSYS`.
+pub fn dispatch<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, number: u64, args: Args) -> HcResult {
+    let call = Hypercall::from_number(number).ok_or(Errno::ENOSYS)?;
+    for_each_hypercall!(dispatcher, hv, current, call, args;)
 }

@@ -53,7 +53,7 @@ fn target<P: Platform>(hv: &Hypervisor<P>, current: &Current, id: DomId) -> Resu
 pub fn event_channel_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [cmd, arg, ..] = args;
     let domain = current.domain().clone();
-    match EvtchnOp::from_number(cmd & 0xffff_ffff).ok_or(Errno::ENOSYS)? {
+    match EvtchnOp::accept(cmd)? {
         EvtchnOp::AllocUnbound => {
             let mut op: EvtchnAllocUnbound = hv.read_guest(arg)?;
             let owner = target(hv, current, op.dom)?;

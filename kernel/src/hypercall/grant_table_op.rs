@@ -75,7 +75,7 @@ pub fn grant_table_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, ar
     if count > i32::MAX as u64 || cmd & CMD_SPARE != 0 {
         return Err(Errno::EINVAL.into());
     }
-    match GnttabOp::from_number(cmd & 0xfff).ok_or(Errno::ENOSYS)? {
+    match GnttabOp::accept(cmd & 0xfff)? {
         GnttabOp::MapGrantRef => for_each::<P, GnttabMapGrantRef>(hv, current, args, map),
         GnttabOp::UnmapGrantRef => unmap_all(hv, current, args),
         GnttabOp::SetupTable => setup_table(hv, current, args),

@@ -43,7 +43,7 @@ pub fn memory_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: A
 fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budget: &mut Budget) -> HcResult {
     let [command, arg, ..] = args;
     let start = command >> MEMOP_EXTENT_SHIFT;
-    let Some(op) = MemoryOp::from_number(command & MEMOP_CMD_MASK) else { return Err(Errno::ENOSYS.into()) };
+    let op = MemoryOp::accept(command & MEMOP_CMD_MASK)?;
     match op {
         MemoryOp::IncreaseReservation | MemoryOp::DecreaseReservation | MemoryOp::PopulatePhysmap => {
             let (done, preempted) = reservation(hv, current, op, arg, start, budget);
@@ -136,7 +136,7 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
             Err(Errno::EACCES.into())
         }
         MemoryOp::GetVnumainfo | MemoryOp::MachphysCompatMfnList => Err(Errno::EOPNOTSUPP.into()),
-        _ => Err(Errno::ENOSYS.into()),
+        refused => Err(refused.refusal().into()),
     }
 }
 

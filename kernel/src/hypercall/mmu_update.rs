@@ -1,6 +1,6 @@
 //! `mmu_update`: a list of page-table entries to write (public/xen.h).
 
-use hypercall_abi::mmu::{MMU_UPDATE_PREEMPTED, MmuUpdate};
+use hypercall_abi::mmu::{MMU_UPDATE_PREEMPTED, MmuCommand, MmuUpdate};
 use hypercall_abi::{DomId, Errno, MachAddr};
 
 use super::{Args, Budget, Exit, HcResult};
@@ -14,12 +14,8 @@ use crate::platform::Platform;
 /// Requests that one step of the budget pays for.
 const REQUESTS_PER_STEP: u64 = 8;
 
-/// The low bits of a request's pointer are its command.
+/// Bits of a request's pointer that are not the address of an entry.
 const COMMAND_MASK: u64 = 7;
-const NORMAL_PT_UPDATE: u64 = 0;
-const MACHPHYS_UPDATE: u64 = 1;
-const PT_UPDATE_PRESERVE_AD: u64 = 2;
-const PT_UPDATE_NO_TRANSLATE: u64 = 3;
 
 /// The errno of a refused page-table operation.
 impl From<Failure> for Errno {
@@ -249,10 +245,10 @@ fn one_request<P: Platform>(
     debt: &mut TlbDebt,
     budget: &mut Budget,
 ) -> Result<(), OpStop> {
-    let store = match request.ptr & COMMAND_MASK {
-        NORMAL_PT_UPDATE | PT_UPDATE_NO_TRANSLATE => Store::Plain,
-        PT_UPDATE_PRESERVE_AD => Store::PreserveAccessedDirty,
-        MACHPHYS_UPDATE => {
+    let store = match MmuCommand::accept(request.ptr)? {
+        MmuCommand::NormalPtUpdate | MmuCommand::PtUpdateNoTranslate => Store::Plain,
+        MmuCommand::PtUpdatePreserveAd => Store::PreserveAccessedDirty,
+        MmuCommand::MachphysUpdate => {
             if owners.tables != current.domain().id {
                 return Err(Errno::EPERM.into());
             }
@@ -261,7 +257,6 @@ fn one_request<P: Platform>(
             hv.mm.m2p().set(page.mfn(), request.val);
             return Ok(());
         }
-        _ => return Err(Errno::ENOSYS.into()),
     };
     let address = MachAddr::new(request.ptr & !COMMAND_MASK);
     let table = hv.mm.get_page(address.frame(), owners.tables).ok_or(Errno::EINVAL)?;

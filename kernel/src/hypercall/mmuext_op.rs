@@ -70,7 +70,7 @@ fn one_operation<P: Platform>(
     let own = owner == current.domain().id;
     let only_own = if own { Ok(()) } else { Err(Errno::EPERM) };
     let this_cpu = CpuSet::one(hv.platform.this_cpu());
-    match MmuextCmd::from_number(u64::from(op.cmd)).ok_or(Errno::ENOSYS)? {
+    match MmuextCmd::accept(u64::from(op.cmd))? {
         MmuextCmd::PinL1Table => pin(hv, current, op.mfn(), Level::L1, owner, budget),
         MmuextCmd::PinL2Table => pin(hv, current, op.mfn(), Level::L2, owner, budget),
         MmuextCmd::PinL3Table => pin(hv, current, op.mfn(), Level::L3, owner, budget),
@@ -160,7 +160,7 @@ fn one_operation<P: Platform>(
             hv.platform.copy_frame(from.mfn(), to.mfn());
             Ok(())
         }
-        MmuextCmd::MarkSuper | MmuextCmd::UnmarkSuper => Err(Errno::EOPNOTSUPP.into()),
+        refused => Err(refused.refusal().into()),
     }
 }
 

@@ -30,7 +30,7 @@ const COMPAT_ARGUMENT: u64 = 8;
 /// domain's; `EPERM` without the right; `ESRCH` for an unknown domain; `ENOSYS`.
 pub fn physdev_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [command, arg, ..] = args;
-    match PhysdevOp::from_number(command).ok_or(Errno::ENOSYS)? {
+    match PhysdevOp::accept(command)? {
         PhysdevOp::SetIopl => {
             let request: PhysdevSetIopl = hv.read_guest(arg)?;
             if request.iopl > 3 {
@@ -81,8 +81,24 @@ pub fn physdev_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: 
         | PhysdevOp::GetFreePirq => {
             return Err(Errno::ENOSYS.into());
         }
-        _ if has_control(current) => return Err(Errno::ENOSYS.into()),
-        _ => return Err(Errno::EPERM.into()),
+        PhysdevOp::FreeIrqVector
+        | PhysdevOp::ManagePciAdd
+        | PhysdevOp::ManagePciRemove
+        | PhysdevOp::RestoreMsi
+        | PhysdevOp::ManagePciAddExt
+        | PhysdevOp::SetupGsi
+        | PhysdevOp::PciMmcfgReserved
+        | PhysdevOp::PciDeviceAdd
+        | PhysdevOp::PciDeviceRemove
+        | PhysdevOp::RestoreMsiExt
+        | PhysdevOp::DbgpOp
+        | PhysdevOp::PrepareMsix
+        | PhysdevOp::ReleaseMsix
+        | PhysdevOp::ApicRead
+        | PhysdevOp::ApicWrite
+        | PhysdevOp::AllocIrqVector => {
+            return Err(if has_control(current) { Errno::ENOSYS } else { Errno::EPERM }.into());
+        }
     }
     Ok(0)
 }

@@ -43,13 +43,17 @@ pub fn fpu_taskswitch<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, ar
 /// `ENOSYS` for unknown commands.
 pub fn vm_assist<P: Platform>(_: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [command, kind, ..] = args;
-    let bit = match VmAssist::from_number(kind).ok_or(Errno::EINVAL)? {
-        // It would need page tables without the machine-to-physical table; no 64-bit kernel is known to ask for it.
-        VmAssist::M2pStrict => return Err(Errno::EINVAL.into()),
-        kind => 1 << kind.number(),
+    let bit = match VmAssist::accept(kind)? {
+        kind @ (VmAssist::FourGbSegments
+        | VmAssist::FourGbSegmentsNotify
+        | VmAssist::WritablePagetables
+        | VmAssist::PaeExtendedCr3
+        | VmAssist::ArchitecturalIopl
+        | VmAssist::RunstateUpdateFlag) => 1 << kind.number(),
+        refused => return Err(refused.refusal().into()),
     };
     let assists = &current.domain().vm_assist;
-    match VmAssistCmd::from_number(command).ok_or(Errno::ENOSYS)? {
+    match VmAssistCmd::accept(command)? {
         VmAssistCmd::Enable => assists.fetch_or(bit, Ordering::Relaxed),
         VmAssistCmd::Disable => assists.fetch_and(!bit, Ordering::Relaxed),
     };

@@ -20,7 +20,7 @@ const MAX_POLL_PORTS: u32 = 128;
 /// `ENOSYS` unknown command, `EFAULT` unreadable argument; more with each command.
 pub fn sched_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [cmd, arg, ..] = args;
-    match SchedOp::from_number(cmd & 0xffff_ffff).ok_or(Errno::ENOSYS)? {
+    match SchedOp::accept(cmd)? {
         SchedOp::Yield => {
             hv.yield_cpu(current);
             Ok(0)

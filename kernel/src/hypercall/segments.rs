@@ -78,7 +78,7 @@ pub fn update_descriptor<P: Platform>(hv: &Hypervisor<P>, current: &mut Current,
 /// an error: Linux gives up when this call fails.
 pub fn set_segment_base<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [which, base, ..] = args;
-    let which = SegmentBase::from_number(which).ok_or(Errno::EINVAL)?;
+    let which = SegmentBase::accept(which)?;
     if which != SegmentBase::GsUserSel && !VirtAddr::new(base).is_canonical() {
         return Err(Errno::EINVAL.into());
     }

@@ -62,8 +62,8 @@ pub fn set_callbacks<P: Platform>(_: &Hypervisor<P>, current: &mut Current, args
 /// for unknown commands and types.
 pub fn callback_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [command, arg, ..] = args;
-    let kind = |number: u16| CallbackType::from_number(u64::from(number)).ok_or(Errno::ENOSYS);
-    match CallbackOp::from_number(command).ok_or(Errno::ENOSYS)? {
+    let kind = |number: u16| CallbackType::accept(u64::from(number));
+    match CallbackOp::accept(command)? {
         CallbackOp::Register => {
             let request: CallbackRegister = hv.read_guest(arg)?;
             // Xen looks at the address first.
@@ -88,7 +88,7 @@ pub fn callback_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args:
 /// Registers or unregisters the handler of non-maskable interrupts. `EFAULT`, `EINVAL`, `ENOSYS` as for `callback_op`.
 pub fn nmi_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [command, arg, ..] = args;
-    match NmiOp::from_number(command).ok_or(Errno::ENOSYS)? {
+    match NmiOp::accept(command)? {
         NmiOp::RegisterCallback => {
             let request: NmiCallback = hv.read_guest(arg)?;
             register(&mut current.state, CallbackType::Nmi, request.handler_address, false)?;

@@ -25,7 +25,7 @@ const LONGEST_PERIOD_NS: u64 = (1 << 55) - 1;
 pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [cmd, id, arg, ..] = args;
     let vcpu = VcpuRef::new(current.domain(), VcpuId::new(id as u32)).ok_or(Errno::ENOENT)?;
-    match VcpuOp::from_number(cmd & 0xffff_ffff).ok_or(Errno::ENOSYS)? {
+    match VcpuOp::accept(cmd)? {
         VcpuOp::Initialise => {
             if vcpu.info_location().is_none() {
                 return Err(Errno::EINVAL.into());

@@ -29,7 +29,7 @@ const CHANGESET: &str = concat!("xenolith ", env!("CARGO_PKG_VERSION"));
 /// `xen_version(0, 0)` is also how Linux asks for pending events: they are delivered on the way back from any call.
 pub fn xen_version<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [command, arg, ..] = args;
-    match VersionOp::from_number(command).ok_or(Errno::ENOSYS)? {
+    match VersionOp::accept(command)? {
         VersionOp::Version => return Ok(u64::from(INTERFACE_VERSION)),
         VersionOp::Extraversion => hv.write_guest(arg, &text::<EXTRAVERSION_LEN>(EXTRAVERSION))?,
         VersionOp::CompileInfo => {

@@ -1,0 +1,144 @@
+//! Virtual processors: the commands of `vcpu_op`, `sched_op`, `callback_op` and `nmi_op`, and what the other calls about them
+//! choose from.
+
+use super::operations;
+
+operations! {
+    /// Commands of `sched_op`; the argument structs are in [`sched`](crate::sched).
+    SchedOp of SchedOp, "SCHEDOP_", 32 bits, else ENOSYS {
+        /// Lets others run.
+        Yield = 0, "yield", Guest, [Handled], {};
+        /// Unmasks upcalls and sleeps until one is pending.
+        Block = 1, "block", Guest, [Handled], {};
+        /// Ends the domain with a reason.
+        Shutdown = 2, "shutdown", Guest, [Handled], {};
+        /// Sleeps until a listed port is pending or a time has come.
+        Poll = 3, "poll", Guest, [Handled], {};
+        /// Ends another domain with a reason.
+        RemoteShutdown = 4, "remote_shutdown", Guest, [Handled], {};
+        /// Records a reason without ending anything.
+        ShutdownCode = 5, "shutdown_code", Guest, [Handled], {};
+        /// Arms, pokes or disarms a watchdog.
+        Watchdog = 6, "watchdog", Guest, [Handled], {};
+        /// Pins the vCPU to a CPU for a while.
+        PinOverride = 7, "pin_override", Guest, [Handled], {};
+    }
+}
+
+operations! {
+    /// Commands of `vcpu_op`; the argument structs are in [`vcpu`](crate::vcpu).
+    VcpuOp of VcpuOp, "VCPUOP_", 32 bits, else ENOSYS {
+        /// Gives a vCPU its first register state.
+        Initialise = 0, "initialise", Guest, [Handled], {};
+        /// Starts an initialised vCPU.
+        Up = 1, "up", Guest, [Handled], {};
+        /// Stops a vCPU.
+        Down = 2, "down", Guest, [Handled], {};
+        /// 1 when the vCPU is up, 0 when down, `-ENOENT` past the last.
+        IsUp = 3, "is_up", Guest, [Handled], {};
+        /// Times spent running, runnable, blocked and offline.
+        GetRunstateInfo = 4, "get_runstate_info", Guest, [Handled], {};
+        /// Registers an area that the hypervisor keeps those times in.
+        RegisterRunstateMemoryArea = 5, "register_runstate_memory_area", Guest, [Handled], {};
+        /// Starts the periodic timer.
+        SetPeriodicTimer = 6, "set_periodic_timer", Guest, [Handled], {};
+        /// Stops the periodic timer.
+        StopPeriodicTimer = 7, "stop_periodic_timer", Guest, [Handled], {};
+        /// Sets the one-shot timer.
+        SetSingleshotTimer = 8, "set_singleshot_timer", Guest, [Handled], {};
+        /// Stops the one-shot timer.
+        StopSingleshotTimer = 9, "stop_singleshot_timer", Guest, [Handled], {};
+        /// Moves `vcpu_info` to a place of the guest's choice.
+        RegisterVcpuInfo = 10, "register_vcpu_info", Guest, [Handled], {};
+        /// Raises the vCPU's NMI.
+        SendNmi = 11, "send_nmi", Guest, [Handled], {};
+        /// The physical identity of a pinned vCPU.
+        GetPhysid = 12, "get_physid", Guest, [Handled], {};
+        /// Registers a copy of the vCPU's time record, also readable from guest user mode.
+        RegisterVcpuTimeMemoryArea = 13, "register_vcpu_time_memory_area", Guest, [Handled], {};
+    }
+}
+
+operations! {
+    /// Commands of `callback_op`.
+    CallbackOp of CallbackOp, "CALLBACKOP_", 32 bits, else ENOSYS {
+        /// Registers an entry point.
+        Register = 0, "register", Guest, [Handled], {};
+        /// Unregisters it.
+        Unregister = 1, "unregister", Guest, [Handled], {};
+    }
+}
+
+operations! {
+    /// Which entry point a `callback_op` is about.
+    CallbackType of CallbackOp, "CALLBACKTYPE_", 16 bits, else ENOSYS {
+        /// Event upcalls.
+        Event = 0, "event", Guest, [Handled], {};
+        /// The guest state could not be restored (bad selector).
+        Failsafe = 1, "failsafe", Guest, [Handled], {};
+        /// SYSCALL from 64-bit guest user mode.
+        Syscall = 2, "syscall", Guest, [Handled], {};
+        /// SYSENTER, the number before interface 0x00030207; refused on 64 bit.
+        SysenterDeprecated = 3, "sysenter_deprecated", Guest, [Handled], {};
+        /// Virtual NMI.
+        Nmi = 4, "nmi", Guest, [Handled], {};
+        /// SYSENTER from guest user mode.
+        Sysenter = 5, "sysenter", Guest, [Handled], {};
+        /// SYSCALL from 32-bit guest user mode.
+        Syscall32 = 7, "syscall32", Guest, [Handled], {};
+    }
+}
+
+operations! {
+    /// Commands of `nmi_op`.
+    NmiOp of NmiOp, "XENNMI_", 32 bits, else ENOSYS {
+        /// Registers the callback, vCPU 0 only.
+        RegisterCallback = 0, "register_callback", Guest, [Handled], {};
+        /// Unregisters it.
+        UnregisterCallback = 1, "unregister_callback", Guest, [Handled], {};
+    }
+}
+
+operations! {
+    /// Commands of `vm_assist`.
+    VmAssistCmd of VmAssist, "VMASST_CMD_", 32 bits, else ENOSYS {
+        /// Turns an assist on.
+        Enable = 0, "enable", Guest, [Handled], {};
+        /// Turns it off.
+        Disable = 1, "disable", Guest, [Handled], {};
+    }
+}
+
+operations! {
+    /// Assists of `vm_assist`.
+    VmAssist of VmAssist, "VMASST_TYPE_", 32 bits, else EINVAL {
+        /// 32-bit segment limits of 4 GiB.
+        FourGbSegments = 0, "4gb_segments", Guest, [Handled], {};
+        /// Vector 15 when that assist was used.
+        FourGbSegmentsNotify = 1, "4gb_segments_notify", Guest, [Handled], {};
+        /// Stores to the guest's page tables trap and are carried out, checked.
+        WritablePagetables = 2, "writable_pagetables", Guest, [Handled], {};
+        /// 32-bit page-directory pointers above 4 GiB.
+        PaeExtendedCr3 = 3, "pae_extended_cr3", Guest, [Handled], {};
+        /// The flags image of trap frames holds the virtual I/O privilege level, and iret sets it.
+        ArchitecturalIopl = 4, "architectural_iopl", Guest, [Handled], {};
+        /// Runstate areas carry an update bit.
+        RunstateUpdateFlag = 5, "runstate_update_flag", Guest, [Handled], {};
+        /// Guest user mode cannot see the machine-to-physical table.
+        M2pStrict = 32, "m2p_strict", Guest, [LeftOut EINVAL "it needs page tables without the machine-to-physical window for guest user mode, and no 64-bit kernel is known to ask for it"], {};
+    }
+}
+
+operations! {
+    /// What `set_segment_base` sets.
+    SegmentBase of SetSegmentBase, "SEGBASE_", 32 bits, else EINVAL {
+        /// The FS base.
+        Fs = 0, "FS", Guest, [Handled], {};
+        /// The GS base of guest user mode.
+        GsUser = 1, "GS_USER", Guest, [Handled], {};
+        /// The GS base of the guest kernel.
+        GsKernel = 2, "GS_KERNEL", Guest, [Handled], {};
+        /// The GS selector of guest user mode.
+        GsUserSel = 3, "GS_USER_SEL", Guest, [Handled], {};
+    }
+}

@@ -40,6 +40,36 @@ impl<T> FairQueue<T> {
         Some((first.virtual_ns, first.item))
     }
 
+    /// Takes the item furthest behind among those that `may` be taken. Costs a look at each item when the first may not.
+    pub fn pop_where(&mut self, may: impl Fn(&T) -> bool) -> Option<(u64, T)> {
+        if self.heap.peek().is_some_and(|Reverse(first)| may(&first.item)) {
+            return self.pop();
+        }
+        // The heap's own memory is used again: nothing is allocated.
+        let mut waiting = core::mem::take(&mut self.heap).into_vec();
+        let best = (0..waiting.len())
+            .filter(|index| waiting.get(*index).is_some_and(|Reverse(w)| may(&w.item)))
+            .max_by(|a, b| waiting.get(*a).cmp(&waiting.get(*b)));
+        let taken = best.map(|index| waiting.swap_remove(index));
+        self.heap = BinaryHeap::from(waiting);
+        taken.map(|Reverse(taken)| (taken.virtual_ns, taken.item))
+    }
+
+    /// The item that is next, and its virtual time.
+    pub fn peek(&self) -> Option<(u64, &T)> {
+        self.heap.peek().map(|Reverse(first)| (first.virtual_ns, &first.item))
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
     /// Virtual time of the item that is next.
     pub fn first(&self) -> Option<u64> {
         self.heap.peek().map(|Reverse(w)| w.virtual_ns)
@@ -103,6 +133,31 @@ mod tests {
             let due = total * w / weights.iter().sum::<u64>();
             assert!(r.abs_diff(due) * 50 <= due, "weight {w} ran {r}, due {due}");
         }
+    }
+
+    #[test]
+    fn the_first_that_may_be_taken_is() {
+        let mut queue = FairQueue::new();
+        for (at, who) in [(5, 'e'), (1, 'a'), (3, 'c'), (2, 'b'), (3, 'd')] {
+            queue.push(at, who);
+        }
+        assert_eq!(queue.pop_where(|who| *who > 'b'), Some((3, 'c')));
+        assert_eq!(queue.pop_where(|who| *who > 'x'), None);
+        assert_eq!(queue.pop_where(|_| true), Some((1, 'a')));
+        assert_eq!(queue.peek(), Some((2, &'b')));
+        assert_eq!(queue.len(), 3);
+    }
+
+    #[test]
+    fn taking_never_gives_memory_back() {
+        let mut queue = FairQueue::new();
+        queue.reserve(64);
+        let before = queue.heap.capacity();
+        for i in 0..64 {
+            queue.push(i, i);
+        }
+        queue.pop_where(|i| *i == 40);
+        assert_eq!(queue.heap.capacity(), before);
     }
 
     #[test]

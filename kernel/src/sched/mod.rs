@@ -5,19 +5,21 @@
 //! that it is served soon but cannot save up time. The policy ([`FairQueue`]) is pure; [`RunQueue`] joins it to vCPUs.
 #![forbid(unsafe_code)]
 
+mod cap;
 mod fair;
+pub mod policy;
+#[cfg(test)]
+mod simulation;
 mod switch;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+pub use cap::Cap;
 pub use fair::FairQueue;
+pub use policy::{SLICE_NS, WAKE_BONUS_NS};
 
 use crate::domain::VcpuRef;
 
-/// Longest time a vCPU runs while another waits, in nanoseconds.
-pub const SLICE_NS: u64 = 10_000_000;
-/// How far behind the others a vCPU that slept may start, in nanoseconds of virtual time.
-pub const WAKE_BONUS_NS: u64 = 5_000_000;
 /// Weight of a vCPU that nobody weighted.
 pub const DEFAULT_WEIGHT: u32 = 256;
 

@@ -1,0 +1,483 @@
+//! The policies over simulated CPUs and vCPUs: shares, caps, affinity, latency and the price of switching.
+
+use alloc::collections::BinaryHeap;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+
+use super::policy::{Affinity, Arrival, Fair, Null, Policy, Preempt, SHORTEST_RUN_NS, View};
+use super::{Cap, DEFAULT_WEIGHT, FairQueue};
+use crate::platform::{CpuId, CpuSet};
+
+const MS: u64 = 1_000_000;
+
+/// What a simulated vCPU does all the time.
+#[derive(Clone, Copy)]
+enum Habit {
+    Spin,
+    /// Runs and sleeps for random times in these ranges.
+    Doze {
+        run: (u64, u64),
+        sleep: (u64, u64),
+    },
+}
+
+struct Task {
+    weight: u64,
+    habit: Habit,
+    affinity: Affinity,
+    cap: Cap,
+    virtual_ns: u64,
+    last: usize,
+    /// Running still to do before it sleeps.
+    burst: u64,
+    ran: u64,
+    /// Since when it waits for a CPU.
+    waits_since: Option<u64>,
+    longest_wait: u64,
+    moves: u64,
+}
+
+struct Cpu {
+    queue: FairQueue<usize>,
+    running: Option<usize>,
+    /// Until when its running time is charged.
+    charged: u64,
+    /// When the present vCPU was put on.
+    since: u64,
+    clock: u64,
+    /// Events for an older epoch are void.
+    epoch: u64,
+    switches: u64,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Cpu(usize, u64),
+    Wake(usize),
+}
+
+struct Simulation<P> {
+    policy: P,
+    cpus: Vec<Cpu>,
+    tasks: Vec<Task>,
+    now: u64,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    random: u64,
+    serial: u64,
+    /// What a switch takes of the CPU's time.
+    switch_ns: u64,
+}
+
+impl<P: Policy> Simulation<P> {
+    fn new(policy: P, cpus: usize) -> Self {
+        let cpu = |_| Cpu {
+            queue: FairQueue::new(),
+            running: None,
+            charged: 0,
+            since: 0,
+            clock: 0,
+            epoch: 0,
+            switches: 0,
+        };
+        Simulation {
+            policy,
+            cpus: (0..cpus).map(cpu).collect(),
+            tasks: Vec::new(),
+            now: 0,
+            events: BinaryHeap::new(),
+            random: 0x9e37_79b9_7f4a_7c15,
+            serial: 0,
+            switch_ns: 0,
+        }
+    }
+
+    /// A new task of `weight` times a quarter of the default.
+    fn add(&mut self, weight: u64, habit: Habit) -> usize {
+        let task = self.tasks.len();
+        self.tasks.push(Task {
+            weight: weight * u64::from(DEFAULT_WEIGHT) / 4,
+            habit,
+            affinity: Affinity::ANY,
+            cap: Cap::NONE,
+            virtual_ns: 0,
+            last: 0,
+            burst: 0,
+            ran: 0,
+            waits_since: None,
+            longest_wait: 0,
+            moves: 0,
+        });
+        self.at(self.now, Event::Wake(task));
+        task
+    }
+
+    fn at(&mut self, time: u64, event: Event) {
+        self.serial += 1;
+        self.events.push(Reverse((time, self.serial, event)));
+    }
+
+    fn between(&mut self, (low, high): (u64, u64)) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        low + self.random % (high - low + 1)
+    }
+
+    fn view(&self, cpu: &Cpu) -> View {
+        // What the one who runs there has run since it was last charged counts as well.
+        let uncharged = self.now.saturating_sub(cpu.charged) * u64::from(DEFAULT_WEIGHT);
+        let at = |task: &Task| task.virtual_ns + uncharged / task.weight;
+        View {
+            running: cpu.running.and_then(|task| self.tasks.get(task)).map(at),
+            first: cpu.queue.first(),
+            clock: cpu.clock,
+            waiting: cpu.queue.len() as u32,
+        }
+    }
+
+    fn views(&self) -> Vec<(CpuId, View)> {
+        self.cpus.iter().enumerate().map(|(id, cpu)| (CpuId(id as u32), self.view(cpu))).collect()
+    }
+
+    /// Puts a task into a queue; without an arrival it is put off by that CPU.
+    fn enqueue(&mut self, cpu: usize, task: usize, arrival: Option<Arrival>) {
+        let queue = self.view(&self.cpus[cpu]);
+        let it = &mut self.tasks[task];
+        if let Some(arrival) = arrival {
+            it.virtual_ns = self.policy.join(it.virtual_ns, queue, arrival);
+        }
+        it.moves += u64::from(it.last != cpu);
+        it.last = cpu;
+        it.waits_since.get_or_insert(self.now);
+        self.cpus[cpu].queue.push(it.virtual_ns, task);
+    }
+
+    fn wake(&mut self, task: usize) {
+        if let (0, Habit::Doze { run, .. }) = (self.tasks[task].burst, self.tasks[task].habit) {
+            self.tasks[task].burst = self.between(run);
+        }
+        let it = &self.tasks[task];
+        let views = self.views();
+        let cpu = self.policy.place(views.into_iter(), it.virtual_ns, CpuId(it.last as u32), it.affinity);
+        assert!(it.affinity.allows(cpu), "placed where it must not run");
+        self.enqueue(cpu.0 as usize, task, Some(Arrival::Woken));
+        self.choose(cpu.0 as usize);
+    }
+
+    /// Counts what the running vCPU ran; returns whether it wants to go on.
+    fn charge(&mut self, cpu: usize) -> bool {
+        let now = self.now;
+        let Some(task) = self.cpus[cpu].running else { return false };
+        let ran = now.saturating_sub(self.cpus[cpu].charged);
+        self.cpus[cpu].charged = self.cpus[cpu].charged.max(now);
+        let it = &mut self.tasks[task];
+        it.ran += ran;
+        it.virtual_ns += ran * u64::from(DEFAULT_WEIGHT) / it.weight;
+        it.cap.charge(ran, now);
+        self.cpus[cpu].clock = it.virtual_ns;
+        if let Habit::Doze { sleep, .. } = it.habit {
+            it.burst = it.burst.saturating_sub(ran);
+            if it.burst == 0 {
+                let wake = now + self.between(sleep);
+                self.at(wake, Event::Wake(task));
+                return false;
+            }
+        }
+        let it = &mut self.tasks[task];
+        if it.cap.allowed(now) == Some(0) {
+            let again = it.cap.again(now);
+            self.at(again, Event::Wake(task));
+            return false;
+        }
+        true
+    }
+
+    /// What a CPU does when something happened: goes on with what it runs or takes another.
+    fn choose(&mut self, cpu: usize) {
+        let here = CpuId(cpu as u32);
+        let stays = self.charge(cpu);
+        let current = self.cpus[cpu].running.filter(|_| stays);
+        let first = self.cpus[cpu].queue.first();
+        let own = [current.map(|task| self.tasks[task].virtual_ns), first].into_iter().flatten().min();
+        if let Some(from) = self.policy.help(self.views().into_iter(), here, own) {
+            let tasks = &self.tasks;
+            let taken = self.cpus[from.0 as usize].queue.pop_where(|task| tasks[*task].affinity.allows(here));
+            if let Some((_, task)) = taken {
+                self.enqueue(cpu, task, Some(Arrival::Moved));
+            }
+        }
+        let first = self.cpus[cpu].queue.first();
+        let ran = self.now - self.cpus[cpu].since.min(self.now);
+        let mut until = u64::MAX;
+        let put_off = match (current, first) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(task), Some(first)) => {
+                match self.policy.preempts(first, self.tasks[task].virtual_ns, ran) {
+                    Preempt::Now => true,
+                    Preempt::In(rest) => {
+                        until = self.now + rest;
+                        false
+                    }
+                    Preempt::No => false,
+                }
+            }
+        };
+        if put_off {
+            self.cpus[cpu].running = None;
+            if let Some(task) = current {
+                self.enqueue(cpu, task, None);
+            }
+            if let Some((_, task)) = self.cpus[cpu].queue.pop() {
+                let start = self.now + self.switch_ns;
+                let it = &mut self.tasks[task];
+                it.longest_wait = it.longest_wait.max(start - it.waits_since.take().unwrap_or(start));
+                let on = &mut self.cpus[cpu];
+                (on.running, on.charged, on.since) = (Some(task), start, start);
+                on.switches += 1;
+            }
+        }
+        self.plan(cpu, until);
+    }
+
+    /// Says when this CPU has to look again, and asks another for help if somebody waits here.
+    fn plan(&mut self, cpu: usize, mut until: u64) {
+        let now = self.now;
+        let on = &mut self.cpus[cpu];
+        on.epoch += 1;
+        let (epoch, start, waiting) = (on.epoch, on.charged.max(now), !on.queue.is_empty());
+        if let Some(task) = on.running {
+            if let Some(slice) = self.policy.slice_ns().filter(|_| waiting) {
+                until = until.min(start + slice);
+            }
+            let it = &mut self.tasks[task];
+            if let Habit::Doze { .. } = it.habit {
+                until = until.min(start + it.burst);
+            }
+            if let Some(left) = it.cap.allowed(now) {
+                until = until.min(start + left.max(1));
+            }
+            if until != u64::MAX {
+                self.at(until.max(now), Event::Cpu(cpu, epoch));
+            }
+        }
+        if let Some((first, task)) = self.cpus[cpu].queue.peek() {
+            let affinity = self.tasks[*task].affinity;
+            let helper =
+                self.policy.call_for_help(self.views().into_iter(), CpuId(cpu as u32), first, affinity);
+            if let Some(helper) = helper {
+                let helper = helper.0 as usize;
+                self.cpus[helper].epoch += 1;
+                let epoch = self.cpus[helper].epoch;
+                self.at(now, Event::Cpu(helper, epoch));
+            }
+        }
+    }
+
+    fn run(&mut self, total_ns: u64) -> &mut Self {
+        let end = self.now + total_ns;
+        while let Some(Reverse((time, ..))) = self.events.peek() {
+            if *time > end {
+                break;
+            }
+            let Some(Reverse((time, _, event))) = self.events.pop() else { break };
+            self.now = self.now.max(time);
+            match event {
+                Event::Wake(task) => self.wake(task),
+                Event::Cpu(cpu, epoch) if self.cpus[cpu].epoch == epoch => self.choose(cpu),
+                Event::Cpu(..) => {}
+            }
+        }
+        self.now = end;
+        for cpu in 0..self.cpus.len() {
+            self.charge(cpu);
+        }
+        self
+    }
+
+    /// Asserts that `task` had `due` of all that was run since `before`, within 2 %.
+    fn assert_share(&self, task: usize, due: u64, what: &str) {
+        let ran = self.tasks[task].ran;
+        assert!(
+            ran.abs_diff(due) * 50 <= due,
+            "{what}: task {task} ran {} us, due {} us",
+            ran / 1000,
+            due / 1000
+        );
+    }
+}
+
+/// Weights 1 to 8, over 60 s.
+fn weighted(cpus: usize, habit: impl Fn(usize) -> Habit, what: &str) {
+    let mut simulation = Simulation::new(Fair, cpus);
+    for task in 0..8 {
+        simulation.add(task as u64 + 1, habit(task));
+    }
+    simulation.run(60_000 * MS);
+    let total: u64 = simulation.tasks.iter().map(|task| task.ran).sum();
+    assert!(
+        total * 100 >= 60_000 * MS * cpus as u64 * 99,
+        "{what}: the CPUs were busy for {} ms only",
+        total / MS
+    );
+    for task in 0..8 {
+        simulation.assert_share(task, total * (task as u64 + 1) / 36, what);
+    }
+}
+
+#[test]
+fn spinners_share_by_weight() {
+    for cpus in 1..=4 {
+        weighted(cpus, |_| Habit::Spin, &alloc::format!("{cpus} CPUs"));
+    }
+}
+
+#[test]
+fn sleepers_get_their_weight_too() {
+    let doze = Habit::Doze { run: (MS / 10, 5 * MS), sleep: (MS / 100, MS / 10) };
+    for half in 0..2 {
+        let habit = |task| if task % 2 == half { doze } else { Habit::Spin };
+        weighted(1, habit, &alloc::format!("half {half} dozes"));
+    }
+}
+
+#[test]
+fn sleepers_with_long_sleeps_get_their_weight_too() {
+    // Each of them wants more than its weight gives, whatever it sleeps.
+    let doze = Habit::Doze { run: (MS / 10, 5 * MS), sleep: (MS / 10, 5 * MS) };
+    weighted(1, |task| if task < 4 { doze } else { Habit::Spin }, "the light half dozes");
+}
+
+#[test]
+fn three_equals_share_two_cpus() {
+    let mut simulation = Simulation::new(Fair, 2);
+    for _ in 0..3 {
+        simulation.add(4, Habit::Spin);
+    }
+    simulation.run(30_000 * MS);
+    for task in 0..3 {
+        simulation.assert_share(task, 20_000 * MS, "two CPUs");
+    }
+}
+
+#[test]
+fn many_spinners_lose_little_to_switching() {
+    for cpus in [1, 2, 4] {
+        let mut simulation = Simulation::new(Fair, cpus);
+        // Far more than a switch costs: page tables, vector state, cold caches.
+        simulation.switch_ns = 100_000;
+        for _ in 0..128 {
+            simulation.add(4, Habit::Spin);
+        }
+        simulation.run(60_000 * MS);
+        let total: u64 = simulation.tasks.iter().map(|task| task.ran).sum();
+        assert!(total * 100 >= 98 * cpus as u64 * 60_000 * MS, "{cpus} CPUs: only {} ms", total / MS);
+        let round = 128 / cpus as u64 * 11 * MS;
+        for task in &simulation.tasks {
+            assert!(task.longest_wait <= 2 * round, "waited {} ms", task.longest_wait / MS);
+        }
+    }
+}
+
+#[test]
+fn one_who_wakes_is_served_at_once() {
+    for cpus in [1, 2] {
+        let mut simulation = Simulation::new(Fair, cpus);
+        let io = Habit::Doze { run: (MS / 20, MS / 5), sleep: (MS, 10 * MS) };
+        let first = simulation.add(4, io);
+        for _ in 0..16 {
+            simulation.add(4, Habit::Spin);
+        }
+        simulation.run(1_000 * MS);
+        // It waited at the start, when all came at once.
+        simulation.tasks[first].longest_wait = 0;
+        simulation.run(30_000 * MS);
+        let waited = simulation.tasks[first].longest_wait;
+        assert!(waited <= SHORTEST_RUN_NS, "{cpus} CPUs: waited {} us", waited / 1000);
+    }
+}
+
+#[test]
+fn caps_hold_on_an_idle_machine_and_under_load() {
+    for load in [0, 1, 5] {
+        let mut simulation = Simulation::new(Fair, 2);
+        let capped = simulation.add(8, Habit::Spin);
+        simulation.tasks[capped].cap.set(20, 0);
+        for _ in 0..load {
+            simulation.add(4, Habit::Spin);
+        }
+        simulation.run(30_000 * MS);
+        simulation.assert_share(capped, 6_000 * MS, "capped at 20 %");
+        let others: u64 = simulation.tasks.iter().skip(1).map(|task| task.ran).sum();
+        if load >= 2 {
+            assert!(others >= 53_900 * MS, "the rest is used: {} ms", others / MS);
+        }
+    }
+}
+
+#[test]
+fn affinity_is_kept_and_the_rest_makes_room() {
+    let mut simulation = Simulation::new(Fair, 2);
+    let pinned = simulation.add(4, Habit::Spin);
+    simulation.tasks[pinned].affinity.hard = CpuSet::one(CpuId(1));
+    let others: Vec<_> = (0..2).map(|_| simulation.add(4, Habit::Spin)).collect();
+    simulation.run(30_000 * MS);
+    for task in others.into_iter().chain([pinned]) {
+        simulation.assert_share(task, 20_000 * MS, "one of three is pinned");
+    }
+    assert_eq!(simulation.tasks[pinned].last, 1);
+}
+
+#[test]
+fn pins_that_leave_no_balance_starve_nobody() {
+    let mut simulation = Simulation::new(Fair, 2);
+    // One has CPU 0 for itself, four share CPU 1; then a fifth may run on either.
+    for cpu in [0, 1, 1, 1, 1] {
+        let task = simulation.add(4, Habit::Spin);
+        simulation.tasks[task].affinity.hard = CpuSet::one(CpuId(cpu));
+    }
+    simulation.run(60_000 * MS);
+    let late = simulation.add(4, Habit::Doze { run: (MS, 5 * MS), sleep: (MS, 5 * MS) });
+    simulation.run(10_000 * MS);
+    for task in &simulation.tasks {
+        assert!(task.longest_wait <= 1_000 * MS, "waited {} ms", task.longest_wait / MS);
+    }
+    assert!(simulation.tasks[late].ran >= 1_000 * MS, "it ran {} ms", simulation.tasks[late].ran / MS);
+}
+
+#[test]
+fn preferred_cpus_are_taken_while_they_are_idle() {
+    let mut simulation = Simulation::new(Fair, 4);
+    let doze = Habit::Doze { run: (MS, 2 * MS), sleep: (MS, 2 * MS) };
+    let choosy = simulation.add(4, doze);
+    simulation.tasks[choosy].affinity.soft = CpuSet::one(CpuId(3));
+    simulation.add(4, doze);
+    simulation.run(10_000 * MS);
+    assert_eq!(simulation.tasks[choosy].last, 3);
+    assert_eq!(simulation.tasks[choosy].moves, 1);
+}
+
+#[test]
+fn spinners_that_fill_the_machine_are_not_moved() {
+    let mut simulation = Simulation::new(Fair, 4);
+    for _ in 0..4 {
+        simulation.add(4, Habit::Spin);
+    }
+    simulation.run(10_000 * MS);
+    assert!(simulation.tasks.iter().all(|task| task.moves <= 1));
+    assert!(simulation.cpus.iter().all(|cpu| cpu.switches == 1));
+}
+
+#[test]
+fn null_never_moves_or_preempts() {
+    let mut simulation = Simulation::new(Null, 2);
+    for cpu in 0..2 {
+        let task = simulation.add(4, Habit::Doze { run: (MS, 30 * MS), sleep: (MS / 10, MS) });
+        simulation.tasks[task].affinity.hard = CpuSet::one(CpuId(cpu));
+    }
+    simulation.run(10_000 * MS);
+    for (cpu, task) in simulation.tasks.iter().enumerate() {
+        assert_eq!(task.last, cpu);
+        assert!(task.longest_wait == 0, "nobody competes");
+    }
+}

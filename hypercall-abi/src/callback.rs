@@ -7,8 +7,7 @@ use crate::VirtAddr;
 /// Flag of [`CallbackRegister`]: delivery masks upcalls. Event and NMI callbacks always do.
 pub const CALLBACKF_MASK_EVENTS: u16 = 1 << 0;
 
-/// IN of `CALLBACKOP_register`. Errors: `-ENOSYS` for an unknown type or one this CPU has no use for, `-EINVAL` for an address
-/// that is not canonical.
+/// IN of `CALLBACKOP_register`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CallbackRegister {
@@ -22,7 +21,7 @@ pub struct CallbackRegister {
     pub address: VirtAddr,
 }
 
-/// IN of `CALLBACKOP_unregister`. Errors: `-EINVAL` for a callback that a vCPU cannot be without.
+/// IN of `CALLBACKOP_unregister`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CallbackUnregister {

@@ -6,8 +6,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{DomId, Gfn, Port};
 
 /// Argument of `alloc_unbound`: a port of `dom` that `remote_dom` may connect to.
-///
-/// Errors: `-ENOSPC` no free port, `-ESRCH`/`-EPERM` a domain other than the caller without rights over it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnAllocUnbound {
@@ -20,8 +18,6 @@ pub struct EvtchnAllocUnbound {
 }
 
 /// Argument of `bind_interdomain`. The new port is pending at once, since the other side may have signalled before.
-///
-/// Errors: `-ESRCH` no such domain, `-EINVAL` the remote port is not an unbound one for the caller, `-ENOSPC`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnBindInterdomain {
@@ -36,8 +32,6 @@ pub struct EvtchnBindInterdomain {
 }
 
 /// Argument of `bind_virq`.
-///
-/// Errors: `-EEXIST` already bound, `-EINVAL` no such interrupt or a global one on a vCPU other than 0, `-ENOENT` no such vCPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnBindVirq {
@@ -52,7 +46,7 @@ pub struct EvtchnBindVirq {
 /// Flag of [`EvtchnBindPirq`]: others may share the interrupt.
 pub const BIND_PIRQ_WILL_SHARE: u32 = 1;
 
-/// Argument of `bind_pirq`. Errors: `-EPERM` no right to the interrupt, `-EEXIST`, `-ENOSPC`.
+/// Argument of `bind_pirq`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnBindPirq {
@@ -64,7 +58,7 @@ pub struct EvtchnBindPirq {
     pub port: Port,
 }
 
-/// Argument of `bind_ipi`. Errors: `-ENOENT` no such vCPU, `-ENOSPC`.
+/// Argument of `bind_ipi`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnBindIpi {
@@ -74,7 +68,7 @@ pub struct EvtchnBindIpi {
     pub port: Port,
 }
 
-/// Argument of `close` (IN). The other end of an interdomain channel becomes unbound again. Errors: `-EINVAL` not an open port.
+/// Argument of `close` (IN). The other end of an interdomain channel becomes unbound again.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnClose {
@@ -82,7 +76,7 @@ pub struct EvtchnClose {
     pub port: Port,
 }
 
-/// Argument of `send` (IN). A send over an unbound port is lost without an error. Errors: `-EINVAL` for other kinds.
+/// Argument of `send` (IN). A send over an unbound port is lost without an error.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnSend {
@@ -143,7 +137,7 @@ impl EvtchnStatus {
     }
 }
 
-/// Argument of `bind_vcpu` (IN). Errors: `-EINVAL` a port that belongs to one vCPU for good, `-ENOENT` no such vCPU.
+/// Argument of `bind_vcpu` (IN).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnBindVcpu {
@@ -153,7 +147,7 @@ pub struct EvtchnBindVcpu {
     pub vcpu: u32,
 }
 
-/// Argument of `unmask` (IN). Errors: `-EINVAL` no such port.
+/// Argument of `unmask` (IN).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EvtchnUnmask {

@@ -303,7 +303,7 @@ pub struct GnttabUnmapAndReplace {
     pub pad0: u16,
 }
 
-/// Argument of `set_version` (IN/OUT). Errors: `-EINVAL` neither 1 nor 2, `-EBUSY` entries beyond the reserved are in use.
+/// Argument of `set_version` (IN/OUT).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct GnttabSetVersion {

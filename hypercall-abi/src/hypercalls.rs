@@ -16,42 +16,267 @@ macro_rules! for_each_hypercall {
     ($callback:ident $(, $($extra:tt)*)?) => {
         $callback! {
             $($($extra)*)?
-            (0, SetTrapTable, set_trap_table, Guest, (traps), [Handled], "Loads entries into the vCPU's virtual trap table.", {});
-            (1, MmuUpdate, mmu_update, Guest, (requests, count, done, domid), [Handled], "Writes page-table entries or machine-to-physical entries, checked.", {});
-            (2, SetGdt, set_gdt, Guest, (frames, entries), [Handled], "Replaces the vCPU's descriptor table by up to 14 read-only frames.", {});
-            (3, StackSwitch, stack_switch, Guest, (ss, rsp), [Handled], "Sets the stack that traps from guest user mode are delivered on.", {});
-            (4, SetCallbacks, set_callbacks, Guest, (event, failsafe, syscall), [Handled], "Sets the three entry points of a 64-bit guest at once.", {});
-            (5, FpuTaskswitch, fpu_taskswitch, Guest, (set), [Handled], "Sets or clears the guest's view of CR0.TS.", {});
-            (6, SchedOpCompat, sched_op_compat, Guest, (command, argument), [Handled], "Scheduling in the form older than interface 0x00030101.", {});
+            (0, SetTrapTable, set_trap_table, Guest, (traps), [Handled], "Loads entries into the vCPU's virtual trap table.", {
+                [takes In vcpu::TrapInfo]
+                [errors
+                    EFAULT "the list cannot be read";
+                    EINVAL "an address that is not canonical; entries before it are made";
+                ]
+                [rules
+                    "`traps` is a list that ends with an entry whose address is 0; vectors that it does not name keep their handlers. A null list clears the table.";
+                ]
+            });
+            (1, MmuUpdate, mmu_update, Guest, (requests, count, done, domid), [Handled], "Writes page-table entries or machine-to-physical entries, checked.", {
+                [takes In mmu::MmuUpdate]
+                [errors
+                    EFAULT "the list cannot be read; requests before the unreadable one are done";
+                    ESRCH "no such domain, or the caller names itself by number";
+                    EPERM "another domain over which the caller has no control";
+                    ENOSYS "a command of nobody";
+                ]
+                [rules
+                    "`requests` is a list of `count`; the first that is refused ends it. `done`, unless null, is told how many were done, also when all were.";
+                    "The lower half of `domid` names the domain that owns the frames, the upper half, less one, the domain that owns the tables; 0 in the upper half is the caller.";
+                    "Each entry is stored atomically. When the call returns, no processor uses a translation that a stored upper-level entry no longer gives; flushes for L1 entries are the guest's own business until a frame changes its owner or its type.";
+                ]
+            });
+            (2, SetGdt, set_gdt, Guest, (frames, entries), [Handled], "Replaces the vCPU's descriptor table by up to 14 read-only frames.", {
+                [value "frames: a list of frame numbers; entries: how many descriptors, up to 7168"]
+                [errors
+                    EINVAL "more entries than there is room for, a frame that is not the domain's or in use as something else, or one with a descriptor that a guest may not have";
+                    EFAULT "the list cannot be read";
+                ]
+                [rules
+                    "The frames are held as descriptor pages: the guest cannot write them but by `update_descriptor`. What the processor has loaded of the old table stays until it is loaded anew.";
+                ]
+            });
+            (3, StackSwitch, stack_switch, Guest, (ss, rsp), [Handled], "Sets the stack that traps from guest user mode are delivered on.", {
+                [rules
+                    "The stack segment's privilege is forced to 3.";
+                ]
+            });
+            (4, SetCallbacks, set_callbacks, Guest, (event, failsafe, syscall), [Handled], "Sets the three entry points of a 64-bit guest at once.", {
+                [rules
+                    "An address that is not canonical leaves that callback as it was, without an error.";
+                ]
+            });
+            (5, FpuTaskswitch, fpu_taskswitch, Guest, (set), [Handled], "Sets or clears the guest's view of CR0.TS.", {
+                [rules
+                    "While set, vector instructions of the guest raise its #NM; that handler is entered with it clear.";
+                ]
+            });
+            (6, SchedOpCompat, sched_op_compat, Guest, (command, argument), [Handled], "Scheduling in the form older than interface 0x00030101.", {
+                [errors
+                    ENOSYS "a command other than yield, block and shutdown";
+                ]
+                [rules
+                    "The argument of shutdown is the reason itself.";
+                ]
+            });
             (7, PlatformOp, platform_op, Hardware, (operation), [Refused ENOSYS], "Machine settings: wall clock, firmware facts, processor power.", {});
-            (8, SetDebugreg, set_debugreg, Guest, (register, value), [Handled], "Writes a debug register of the vCPU; breakpoints in hypervisor space are refused.", {});
-            (9, GetDebugreg, get_debugreg, Guest, (register), [Handled], "Reads a debug register of the vCPU.", {});
-            (10, UpdateDescriptor, update_descriptor, Guest, (address, descriptor), [Handled], "Writes one checked segment descriptor at a machine address.", {});
-            (12, MemoryOp, memory_op, Guest, (command, argument), [Handled], "Reservations, memory maps and the machine-to-physical window.", {});
-            (13, Multicall, multicall, Guest, (entries, count), [Handled], "Runs a list of hypercalls, each with its own result.", {});
-            (14, UpdateVaMapping, update_va_mapping, Guest, (va, pte, flags), [Handled], "Writes the L1 entry that maps a virtual address, with the flush asked for.", {});
-            (15, SetTimerOp, set_timer_op, Guest, (deadline_ns), [Handled], "Sets the vCPU's one-shot timer in system time; 0 stops it.", {});
-            (16, EventChannelOpCompat, event_channel_op_compat, Guest, (operation), [Handled], "Event channels in the form older than interface 0x00030202.", {});
-            (17, XenVersion, xen_version, Guest, (command, argument), [Handled], "Version, features and other facts about the hypervisor.", {});
-            (18, ConsoleIo, console_io, Guest, (command, count, buffer), [Handled], "Writes to or reads from the hypervisor's console.", {});
-            (19, PhysdevOpCompat, physdev_op_compat, Guest, (operation), [Handled], "Physical interrupts in the form older than interface 0x00030202.", {});
-            (20, GrantTableOp, grant_table_op, Guest, (command, operations, count), [Handled], "Maps, copies and administers granted frames.", {});
-            (21, VmAssist, vm_assist, Guest, (command, assist), [Handled], "Turns an assist of the hypervisor on or off.", {});
-            (22, UpdateVaMappingOtherdomain, update_va_mapping_otherdomain, Guest, (va, pte, flags, domid), [Handled], "Like update_va_mapping for a frame of another domain.", {});
-            (23, Iret, iret, Guest, (), [Handled], "Returns from a trap with the frame on the guest kernel's stack.", {});
-            (24, VcpuOp, vcpu_op, Guest, (command, vcpu, argument), [Handled], "Starts, stops and queries vCPUs and registers their shared areas.", {});
-            (25, SetSegmentBase, set_segment_base, Guest, (which, base), [Handled], "Sets FS base, a GS base, or the user GS selector.", {});
-            (26, MmuextOp, mmuext_op, Guest, (operations, count, done, domid), [Handled], "Pins tables, switches page tables, flushes, and sets the LDT.", {});
+            (8, SetDebugreg, set_debugreg, Guest, (register, value), [Handled], "Writes a debug register of the vCPU; breakpoints in hypervisor space are refused.", {
+                [errors
+                    ENODEV "there is no such register";
+                    EINVAL "reserved bits";
+                    EPERM "an address in the hypervisor's range, or a control that a guest may not have";
+                ]
+            });
+            (9, GetDebugreg, get_debugreg, Guest, (register), [Handled], "Reads a debug register of the vCPU.", {
+                [returns "the value"]
+                [errors
+                    ENODEV "there is no such register";
+                ]
+            });
+            (10, UpdateDescriptor, update_descriptor, Guest, (address, descriptor), [Handled], "Writes one checked segment descriptor at a machine address.", {
+                [value "address: machine address, 8-byte aligned; descriptor: the 8 bytes"]
+                [errors
+                    EINVAL "an address that is misaligned or not in a frame of the domain's, a descriptor that a guest may not have, or a frame in use as a page table";
+                ]
+                [rules
+                    "The descriptor is stored atomically.";
+                ]
+            });
+            (12, MemoryOp, memory_op, Guest, (command, argument), [Handled], "Reservations, memory maps and the machine-to-physical window.", {
+                [errors
+                    EFAULT "the argument cannot be read, or its answer not written";
+                    ENOSYS "a start above 0 in the command, for one that has no list";
+                ]
+                [rules
+                    "Bits 6 and up of the command are the extent to start at: the hypervisor sets them when a preempted call is executed again.";
+                ]
+            });
+            (13, Multicall, multicall, Guest, (entries, count), [Handled], "Runs a list of hypercalls, each with its own result.", {
+                [takes InOut mmu::MulticallEntry]
+                [errors
+                    EFAULT "the list cannot be read or answered; entries before are done";
+                ]
+                [rules
+                    "`entries` is a list of `count`, carried out in order; each has its own result. A multicall in a multicall is `EINVAL` in its entry. An iret ends the list.";
+                ]
+            });
+            (14, UpdateVaMapping, update_va_mapping, Guest, (va, pte, flags), [Handled], "Writes the L1 entry that maps a virtual address, with the flush asked for.", {
+                [errors
+                    EINVAL "no L1 table of the domain's maps the address, or the entry has bits that a guest may not set";
+                    EBUSY "the entry maps a frame that is not the owner's, or that cannot be writable while it is something else";
+                    EACCES "the entry asks for a write to a frame that is shared read-only";
+                    EFAULT "the flags are the address of a bitmap of vCPUs that cannot be read; the entry is stored";
+                ]
+                [rules
+                    "`flags` says what is flushed (nothing, the address, all) and where: here, on all processors of the domain, or for a bitmap of vCPUs whose address it is.";
+                ]
+            });
+            (15, SetTimerOp, set_timer_op, Guest, (deadline_ns), [Handled], "Sets the vCPU's one-shot timer in system time; 0 stops it.", {
+                [value "system time in ns; 0 stops the timer"]
+                [rules
+                    "`VIRQ_TIMER` is raised once, when the time has come. Times of the past fire at once; times with bit 63 set, or more than 2^50 ns ahead, fire after 100 ms.";
+                ]
+            });
+            (16, EventChannelOpCompat, event_channel_op_compat, Guest, (operation), [Handled], "Event channels in the form older than interface 0x00030202.", {
+                [value "one structure: the command, then the argument of `event_channel_op`"]
+                [errors
+                    EFAULT "the structure cannot be read in the size of its largest member, or its answer not written";
+                    ENOSYS "a command above `EVTCHNOP_unmask`, or one of nobody";
+                ]
+                [rules
+                    "All other errors are those of the same command of `event_channel_op`.";
+                ]
+            });
+            (17, XenVersion, xen_version, Guest, (command, argument), [Handled], "Version, features and other facts about the hypervisor.", {
+                [errors
+                    EFAULT "the argument cannot be read, or the answer not written";
+                ]
+            });
+            (18, ConsoleIo, console_io, Guest, (command, count, buffer), [Handled], "Writes to or reads from the hypervisor's console.", {
+                [errors
+                    EPERM "the caller has no right to the console";
+                    EFAULT "the buffer cannot be read or written";
+                ]
+            });
+            (19, PhysdevOpCompat, physdev_op_compat, Guest, (operation), [Handled], "Physical interrupts in the form older than interface 0x00030202.", {
+                [value "one structure: the command, then at byte 8 the argument of `physdev_op`"]
+                [errors
+                    EFAULT "the structure cannot be read, or its answer not written";
+                    ENOSYS "a command that is newer than this form";
+                ]
+                [rules
+                    "All other errors are those of the same command of `physdev_op`.";
+                ]
+            });
+            (20, GrantTableOp, grant_table_op, Guest, (command, operations, count), [Handled], "Maps, copies and administers granted frames.", {
+                [errors
+                    EINVAL "a count of 2^31 or more, or bits between the command and 2^12";
+                    EFAULT "an element that cannot be read or answered; those before it are done";
+                ]
+                [statuses
+                    "GNTST_okay" "done";
+                    "GNTST_general_error" "the entry does not allow it, or the request asks for nothing or too much";
+                    "GNTST_bad_domain" "there is no such domain";
+                    "GNTST_bad_gntref" "there is no such reference";
+                    "GNTST_bad_handle" "there is no such handle";
+                    "GNTST_bad_virt_addr" "the address cannot be used";
+                    "GNTST_bad_dev_addr" "the device address is not that of the mapping";
+                    "GNTST_no_device_space" "there is no room for a device mapping";
+                    "GNTST_permission_denied" "the caller has no right over the domain";
+                    "GNTST_bad_page" "the frame cannot be shared or is not the domain's";
+                    "GNTST_bad_copy_arg" "a copy crosses the end of a frame or of what is granted";
+                    "GNTST_address_too_big" "the frame lies above what the other domain can use";
+                    "GNTST_eagain" "the entry is in use: try again";
+                    "GNTST_no_space" "there is no room for a handle";
+                ]
+                [rules
+                    "`operations` is a list of `count`; each has its own `status`, a `GNTST_*` number, and the call itself succeeds whatever they are.";
+                ]
+            });
+            (21, VmAssist, vm_assist, Guest, (command, assist), [Handled], "Turns an assist of the hypervisor on or off.", {
+                [rules
+                    "For the whole domain, from then on.";
+                ]
+            });
+            (22, UpdateVaMappingOtherdomain, update_va_mapping_otherdomain, Guest, (va, pte, flags, domid), [Handled], "Like update_va_mapping for a frame of another domain.", {
+                [errors
+                    ESRCH "no such domain, or the caller names itself by number";
+                    EPERM "another domain over which the caller has no control";
+                    EINVAL "no L1 table of the domain's maps the address, or the entry has bits that a guest may not set";
+                    EBUSY "the entry maps a frame that is not the owner's, or that cannot be writable while it is something else";
+                    EACCES "the entry asks for a write to a frame that is shared read-only";
+                    EFAULT "the flags are the address of a bitmap of vCPUs that cannot be read; the entry is stored";
+                ]
+                [rules
+                    "`flags` says what is flushed (nothing, the address, all) and where: here, on all processors of the domain, or for a bitmap of vCPUs whose address it is.";
+                ]
+            });
+            (23, Iret, iret, Guest, (), [Handled], "Returns from a trap with the frame on the guest kernel's stack.", {
+                [takes In vcpu::IretContext]
+                [returns "no result: the registers are those of the frame"]
+                [rules
+                    "The frame is at rsp. A guest whose frame cannot be read, or that returns to its user mode without page tables for it, is crashed.";
+                    "The interrupt flag of the frame becomes the event mask, the privilege of cs says whether the kernel's or the user's page tables are used; what is pending is delivered before the next instruction.";
+                ]
+            });
+            (24, VcpuOp, vcpu_op, Guest, (command, vcpu, argument), [Handled], "Starts, stops and queries vCPUs and registers their shared areas.", {
+                [errors
+                    ENOENT "there is no such vCPU";
+                    EFAULT "the argument cannot be read, or its answer not written";
+                ]
+            });
+            (25, SetSegmentBase, set_segment_base, Guest, (which, base), [Handled], "Sets FS base, a GS base, or the user GS selector.", {
+                [value "which: one of the values below; base: an address, or a selector"]
+                [errors
+                    EINVAL "an address that is not canonical";
+                ]
+                [rules
+                    "In force when the call returns. A selector that cannot be loaded becomes null, without an error.";
+                ]
+            });
+            (26, MmuextOp, mmuext_op, Guest, (operations, count, done, domid), [Handled], "Pins tables, switches page tables, flushes, and sets the LDT.", {
+                [takes In mmu::MmuextOp]
+                [errors
+                    EFAULT "the list cannot be read; requests before the unreadable one are done";
+                    ESRCH "no such domain, or the caller names itself by number";
+                    EPERM "another domain over which the caller has no control";
+                ]
+                [rules
+                    "`operations` is a list of `count`; the first that is refused ends it. `done`, unless null, is told how many were done, also when all were.";
+                    "`domid` names the domain that owns the frames, `DOMID_SELF` the caller.";
+                ]
+            });
             (27, XsmOp, xsm_op, Control, (operation), [Refused ENOSYS], "Security-module policy.", {});
-            (28, NmiOp, nmi_op, Guest, (command, argument), [Handled], "Registers the callback for virtual NMIs.", {});
-            (29, SchedOp, sched_op, Guest, (command, argument), [Handled], "Yields, blocks, polls, shuts down, sets the watchdog.", {});
-            (30, CallbackOp, callback_op, Guest, (command, argument), [Handled], "Registers and unregisters guest entry points.", {});
+            (28, NmiOp, nmi_op, Guest, (command, argument), [Handled], "Registers the callback for virtual NMIs.", {
+                [errors
+                    EFAULT "the argument cannot be read";
+                ]
+            });
+            (29, SchedOp, sched_op, Guest, (command, argument), [Handled], "Yields, blocks, polls, shuts down, sets the watchdog.", {
+                [errors
+                    EFAULT "the argument cannot be read";
+                ]
+            });
+            (30, CallbackOp, callback_op, Guest, (command, argument), [Handled], "Registers and unregisters guest entry points.", {
+                [errors
+                    EFAULT "the argument cannot be read";
+                ]
+            });
             (31, XenoprofOp, xenoprof_op, Hardware, (command, argument), [Refused ENOSYS], "Profiling by sampling.", {});
-            (32, EventChannelOp, event_channel_op, Guest, (command, argument), [Handled], "Creates, binds, signals and closes event channels.", {});
-            (33, PhysdevOp, physdev_op, Guest, (command, argument), [Handled], "I/O privilege level, physical interrupts and PCI devices.", {});
+            (32, EventChannelOp, event_channel_op, Guest, (command, argument), [Handled], "Creates, binds, signals and closes event channels.", {
+                [errors
+                    EFAULT "the argument cannot be read, or its answer not written; a port that was opened stays open then";
+                ]
+            });
+            (33, PhysdevOp, physdev_op, Guest, (command, argument), [Handled], "I/O privilege level, physical interrupts and PCI devices.", {
+                [errors
+                    EFAULT "the argument cannot be read, or its answer not written";
+                ]
+            });
             (34, HvmOp, hvm_op, Guest, (command, argument), [Refused ENOSYS], "Parameters of hardware-virtualized guests.", {});
             (35, Sysctl, sysctl, Control, (operation), [Refused ENOSYS], "Whole-machine control in Xen's own form.", {});
-            (36, Domctl, domctl, Control, (operation), [Handled], "Domain control; the layout is this project's own (feature `control`).", {});
+            (36, Domctl, domctl, Control, (operation), [Handled], "Domain control; the layout is this project's own (feature `control`).", {
+                [errors
+                    EPERM "the caller has no control verbs";
+                    EACCES "another version of the interface";
+                    EFAULT "the argument cannot be read, or its answer not written";
+                    ENOSYS "a command of nobody";
+                ]
+            });
             (37, KexecOp, kexec_op, Hardware, (command, argument), [Refused ENOSYS], "Loads and starts another kernel in the hypervisor's place.", {});
             (38, TmemOp, tmem_op, Guest, (operations), [Refused ENOSYS], "Transcendent memory, gone from Xen.", {});
             (39, ArgoOp, argo_op, Guest, (command, arg1, arg2, arg3, arg4), [Refused ENOSYS], "Messages between domains through the hypervisor.", {});

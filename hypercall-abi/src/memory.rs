@@ -20,8 +20,7 @@ pub const XENMEMF_VNODE: u32 = 1 << 18;
 
 /// Argument of `increase_reservation`, `decrease_reservation`, `populate_physmap` and `claim_pages`.
 ///
-/// The call returns how many extents were done, fewer than asked when memory or the domain's limit ran out. Errors:
-/// `-EPERM`/`-ESRCH` for the domain, `-EFAULT` for the list.
+/// The call returns how many extents were done, fewer than asked when memory or the domain's limit ran out.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct MemoryReservation {

@@ -9,9 +9,6 @@ use crate::{MachAddr, Mfn};
 pub const MMU_UPDATE_PREEMPTED: u64 = 1 << 31;
 
 /// One request of `mmu_update` (IN). Requests are carried out in order; the first error stops, with the number done reported.
-///
-/// Errors: `-EINVAL` for a frame that is not the domain's or not of the needed type, or for reserved bits in the entry, `-EPERM`
-/// for a domain that the caller has no rights over, `-ENOSYS` for an unknown command.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct MmuUpdate {

@@ -36,7 +36,7 @@ pub struct PhysdevIrqStatusQuery {
     pub flags: u32,
 }
 
-/// Argument of `set_iopl` (IN). Errors: `-EINVAL` above 3.
+/// Argument of `set_iopl` (IN).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PhysdevSetIopl {
@@ -89,7 +89,7 @@ pub const MAP_PIRQ_TYPE_MSI_SEG: i32 = 3;
 /// Several message interrupts.
 pub const MAP_PIRQ_TYPE_MULTI_MSI: i32 = 4;
 
-/// Argument of `map_pirq`. Errors: `-EPERM`, `-EINVAL`, `-EEXIST`, `-ENOSPC`.
+/// Argument of `map_pirq`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct PhysdevMapPirq {

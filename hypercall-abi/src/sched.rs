@@ -31,8 +31,6 @@ crate::subops::command_enum! {
 }
 
 /// Argument of `poll` (IN): sleeps until one of the ports is pending or the time has come. Upcalls stay as masked as they are.
-///
-/// Errors: `-EINVAL` more than 128 ports or a port out of range, `-EFAULT`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SchedPoll {
@@ -49,7 +47,7 @@ pub struct SchedPoll {
 /// Most ports of a [`SchedPoll`].
 pub const POLL_MAX_PORTS: u32 = 128;
 
-/// Argument of `remote_shutdown` (IN). Errors: `-ESRCH`, `-EPERM`.
+/// Argument of `remote_shutdown` (IN).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SchedRemoteShutdown {

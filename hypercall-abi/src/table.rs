@@ -9,6 +9,7 @@
 //!     [takes InOut evtchn::EvtchnBindVirq]    // or [value "what the argument register is"]
 //!     [returns "the port"]                    // 0 when left out
 //!     [errors EINVAL "no such interrupt"; EEXIST "it is bound already";]
+//!     [statuses "GNTST_bad_page" "…";]        // of elements of a list
 //!     [rules "the port is pending only after …";]
 //! }
 //! ```
@@ -104,6 +105,8 @@ pub struct Facts {
     pub returns: &'static str,
     /// Errors, in the order in which they are looked for as far as that is promised.
     pub errors: &'static [Cause],
+    /// Numbers in the status field of a list's element, with their meanings, where the call itself succeeds.
+    pub statuses: &'static [(&'static str, &'static str)],
     /// Memory-ordering rules, and others that no type shows.
     pub rules: &'static [&'static str],
 }
@@ -166,6 +169,7 @@ macro_rules! table_facts {
         $([value $value:literal])?
         $([returns $returns:literal])?
         $([errors $($errno:ident $why:literal;)*])?
+        $([statuses $($status:literal $meaning:literal;)*])?
         $([rules $($rule:literal;)*])?
     }) => {
         $crate::table::Facts {
@@ -179,6 +183,7 @@ macro_rules! table_facts {
                 returns
             },
             errors: &[$($($crate::table::Cause { errno: $crate::Errno::$errno, why: $why }),*)?],
+            statuses: &[$($(($status, $meaning)),*)?],
             rules: &[$($($rule),*)?],
         }
     };

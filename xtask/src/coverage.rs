@@ -50,7 +50,7 @@ pub fn load() -> Result<Coverage> {
 }
 
 /// Compares names without case and underscores.
-fn flat(name: &str) -> String {
+pub fn flat(name: &str) -> String {
     name.replace('_', "").to_lowercase()
 }
 
@@ -69,6 +69,17 @@ pub fn short_name(family: &Family, operation: &Operation) -> &'static str {
     // `VMASST_TYPE_4gb_segments` and its notice share more than the prefix.
     let prefix = if family.name == "VmAssist" { "VMASST_TYPE_".len() } else { at };
     operation.name.get(prefix..).unwrap_or(operation.name)
+}
+
+/// Whether a line of the data by this name is about the operation.
+pub fn is_named(family: &Family, operation: &Operation, name: &str) -> bool {
+    [flat(short_name(family, operation)), flat(operation.variant)].contains(&flat(name))
+}
+
+/// The line of an operation in the data.
+pub fn entry<'a>(coverage: &'a Coverage, family: &Family, operation: &Operation) -> Option<&'a Entry> {
+    let (_, lines) = coverage.iter().find(|(name, _)| flat(name) == flat(family.call.name()))?;
+    lines.iter().find(|(name, _)| is_named(family, operation, name)).map(|(_, entry)| entry)
 }
 
 /// Everything that does not agree.
@@ -108,11 +119,8 @@ fn line(call: Hypercall, name: &str, entry: &Entry, findings: &mut Vec<String>) 
             findings.push(format!("{here}: there is no test `{test}`"));
         }
     }
-    let operation = families(call).find_map(|family| {
-        family.operations.iter().find(|operation| {
-            [flat(short_name(family, operation)), flat(operation.variant)].contains(&flat(name))
-        })
-    });
+    let operation = families(call)
+        .find_map(|family| family.operations.iter().find(|operation| is_named(family, operation, name)));
     if let Some(refusal) = operation.and_then(|operation| operation.answer.refusal()) {
         let state = if refusal == Errno::ENOSYS { "enosys" } else { "refused" };
         if entry.state != state {

@@ -11,6 +11,7 @@ mod audit;
 mod boot;
 mod build;
 mod coverage;
+mod docs;
 mod doctor;
 mod images;
 mod qemu;
@@ -20,6 +21,7 @@ mod scenario;
 mod setup;
 mod sh;
 mod source;
+mod structures;
 mod symbols;
 mod test;
 mod tidy;
@@ -50,6 +52,8 @@ enum Command {
     Test(test::Args),
     /// Check house rules that the compiler does not know
     Tidy(tidy::Args),
+    /// Write the reference pages of the ABI from its tables
+    Docs(docs::Args),
     /// Disassemble the images for what must not be in them; report sizes, lines and unsafe
     Audit(audit::Args),
     /// Boot any 64-bit PV ELF kernel as dom0 of Xenolith, or of Debian's Xen
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(args),
         Command::Test(args) => test::main(args),
         Command::Tidy(args) => tidy::main(args),
+        Command::Docs(args) => docs::main(args),
         Command::Audit(args) => audit::main(args),
         Command::Boot(args) => boot::main(args),
     };

@@ -1,8 +1,8 @@
 //! `cargo xtask tidy`: house rules that the compiler does not know. Each finding names the file, the line and what to do.
 
-use crate::coverage;
 use crate::sh;
 use crate::source::{self, Source};
+use crate::{coverage, docs};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -58,6 +58,7 @@ pub fn check() -> Result<Vec<String>> {
     machine_paths(&files, &mut findings)?;
     links(&files, &mut findings)?;
     coverage::check(&sources, &mut findings)?;
+    docs::check(&mut findings)?;
     Ok(findings)
 }
 

@@ -6,57 +6,212 @@ operations! {
     /// Commands of `physdev_op`; the argument structs are in [`physdev`](crate::physdev).
     PhysdevOp of PhysdevOp, "PHYSDEVOP_", 32 bits, else ENOSYS {
         /// Unmasks an interrupt, only in the old form of the call.
-        IrqUnmaskNotify = 4, "IRQ_UNMASK_NOTIFY", Guest, [Handled], {};
+        IrqUnmaskNotify = 4, "IRQ_UNMASK_NOTIFY", Guest, [Handled], {
+            [errors
+                ENOSYS "only in the oldest form";
+            ]
+        };
         /// Whether an interrupt needs an end-of-interrupt call.
-        IrqStatusQuery = 5, "irq_status_query", Guest, [Handled], {};
+        IrqStatusQuery = 5, "irq_status_query", Guest, [Handled], {
+            [takes InOut physdev::PhysdevIrqStatusQuery]
+            [errors
+                EINVAL "there is no such interrupt, or it is not the domain's";
+            ]
+        };
         /// Sets the vCPU's virtual I/O privilege level.
-        SetIopl = 6, "set_iopl", Guest, [Handled], {};
+        SetIopl = 6, "set_iopl", Guest, [Handled], {
+            [takes In physdev::PhysdevSetIopl]
+            [errors
+                EINVAL "above 3";
+            ]
+            [rules
+                "For the vCPU that calls. Levels decide what is emulated and which ports trap; ring 3 never gets the processor's own.";
+            ]
+        };
         /// Sets the vCPU's port bitmap.
-        SetIobitmap = 7, "set_iobitmap", Guest, [Handled], {};
+        SetIobitmap = 7, "set_iobitmap", Guest, [Handled], {
+            [takes In physdev::PhysdevSetIobitmap]
+            [errors
+                EINVAL "more than 65536 ports, or a bitmap that is not in the guest's range of addresses";
+            ]
+            [rules
+                "Read when guest user mode uses a port; a part of it that is not mapped then denies.";
+            ]
+        };
         /// Reads an I/O APIC register.
-        ApicRead = 8, "apic_read", Guest, [Handled], {};
+        ApicRead = 8, "apic_read", Guest, [Handled], {
+            [takes InOut physdev::PhysdevApic]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Writes an I/O APIC register.
-        ApicWrite = 9, "apic_write", Guest, [Handled], {};
+        ApicWrite = 9, "apic_write", Guest, [Handled], {
+            [takes In physdev::PhysdevApic]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Allocates a vector for an interrupt.
-        AllocIrqVector = 10, "alloc_irq_vector", Guest, [Handled], {};
+        AllocIrqVector = 10, "alloc_irq_vector", Guest, [Handled], {
+            [takes InOut physdev::PhysdevIrq]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Frees such a vector; does nothing in Xen.
-        FreeIrqVector = 11, "free_irq_vector", Guest, [Handled], {};
+        FreeIrqVector = 11, "free_irq_vector", Guest, [Handled], {
+            [takes In physdev::PhysdevIrq]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Ends an interrupt.
-        Eoi = 12, "eoi", Guest, [Handled], {};
+        Eoi = 12, "eoi", Guest, [Handled], {
+            [takes In physdev::PhysdevEoi]
+            [errors
+                EINVAL "there is no such interrupt, or it is not bound by the domain";
+            ]
+            [rules
+                "Ends the service of the interrupt, and unmasks its port as `EVTCHNOP_unmask` does where a bitmap of such interrupts is registered.";
+            ]
+        };
         /// Maps a machine interrupt to a physical-interrupt number.
-        MapPirq = 13, "map_pirq", Guest, [Handled], {};
+        MapPirq = 13, "map_pirq", Guest, [Handled], {
+            [takes InOut physdev::PhysdevMapPirq]
+            [errors
+                ESRCH "there is no such domain";
+                EPERM "the caller has no control verbs, or no right to the interrupt";
+                EINVAL "another domain, a kind other than a global interrupt, one that does not exist, or a number other than its own";
+            ]
+        };
         /// Ends such a mapping.
-        UnmapPirq = 14, "unmap_pirq", Guest, [Handled], {};
+        UnmapPirq = 14, "unmap_pirq", Guest, [Handled], {
+            [takes In physdev::PhysdevUnmapPirq]
+            [errors
+                ESRCH "there is no such domain";
+                EPERM "the caller has no control verbs, or no right to the interrupt";
+                EINVAL "another domain, or an interrupt that does not exist";
+            ]
+        };
         /// Reports a PCI function, short form.
-        ManagePciAdd = 15, "manage_pci_add", Guest, [Handled], {};
+        ManagePciAdd = 15, "manage_pci_add", Guest, [Handled], {
+            [takes In physdev::PhysdevManagePci]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Reports that a PCI function went away.
-        ManagePciRemove = 16, "manage_pci_remove", Guest, [Handled], {};
+        ManagePciRemove = 16, "manage_pci_remove", Guest, [Handled], {
+            [takes In physdev::PhysdevManagePci]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Registers a bitmap of interrupts needing an end, which also stops masking them.
-        PirqEoiGmfnV1 = 17, "pirq_eoi_gmfn_v1", Guest, [Handled], {};
+        PirqEoiGmfnV1 = 17, "pirq_eoi_gmfn_v1", Guest, [Handled], {
+            [takes In physdev::PhysdevPirqEoiGmfn]
+            [errors
+                ENOSYS "there is no such bitmap: each interrupt is ended by a call";
+            ]
+        };
         /// Restores message interrupts after sleep.
-        RestoreMsi = 19, "restore_msi", Guest, [Handled], {};
+        RestoreMsi = 19, "restore_msi", Guest, [Handled], {
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Reports a PCI function with its kind.
-        ManagePciAddExt = 20, "manage_pci_add_ext", Guest, [Handled], {};
+        ManagePciAddExt = 20, "manage_pci_add_ext", Guest, [Handled], {
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Sets trigger and polarity of a global interrupt.
-        SetupGsi = 21, "setup_gsi", Guest, [Handled], {};
+        SetupGsi = 21, "setup_gsi", Guest, [Handled], {
+            [takes In physdev::PhysdevSetupGsi]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Allocates a physical-interrupt number.
-        GetFreePirq = 23, "get_free_pirq", Guest, [Handled], {};
+        GetFreePirq = 23, "get_free_pirq", Guest, [Handled], {
+            [takes InOut physdev::PhysdevGetFreePirq]
+            [errors
+                ENOSYS "numbers of interrupts are those of the pins";
+            ]
+        };
         /// Tells whether PCI configuration space is reserved in the memory map.
-        PciMmcfgReserved = 24, "pci_mmcfg_reserved", Guest, [Handled], {};
+        PciMmcfgReserved = 24, "pci_mmcfg_reserved", Guest, [Handled], {
+            [takes In physdev::PhysdevPciMmcfgReserved]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Reports a PCI function by segment.
-        PciDeviceAdd = 25, "pci_device_add", Guest, [Handled], {};
+        PciDeviceAdd = 25, "pci_device_add", Guest, [Handled], {
+            [takes In physdev::PhysdevPciDeviceAdd]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Reports that such a function went away.
-        PciDeviceRemove = 26, "pci_device_remove", Guest, [Handled], {};
+        PciDeviceRemove = 26, "pci_device_remove", Guest, [Handled], {
+            [takes In physdev::PhysdevPciDevice]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Restores message interrupts, by segment.
-        RestoreMsiExt = 27, "restore_msi_ext", Guest, [Handled], {};
+        RestoreMsiExt = 27, "restore_msi_ext", Guest, [Handled], {
+            [takes In physdev::PhysdevPciDevice]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Registers a bitmap of interrupts needing an end.
-        PirqEoiGmfnV2 = 28, "pirq_eoi_gmfn_v2", Guest, [Handled], {};
+        PirqEoiGmfnV2 = 28, "pirq_eoi_gmfn_v2", Guest, [Handled], {
+            [takes In physdev::PhysdevPirqEoiGmfn]
+            [errors
+                ENOSYS "there is no such bitmap: each interrupt is ended by a call";
+            ]
+        };
         /// Debug-port reset notices.
-        DbgpOp = 29, "dbgp_op", Guest, [Handled], {};
+        DbgpOp = 29, "dbgp_op", Guest, [Handled], {
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Prepares a device for MSI-X.
-        PrepareMsix = 30, "prepare_msix", Guest, [Handled], {};
+        PrepareMsix = 30, "prepare_msix", Guest, [Handled], {
+            [takes In physdev::PhysdevPciDevice]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
         /// Undoes that.
-        ReleaseMsix = 31, "release_msix", Guest, [Handled], {};
+        ReleaseMsix = 31, "release_msix", Guest, [Handled], {
+            [takes In physdev::PhysdevPciDevice]
+            [errors
+                EPERM "the caller has no control verbs";
+                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+            ]
+        };
     }
 }
 
@@ -67,8 +222,16 @@ operations! {
     /// [`io::console`](crate::io::console).
     ConsoleIoOp of ConsoleIo, "CONSOLEIO_", 32 bits, else ENOSYS {
         /// Prints `count` bytes; returns 0.
-        Write = 0, "write", Guest, [Handled], {};
+        Write = 0, "write", Guest, [Handled], {
+            [value "count bytes at buffer"]
+        };
         /// Gives up to `count` bytes that came in, without waiting; returns how many.
-        Read = 1, "read", Guest, [Handled], {};
+        Read = 1, "read", Guest, [Handled], {
+            [value "room for count bytes at buffer"]
+            [returns "how many bytes there were"]
+            [errors
+                E2BIG "room for 2 GiB or more";
+            ]
+        };
     }
 }

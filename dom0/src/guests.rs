@@ -5,13 +5,14 @@
 //! await, so on our one vCPU a lock is always free.
 
 use crate::description::Description;
+use crate::hypervisor;
 use crate::machine::Machine;
 use crate::policy::{Decision, Ending, Supervisor};
 use crate::ring::ConsoleBack;
 use crate::scrollback::{Lines, Scrollback};
 use crate::terminal;
 use crate::toolstack::{self, Created, Request};
-use crate::units::{Bytes, seconds};
+use crate::units::seconds;
 use crate::waiting::{Bell, First, first};
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -24,7 +25,6 @@ use guest_sdk::events::{Channel, Events};
 use guest_sdk::memory::Access;
 use guest_sdk::{executor, time};
 use hashbrown::HashMap;
-use hypercall_abi::control::{DomainInfo, DomainState};
 use hypercall_abi::sched::ShutdownReason;
 use hypercall_abi::{DomId, Virq};
 use spin::{Lazy, Mutex};
@@ -223,7 +223,8 @@ async fn run(name: &str) -> Result<DomId, String> {
             return Err(error);
         }
     }
-    control::unpause(created.domain)
+    hypervisor::get()
+        .unpause(created.domain)
         .map_err(|errno| format!("cannot start {name}: unpause gives {errno}"))?;
     Ok(created.domain)
 }
@@ -429,21 +430,14 @@ pub async fn watch(events: Events) {
         channel.fired().await;
         for view in all() {
             let State::Running(run) = view.state else { continue };
-            if let Ok(info) = control::domain_info(run.domain)
-                && let Some(ending) = ending(&info)
+            if let Ok(info) = hypervisor::get().domain(run.domain)
+                && let Some(ending) = info.ending
             {
                 set_state(&view.name, State::Ended(run.clone()));
                 executor::spawn(follow_up(view.name, run, ending));
             }
         }
     }
-}
-
-/// How a domain has ended, if it has.
-pub fn ending(info: &DomainInfo) -> Option<Ending> {
-    DomainState::from_bits_retain(info.state)
-        .contains(DomainState::SHUTDOWN)
-        .then_some(Ending(info.shutdown_reason))
 }
 
 /// Reports the end of a guest and applies its policy.
@@ -486,9 +480,4 @@ async fn follow_up(name: String, run: Run, ending: Ending) {
         say!("{error}");
         set_state(&name, State::Gone(Some(ending)));
     }
-}
-
-/// Memory of a domain, as a word.
-pub fn memory(info: &DomainInfo) -> Bytes {
-    Bytes::of_pages(info.tot_pages)
 }

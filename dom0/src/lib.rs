@@ -13,7 +13,8 @@
 //! | print tables, sizes, times | [`table`], [`units`] |
 //!
 //! On top of them, what needs one: [`session`] (start to end), `shell` (what each command does), `guests` (one task for each
-//! console, one that waits for domains to end), `terminal` (the one screen and keyboard), `machine` (our control interface).
+//! console, one that waits for domains to end), `terminal` (the one screen and keyboard), `machine` (what building takes from
+//! it), `hypervisor` (Xenolith's control interface or Xen's).
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -26,6 +27,7 @@ pub mod archive;
 pub mod description;
 pub mod editor;
 mod guests;
+mod hypervisor;
 mod machine;
 pub mod policy;
 pub mod ring;

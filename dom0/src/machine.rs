@@ -1,5 +1,6 @@
-//! The control interface of our hypervisor, behind the toolstack's trait.
+//! The machine, behind the toolstack's trait: the hypervisor below, mappings through our own page tables, our clock.
 
+use crate::hypervisor::{self, Hypervisor};
 use crate::toolstack::{ControlInterface, Window};
 use core::future::Future;
 use core::time::Duration;
@@ -7,12 +8,12 @@ use guest_sdk::control::{self, Foreign};
 use guest_sdk::memory::Access;
 use guest_sdk::ring::SharedPage;
 use guest_sdk::{executor, time};
-use hypercall_abi::control::CreateDomain;
 use hypercall_abi::vcpu::VcpuGuestContext;
 use hypercall_abi::{DomId, Errno, GrantRef, Mfn, PAGE_SIZE, Port};
 
 /// The hypervisor, for making one domain.
 pub struct Machine {
+    hypervisor: &'static dyn Hypervisor,
     handle: [u8; 16],
 }
 
@@ -23,7 +24,7 @@ impl Machine {
         for (to, from) in handle.iter_mut().zip(name.bytes()) {
             *to = from;
         }
-        Self { handle }
+        Self { hypervisor: hypervisor::get(), handle }
     }
 }
 
@@ -43,10 +44,7 @@ impl ControlInterface for Machine {
     type Window = Mapped;
 
     fn create_domain(&mut self, vcpus: u32, max_pages: u64) -> Result<(DomId, Mfn), Errno> {
-        let request =
-            CreateDomain { max_vcpus: vcpus, max_pages, handle: self.handle, ..CreateDomain::default() };
-        let made = control::create_domain(DomId::INVALID, request)?;
-        Ok((made.domid, made.shared_info))
+        self.hypervisor.create_domain(self.handle, vcpus, max_pages)
     }
 
     fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {
@@ -58,7 +56,7 @@ impl ControlInterface for Machine {
     }
 
     fn hypercall_page(&mut self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
-        control::hypercall_page(domain, frame)
+        self.hypervisor.hypercall_page(domain, frame)
     }
 
     fn port_for_caller(&mut self, domain: DomId) -> Result<Port, Errno> {
@@ -66,7 +64,7 @@ impl ControlInterface for Machine {
     }
 
     fn grant_to_caller(&mut self, domain: DomId, grant: GrantRef, frame: Mfn) -> Result<(), Errno> {
-        control::grant_seed(domain, grant, guest_sdk::id(), frame)
+        self.hypervisor.grant_seed(domain, grant, guest_sdk::id(), frame)
     }
 
     fn pin_root(&mut self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
@@ -74,15 +72,15 @@ impl ControlInterface for Machine {
     }
 
     fn set_first_vcpu(&mut self, domain: DomId, context: &VcpuGuestContext) -> Result<(), Errno> {
-        control::set_vcpu_context(domain, 0, context)
+        self.hypervisor.set_vcpu(domain, 0, context)
     }
 
     fn destroy_step(&mut self, domain: DomId) -> Result<bool, Errno> {
-        control::destroy_step(domain)
+        self.hypervisor.destroy_step(domain)
     }
 
     fn free_pages(&mut self) -> Result<u64, Errno> {
-        control::phys_info().map(|info| info.free_pages + info.scrub_pending_pages)
+        self.hypervisor.host().map(|host| host.free_pages)
     }
 
     fn turn(&self) -> impl Future<Output = ()> + Send {

@@ -4,6 +4,7 @@ use crate::archive::Archive;
 use crate::description::{Description, OWN_NAME};
 use crate::editor::{Action, LineEditor};
 use crate::guests::{self, State};
+use crate::hypervisor::{self, DomainInfo, VcpuInfo};
 use crate::say;
 use crate::table::{Align, Table};
 use crate::terminal::{self, Keys};
@@ -16,9 +17,8 @@ use alloc::vec::Vec;
 use core::pin::Pin;
 use core::time::Duration;
 use domain_builder::{Kernel, Role};
-use guest_sdk::{control, memory, print, time};
+use guest_sdk::{memory, print, time};
 use hypercall_abi::DomId;
-use hypercall_abi::control::{DomainInfo, DomainState, INTERFACE_VERSION};
 
 /// What stands before each line.
 pub const PROMPT: &str = "dom0> ";
@@ -27,6 +27,8 @@ const DETACH: u8 = 0x1d;
 const CTRL_C: u8 = 3;
 /// How long `destroy` waits for others to let go of the domain's memory.
 const DESTROY_PATIENCE: Duration = Duration::from_secs(3);
+/// How long `free` waits at most: Xen frees what describes a dead domain only once no CPU can be looking at it any more.
+const SETTLING: Duration = Duration::from_secs(1);
 /// Clears the screen, cursor at its top.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
@@ -69,6 +71,8 @@ macro_rules! commands {
 commands! {
     "list" "" list "show all domains"
         "NAME and ID name a domain in other commands. MEMORY and VCPUS are what it has; CPU TIME is what it has used."
+    "vcpus" "NAME" vcpus "show a domain's vCPUs"
+        "CPU is the processor that each is on, or was last on."
     "create" "FILE [KEY=VALUE]..." create "build the domain that a description in the boot archive describes, and start it"
         "FILE is a .toml file in the archive, or the name of the domain that it describes; `images` lists them. Its keys are\n\
          name, image, memory, vcpus, cmdline, autostart, on_crash, on_poweroff and on_reboot; KEY=VALUE changes one for this\n\
@@ -218,7 +222,7 @@ impl Shell {
 
     async fn list(&mut self, arguments: &[String]) -> Outcome {
         none("list", arguments)?;
-        let infos = control::list_domains().map_err(refused("list the domains"))?;
+        let infos = hypervisor::get().domains().map_err(refused("list the domains"))?;
         let views = guests::all();
         let mut table = Table::new([
             ("NAME", Align::Left),
@@ -231,9 +235,9 @@ impl Shell {
         for info in &infos {
             table.row([
                 name_of(info, &views),
-                info.domid.get().to_string(),
-                guests::memory(info).to_string(),
-                info.max_vcpus.to_string(),
+                info.domain.get().to_string(),
+                Bytes::of_pages(info.pages).to_string(),
+                info.vcpus.to_string(),
                 state_of(info),
                 seconds(info.cpu_time_ns),
             ]);
@@ -247,6 +251,33 @@ impl Shell {
                 _ => continue,
             };
             table.row([view.name, dash(), dash(), dash(), state, dash()]);
+        }
+        print_block(&table.to_string());
+        Ok(Next::Go)
+    }
+
+    async fn vcpus(&mut self, arguments: &[String]) -> Outcome {
+        let wanted = one("vcpus", arguments)?;
+        let domain = match guests::resolve(wanted) {
+            _ if wanted == OWN_NAME || wanted == "0" => guest_sdk::id(),
+            name => guests::domain(&name?)?,
+        };
+        let info = hypervisor::get().domain(domain).map_err(refused("tell about it"))?;
+        let mut table = Table::new([
+            ("VCPU", Align::Right),
+            ("CPU", Align::Right),
+            ("STATE", Align::Left),
+            ("CPU TIME", Align::Right),
+        ]);
+        for number in 0..info.vcpus {
+            let vcpu = hypervisor::get().vcpu(domain, number).map_err(refused("tell about its vCPUs"))?;
+            let state = match vcpu {
+                VcpuInfo { online: false, .. } => "off",
+                VcpuInfo { running: true, .. } => "running",
+                VcpuInfo { blocked: true, .. } => "waiting",
+                _ => "ready",
+            };
+            table.row([number.to_string(), vcpu.cpu.to_string(), state.into(), seconds(vcpu.cpu_time_ns)]);
         }
         print_block(&table.to_string());
         Ok(Next::Go)
@@ -278,7 +309,7 @@ impl Shell {
         if is_paused(domain) {
             return Err(format!("{name} is paused already: `unpause {name}` lets it go on"));
         }
-        control::pause(domain).map_err(refused("pause it"))?;
+        hypervisor::get().pause(domain).map_err(refused("pause it"))?;
         Ok(Next::Go)
     }
 
@@ -288,7 +319,7 @@ impl Shell {
         if !is_paused(domain) {
             return Err(format!("{name} is not paused"));
         }
-        control::unpause(domain).map_err(refused("unpause it"))?;
+        hypervisor::get().unpause(domain).map_err(refused("unpause it"))?;
         Ok(Next::Go)
     }
 
@@ -404,34 +435,31 @@ impl Shell {
 
     async fn info(&mut self, arguments: &[String]) -> Outcome {
         none("info", arguments)?;
-        let info = control::phys_info().map_err(refused("tell about the machine"))?;
-        let version = control::version().map_err(refused("tell its version"))?;
-        let free = info.free_pages + info.scrub_pending_pages;
-        let own = memory::usage();
+        let info = hypervisor::get().host().map_err(refused("tell about the machine"))?;
+        let memory = memory::usage();
         let mut table = Table::new([("", Align::Left), ("", Align::Left)]);
         let mut row = |name: &str, value: String| table.row([name.into(), value]);
-        row(
-            "hypervisor",
-            format!(
-                "Xenolith, control interface {:#x}, up {}",
-                version.interface_version,
-                seconds(info.uptime_ns)
-            ),
-        );
+        let up = info.own.map(|own| format!(", up {}", seconds(own.uptime_ns))).unwrap_or_default();
+        row("hypervisor", hypervisor::get().about() + &up);
         row(
             "CPUs",
             format!("{} at {}.{:03} GHz", info.cpus, info.cpu_khz / 1_000_000, info.cpu_khz / 1000 % 1000),
         );
         row("memory", Bytes::of_pages(info.total_pages).to_string());
-        row("free", format!("{} ({free} frames)", Bytes::of_pages(free)));
-        row("hypervisor's own", Bytes::of_pages(info.hypervisor_pages).to_string());
-        row(
-            "hypervisor's heap",
-            format!("{} of {} KiB in use", info.heap_used.div_ceil(1024), info.heap_size / 1024),
-        );
+        row("free", format!("{} ({} frames)", Bytes::of_pages(info.free_pages), info.free_pages));
+        match info.own {
+            Some(own) => {
+                row("hypervisor's own", Bytes::of_pages(own.pages).to_string());
+                row(
+                    "hypervisor's heap",
+                    format!("{} of {} KiB in use", own.heap_used.div_ceil(1024), own.heap_size / 1024),
+                );
+            }
+            None => row("hypervisor's own", "it does not say".into()),
+        }
         row(
             "dom0's heap",
-            format!("{} KiB in use of {} MiB memory", own.heap_used.div_ceil(1024), own.total >> 20),
+            format!("{} KiB in use of {} MiB memory", memory.heap_used.div_ceil(1024), memory.total >> 20),
         );
         row("domains", info.domains.to_string());
         print_block(table.to_string().trim_start_matches('\n'));
@@ -444,8 +472,7 @@ impl Shell {
             [word] if word == "same" => true,
             _ => return Err(usage("free")),
         };
-        let info = control::phys_info().map_err(refused("tell about its memory"))?;
-        let free = info.free_pages + info.scrub_pending_pages;
+        let free = self.settled_free_pages(must_be_same).await?;
         let known = self.free_before.replace(free);
         let before = known.unwrap_or(free);
         let change = match known {
@@ -461,6 +488,24 @@ impl Shell {
         Ok(Next::Go)
     }
 
+    /// Free frames, once the number stands still; `wanted` waits longer for that of the last time.
+    async fn settled_free_pages(&self, wanted: bool) -> Result<u64, String> {
+        let ask = || match hypervisor::get().host() {
+            Ok(host) => Ok(host.free_pages),
+            Err(errno) => Err(refused("tell about its memory")(errno)),
+        };
+        let end = deadline(SETTLING);
+        let mut free = ask()?;
+        loop {
+            time::after(SETTLING / 20).await;
+            let before = core::mem::replace(&mut free, ask()?);
+            let done = free == before && (!wanted || self.free_before.is_none_or(|known| known == free));
+            if done || time::now_ns() >= end {
+                return Ok(free);
+            }
+        }
+    }
+
     async fn dmesg(&mut self, arguments: &[String]) -> Outcome {
         let lines = match arguments {
             [] => usize::MAX,
@@ -470,14 +515,13 @@ impl Shell {
         let (mut log, mut index, mut lost) = (Vec::new(), 0, 0);
         let mut chunk = [0; 512];
         loop {
-            let (got, next, skipped) =
-                control::read_log(index, &mut chunk).map_err(refused("show its log"))?;
-            if got == 0 {
+            let part = hypervisor::get().read_log(index, &mut chunk).map_err(refused("show its log"))?;
+            if part.bytes == 0 {
                 break;
             }
-            log.extend_from_slice(chunk.get(..got).unwrap_or(&[]));
-            lost += skipped;
-            index = next;
+            log.extend_from_slice(chunk.get(..part.bytes).unwrap_or(&[]));
+            lost += part.lost;
+            index = part.next;
         }
         if lost > 0 && lines == usize::MAX {
             say!("[{lost} bytes before this are gone: the log keeps the newest]");
@@ -498,7 +542,7 @@ impl Shell {
             .iter()
             .position(|&level| level == wanted)
             .ok_or_else(|| format!("{wanted:?} is no level: there are {}", LEVELS.join(", ")))?;
-        control::set_log_level(level as u32).map_err(refused("change its log level"))?;
+        hypervisor::get().set_log_level(level as u32).map_err(|refusal| refusal.to_string())?;
         Ok(Next::Go)
     }
 
@@ -509,7 +553,7 @@ impl Shell {
             [times] => number(times)?,
             _ => return Err(usage("top")),
         };
-        let mut before = control::list_domains().map_err(refused("list the domains"))?;
+        let mut before = hypervisor::get().domains().map_err(refused("list the domains"))?;
         let mut before_ns = time::now_ns();
         while left > 0 {
             left -= 1;
@@ -518,7 +562,7 @@ impl Shell {
                 Some(_) => {}
                 None => {}
             }
-            let now = control::list_domains().map_err(refused("list the domains"))?;
+            let now = hypervisor::get().domains().map_err(refused("list the domains"))?;
             let now_ns = time::now_ns();
             let screen = usage_table(&before, &now, now_ns.saturating_sub(before_ns).max(1));
             if self.scripted {
@@ -630,9 +674,8 @@ fn candidates(archive: Archive<'static>, words: &[&str]) -> Vec<String> {
             let files = archive.files().filter_map(Result::ok).map(|file| file.name);
             files.filter(|name| name.ends_with(".toml")).map(ToString::to_string).collect()
         }
-        ["destroy" | "pause" | "unpause" | "shutdown" | "console" | "logs" | "wait"] | ["console", "-f"] => {
-            guests::all().into_iter().map(|view| view.name).collect()
-        }
+        ["destroy" | "pause" | "unpause" | "vcpus" | "shutdown" | "console" | "logs" | "wait"]
+        | ["console", "-f"] => guests::all().into_iter().map(|view| view.name).collect(),
         _ => Vec::new(),
     }
 }
@@ -674,7 +717,7 @@ fn refused(what: &str) -> impl Fn(hypercall_abi::Errno) -> String {
     move |errno| {
         let hint = match errno {
             hypercall_abi::Errno::ENOSYS | hypercall_abi::Errno::EACCES => {
-                format!(": it is not Xenolith, or has another control interface than {INTERFACE_VERSION:#x}")
+                format!(": it is {}", hypervisor::get().about())
             }
             _ => String::new(),
         };
@@ -688,16 +731,15 @@ fn print_block(text: &str) {
 }
 
 fn is_paused(domain: DomId) -> bool {
-    control::domain_info(domain)
-        .is_ok_and(|info| DomainState::from_bits_retain(info.state).contains(DomainState::PAUSED))
+    hypervisor::get().domain(domain).is_ok_and(|info| info.paused)
 }
 
 fn name_of(info: &DomainInfo, views: &[guests::View]) -> String {
-    if info.domid == guest_sdk::id() {
+    if info.domain == guest_sdk::id() {
         return OWN_NAME.into();
     }
     let known = views.iter().find(|view| {
-        matches!(&view.state, State::Running(run) | State::Ended(run) | State::Kept(run, _) if run.domain == info.domid)
+        matches!(&view.state, State::Running(run) | State::Ended(run) | State::Kept(run, _) if run.domain == info.domain)
     });
     match known {
         Some(view) => view.name.clone(),
@@ -710,23 +752,14 @@ fn name_of(info: &DomainInfo, views: &[guests::View]) -> String {
 }
 
 fn state_of(info: &DomainInfo) -> String {
-    let state = DomainState::from_bits_retain(info.state);
-    if state.intersects(DomainState::DYING | DomainState::DEAD) {
-        return "being torn down".into();
+    match info {
+        info if info.dying => "being torn down".into(),
+        DomainInfo { ending: Some(ending), .. } => ending.to_string(),
+        info if info.paused => "paused".into(),
+        info if info.running => "running".into(),
+        info if info.blocked => "waiting".into(),
+        _ => "ready".into(),
     }
-    if let Some(ending) = guests::ending(info) {
-        return ending.to_string();
-    }
-    let word = if state.contains(DomainState::PAUSED) {
-        "paused"
-    } else if state.contains(DomainState::RUNNING) {
-        "running"
-    } else if state.contains(DomainState::BLOCKED) {
-        "waiting"
-    } else {
-        "ready"
-    };
-    word.into()
 }
 
 /// CPU use of each domain between two lists, `span_ns` apart.
@@ -742,14 +775,14 @@ fn usage_table(before: &[DomainInfo], now: &[DomainInfo], span_ns: u64) -> Strin
     ]);
     for info in now {
         let earlier =
-            before.iter().find(|other| other.domid == info.domid).map_or(0, |other| other.cpu_time_ns);
+            before.iter().find(|other| other.domain == info.domain).map_or(0, |other| other.cpu_time_ns);
         let tenths = u128::from(info.cpu_time_ns.saturating_sub(earlier)) * 1000 / u128::from(span_ns);
         table.row([
             name_of(info, &views),
-            info.domid.get().to_string(),
+            info.domain.get().to_string(),
             format!("{}.{} %", tenths / 10, tenths % 10),
             seconds(info.cpu_time_ns),
-            guests::memory(info).to_string(),
+            Bytes::of_pages(info.pages).to_string(),
             state_of(info),
         ]);
     }

@@ -1,5 +1,9 @@
 //! The control interface (feature `control`): for the domain that builds and watches others.
 //!
+//! Commands of Xenolith's own interface, and the hypercalls about other domains that Xen has too: [`populate`], [`Foreign`],
+//! [`pin_table_for`], [`alloc_unbound_for`], [`connect`], [`remote_shutdown`]. What Xen has in place of the commands is in
+//! [`xen_control`](crate::xen_control).
+//!
 //! [`op`] issues any command; the functions beside it are what a toolstack needs to build a domain: create, populate, map its
 //! frames ([`Foreign`]), pin its page tables, set its vCPU's context, unpause.
 
@@ -10,7 +14,7 @@ use crate::ring::SharedPage;
 use alloc::vec::Vec;
 use hypercall_abi::control::{
     ControlOp, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed, HypercallPage, ListDomains,
-    Pause, Payload, PhysInfo, ReadLog, SetLogLevel, SetMaxPages, SetVcpuContext, Unpause, Version,
+    Pause, Payload, PhysInfo, ReadLog, SetLogLevel, SetMaxPages, SetVcpuContext, Unpause, VcpuInfo, Version,
 };
 use hypercall_abi::evtchn::EvtchnAllocUnbound;
 use hypercall_abi::memory::MemoryReservation;
@@ -144,6 +148,14 @@ pub fn get_vcpu_context(domain: DomId, vcpu: u32, context: &mut VcpuGuestContext
 /// `ESRCH`, `EPERM`.
 pub fn domain_info(domain: DomId) -> Result<DomainInfo, Errno> {
     plain(domain, DomainInfo::default())
+}
+
+/// State of one vCPU.
+///
+/// # Errors
+/// `ENOENT` when there is no such vCPU, `ESRCH`, `EPERM`.
+pub fn vcpu_info(domain: DomId, vcpu: u32) -> Result<VcpuInfo, Errno> {
+    plain(domain, VcpuInfo { vcpu, ..VcpuInfo::default() })
 }
 
 /// State of all domains, in the order of their numbers.

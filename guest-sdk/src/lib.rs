@@ -34,6 +34,8 @@ pub mod shutdown;
 pub mod testkit;
 pub mod time;
 pub mod user;
+#[cfg(feature = "control")]
+pub mod xen_control;
 
 pub use domain::{CommandLine, Domain, id};
 pub use guest_sdk_macros::entry;

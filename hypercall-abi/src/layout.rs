@@ -208,6 +208,49 @@ macro_rules! for_each_layout {
     };
 }
 
+/// The same for Xen's control interface (feature `control`).
+#[cfg(feature = "control")]
+#[macro_export]
+macro_rules! for_each_control_layout {
+    ($callback:ident) => {
+        $callback! {
+            xen_control::Domctl = "struct xen_domctl", 144 {
+                cmd @ 0, interface_version @ 4, domain @ 8, pad = "_pad" @ 10, payload = "u.pad" @ 16
+            };
+            xen_control::Sysctl = "struct xen_sysctl", 136 { cmd @ 0, interface_version @ 4, payload = "u.pad" @ 8 };
+            xen_control::ArchDomainConfig = "struct xen_arch_domainconfig", 8 { emulation_flags @ 0, misc_flags @ 4 };
+            xen_control::CreateDomain = "struct xen_domctl_createdomain", 64 {
+                ssidref @ 0, handle @ 4, flags @ 20, iommu_opts @ 24, max_vcpus @ 28, max_evtchn_port @ 32,
+                max_grant_frames @ 36, max_maptrack_frames @ 40, grant_opts @ 44, vmtrace_size @ 48, cpupool_id @ 52,
+                arch @ 56
+            };
+            xen_control::GetDomainInfo = "struct xen_domctl_getdomaininfo", 112 {
+                domain @ 0, pad1 @ 2, flags @ 4, tot_pages @ 8, max_pages @ 16, outstanding_pages @ 24, shr_pages @ 32,
+                paged_pages @ 40, shared_info_frame @ 48, cpu_time @ 56, nr_online_vcpus @ 64, max_vcpu_id @ 68,
+                ssidref @ 72, handle @ 76, cpupool @ 92, gpaddr_bits @ 96, pad2 @ 97, arch_config @ 104
+            };
+            xen_control::MaxMem = "struct xen_domctl_max_mem", 8 { max_memkb @ 0 };
+            xen_control::VcpuContext = "struct xen_domctl_vcpucontext", 16 { vcpu @ 0, ctxt @ 8 };
+            xen_control::GetVcpuInfo = "struct xen_domctl_getvcpuinfo", 24 {
+                vcpu @ 0, online @ 4, blocked @ 5, running @ 6, cpu_time @ 8, cpu @ 16
+            };
+            xen_control::MaxVcpus = "struct xen_domctl_max_vcpus", 4 { max @ 0 };
+            xen_control::HypercallInit = "struct xen_domctl_hypercall_init", 8 { gmfn @ 0 };
+            xen_control::ReadConsole = "struct xen_sysctl_readconsole", 24 {
+                clear @ 0, incremental @ 1, pad0 @ 2, pad1 @ 3, index @ 4, buffer @ 8, count @ 16
+            };
+            xen_control::PhysInfo = "struct xen_sysctl_physinfo", 112 {
+                threads_per_core @ 0, cores_per_socket @ 4, nr_cpus @ 8, max_cpu_id @ 12, nr_nodes @ 16, max_node_id @ 20,
+                cpu_khz @ 24, capabilities @ 28, arch_capabilities @ 32, pad @ 36, total_pages @ 40, free_pages @ 48,
+                scrub_pages @ 56, outstanding_pages @ 64, max_mfn @ 72, hw_cap @ 80
+            };
+            xen_control::GetDomainInfoList = "struct xen_sysctl_getdomaininfolist", 24 {
+                first_domain @ 0, max_domains @ 4, buffer @ 8, num_domains @ 16
+            };
+        }
+    };
+}
+
 macro_rules! assert_layouts {
     ($($($module:ident)::+ = $c_type:literal, $size:literal {
         $($field:ident $(= $c_field:literal)? @ $offset:literal),* $(,)?
@@ -226,6 +269,8 @@ macro_rules! assert_layouts {
 }
 
 for_each_layout!(assert_layouts);
+#[cfg(feature = "control")]
+for_each_control_layout!(assert_layouts);
 
 const _: () = {
     assert!(size_of::<crate::memory::E820Entry>() == 20, "E820 entries are packed");

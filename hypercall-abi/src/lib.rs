@@ -46,3 +46,5 @@ pub mod start_info;
 pub mod time;
 pub mod vcpu;
 pub mod version;
+#[cfg(feature = "control")]
+pub mod xen_control;

@@ -81,6 +81,18 @@ pub struct Boot<'a> {
     pub joined: &'a Path,
 }
 
+/// Memory of our dom0 on Xen, which gives it all there is unless told otherwise.
+const DOM0_MEM_ON_XEN: &str = "128M";
+
+/// The hypervisor's words for our dom0, which leaves memory to other domains.
+pub fn with_room_for_guests(host: Host, words: &str) -> String {
+    let said = words.split_ascii_whitespace().any(|word| word.starts_with("dom0_mem="));
+    match host {
+        Host::Xen if !said => format!("dom0_mem={DOM0_MEM_ON_XEN} {words}").trim().to_owned(),
+        _ => words.trim().to_owned(),
+    }
+}
+
 /// QEMU's command line for a boot.
 ///
 /// # Errors

@@ -1,8 +1,9 @@
-//! `cargo xtask run`: Xenolith, dom0 and the guests of the boot archive, from one command.
+//! `cargo xtask run`: a hypervisor, our dom0 and the guests of the boot archive, from one command.
 
+use crate::boot::{self, Boot};
 use crate::images::Workspace;
 use crate::qemu::{self, End, Host, Machine, Watch};
-use crate::{archive, build};
+use crate::{archive, build, sh, xen};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -17,6 +18,9 @@ pub struct Args {
     /// One more file for the boot archive: a description (*.toml) or a guest image (repeatable)
     #[arg(long, value_name = "FILE")]
     add: Vec<PathBuf>,
+    /// Who runs below our dom0
+    #[arg(long, value_enum, default_value_t = Host::Xenolith, value_name = "HYPERVISOR")]
+    on: Host,
     /// Words for the hypervisor's command line; after ` --- `, words for dom0
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     append: String,
@@ -36,18 +40,38 @@ pub fn main(args: Args) -> Result<ExitCode> {
     )?;
     let commands = args.exec.as_deref().map(split).unwrap_or_default();
     let kernel = build::stripped(&workspace, dom0)?;
-    let module = workspace.target_dir.join("image/boot/module");
-    archive::join(&kernel, Some(&archive::pack(&workspace, &built, &commands, &args.add)?), &module)?;
+    let scratch = workspace.target_dir.join("image/boot");
+    let module = scratch.join("archive.tar");
+    sh::write(&module, &archive::pack(&workspace, &built, &commands, &args.add)?)?;
     let (words, cmdline) = args.append.split_once(" --- ").unwrap_or((&args.append, ""));
-    let qemu = args.machine.xenolith(&built.hypervisor, &module, words, cmdline);
+    let hypervisor = match args.on {
+        Host::Xenolith => built.hypervisor.clone(),
+        Host::Xen => xen::image(&workspace.target_dir)?,
+    };
+    let boot = Boot {
+        host: args.on,
+        hypervisor: &hypervisor,
+        kernel: &kernel,
+        module: Some(&module),
+        words: &boot::with_room_for_guests(args.on, words),
+        cmdline,
+        joined: &scratch.join("module"),
+    };
+    let qemu = boot::command(&args.machine, &boot)?;
 
     let end = if args.exec.is_none() && std::io::stdin().is_terminal() {
         eprintln!("The terminal is dom0's console. To leave: `poweroff` in its shell, or ctrl-a x.");
-        qemu::interact(qemu)?
+        match args.on {
+            Host::Xenolith => qemu::interact(qemu)?,
+            // It does not end QEMU: somebody has to read its last line.
+            Host::Xen => {
+                qemu::watch(qemu, &Watch { host: args.on, timeout: None, quiet: false, steps: &[] })?.end
+            }
+        }
     } else {
         let seconds = args.timeout.unwrap_or(if args.exec.is_some() { 300 } else { 0 });
         let timeout = (seconds > 0).then(|| Duration::from_secs(seconds));
-        qemu::watch(qemu, &Watch { host: Host::Xenolith, timeout, quiet: false, steps: &[] })?.end
+        qemu::watch(qemu, &Watch { host: args.on, timeout, quiet: false, steps: &[] })?.end
     };
     if end != End::Poweroff {
         eprintln!("xtask: {end}");

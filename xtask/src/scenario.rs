@@ -310,6 +310,7 @@ impl Scenario {
                 if !self.dom0_mem.is_empty() {
                     words = format!("dom0_mem={} {words}", self.dom0_mem);
                 }
+                words = boot::with_room_for_guests(host, &words);
                 let path = scratch.with_extension("tar");
                 sh::write(&path, &archive::pack(workspace, built, &self.exec, &[])?)?;
                 module = Some(path);

@@ -10,7 +10,7 @@ use hypercall_abi::vcpu::{self, PvclockFlags, VcpuContextFlags};
 use hypercall_abi::version::{self, Features};
 use hypercall_abi::{
     DomId, Errno, Hypercall, Virq, callback, elfnote, evtchn, grant, memory, physdev, platform, sched,
-    segment, shared_info, subops,
+    segment, shared_info, subops, xen_control,
 };
 
 use crate::Fact;
@@ -60,11 +60,13 @@ pub fn constants() -> Vec<Fact> {
         subops::CallbackOp, subops::CallbackType, subops::VersionOp, subops::ConsoleIoOp, subops::NmiOp, subops::VmAssistCmd,
         subops::VmAssist, subops::SegmentBase, sched::ShutdownReason, platform::PlatformOp, elfnote::ElfNote, blkif::BlkifOp,
         xenbus::XenbusState, xenstore::MessageType,
+        xen_control::DomctlCmd, xen_control::SysctlCmd,
     );
     domains_and_memory(&mut facts);
     cpu(&mut facts);
     channels_and_grants(&mut facts);
     devices(&mut facts);
+    control(&mut facts);
     facts
 }
 
@@ -253,4 +255,20 @@ fn devices(facts: &mut Vec<Fact>) {
     ] {
         facts.push(Fact::new(c, ours as i128));
     }
+}
+
+fn control(facts: &mut Vec<Fact>) {
+    use xen_control::DomainFlags;
+    values!(facts:
+        XEN_DOMCTL_INTERFACE_VERSION = xen_control::INTERFACE_VERSION,
+        XEN_SYSCTL_INTERFACE_VERSION = xen_control::INTERFACE_VERSION,
+        XEN_DOMINF_dying = DomainFlags::DYING.bits(), XEN_DOMINF_hvm_guest = DomainFlags::HVM_GUEST.bits(),
+        XEN_DOMINF_shutdown = DomainFlags::SHUTDOWN.bits(), XEN_DOMINF_paused = DomainFlags::PAUSED.bits(),
+        XEN_DOMINF_blocked = DomainFlags::BLOCKED.bits(), XEN_DOMINF_running = DomainFlags::RUNNING.bits(),
+        XEN_DOMINF_debugged = DomainFlags::DEBUGGED.bits(), XEN_DOMINF_xs_domain = DomainFlags::XS_DOMAIN.bits(),
+        XEN_DOMINF_hap = DomainFlags::HAP.bits(), XEN_DOMINF_shutdownshift = xen_control::SHUTDOWN_SHIFT,
+        XEN_DOMINF_shutdownmask = xen_control::SHUTDOWN_MASK,
+        XEN_INVALID_MAX_VCPU_ID = xen_control::INVALID_MAX_VCPU_ID,
+    );
+    facts.push(Fact::new("XEN_DOMCTL_GRANT_version(2)", xen_control::GRANT_VERSION_2));
 }

@@ -47,5 +47,7 @@ macro_rules! collect {
 /// Every size, offset and field size.
 #[must_use]
 pub fn layouts() -> Vec<Fact> {
-    hypercall_abi::for_each_layout!(collect)
+    let mut facts = hypercall_abi::for_each_layout!(collect);
+    facts.extend(hypercall_abi::for_each_control_layout!(collect));
+    facts
 }

@@ -48,6 +48,8 @@ pub const HEADERS: &[&str] = &[
     "xen/physdev.h",
     "xen/memory.h",
     "xen/platform.h",
+    "xen/domctl.h",
+    "xen/sysctl.h",
     "xen/elfnote.h",
     "xen/io/xs_wire.h",
     "xen/io/xenbus.h",

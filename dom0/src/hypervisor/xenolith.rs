@@ -1,0 +1,122 @@
+//! Our hypervisor's control interface.
+
+use super::{DomainInfo, HostInfo, Hypervisor, LogPart, OwnUse, Refusal, VcpuInfo};
+use crate::policy::Ending;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use guest_sdk::control::{self, abi};
+use hypercall_abi::control::{CreateDomain, CreateFlags, DomainState, INTERFACE_VERSION, VcpuState};
+use hypercall_abi::vcpu::VcpuGuestContext;
+use hypercall_abi::{DomId, Errno, GrantRef, Mfn};
+
+/// Xenolith.
+pub(super) struct Xenolith;
+
+fn domain_info(info: &abi::DomainInfo) -> DomainInfo {
+    let state = DomainState::from_bits_retain(info.state);
+    DomainInfo {
+        domain: info.domid,
+        handle: info.handle,
+        dying: state.intersects(DomainState::DYING | DomainState::DEAD),
+        ending: state.contains(DomainState::SHUTDOWN).then_some(Ending(info.shutdown_reason)),
+        paused: state.contains(DomainState::PAUSED),
+        running: state.contains(DomainState::RUNNING),
+        blocked: state.contains(DomainState::BLOCKED),
+        vcpus: info.max_vcpus,
+        pages: info.tot_pages,
+        cpu_time_ns: info.cpu_time_ns,
+    }
+}
+
+impl Hypervisor for Xenolith {
+    fn about(&self) -> String {
+        match control::version() {
+            Ok(version) => format!("Xenolith, control interface {:#x}", version.interface_version),
+            Err(errno) => format!("unknown: no control interface {INTERFACE_VERSION:#x} ({errno})"),
+        }
+    }
+
+    fn create_domain(&self, handle: [u8; 16], vcpus: u32, max_pages: u64) -> Result<(DomId, Mfn), Errno> {
+        let request = CreateDomain {
+            flags: CreateFlags::GRANT_V2.bits(),
+            max_vcpus: vcpus,
+            max_pages,
+            handle,
+            ..CreateDomain::default()
+        };
+        let made = control::create_domain(DomId::INVALID, request)?;
+        Ok((made.domid, made.shared_info))
+    }
+
+    fn hypercall_page(&self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
+        control::hypercall_page(domain, frame)
+    }
+
+    fn grant_seed(&self, domain: DomId, grant: GrantRef, peer: DomId, frame: Mfn) -> Result<(), Errno> {
+        control::grant_seed(domain, grant, peer, frame)
+    }
+
+    fn set_vcpu(&self, domain: DomId, vcpu: u32, context: &VcpuGuestContext) -> Result<(), Errno> {
+        control::set_vcpu_context(domain, vcpu, context)
+    }
+
+    fn destroy_step(&self, domain: DomId) -> Result<bool, Errno> {
+        control::destroy_step(domain)
+    }
+
+    fn pause(&self, domain: DomId) -> Result<(), Errno> {
+        control::pause(domain)
+    }
+
+    fn unpause(&self, domain: DomId) -> Result<(), Errno> {
+        control::unpause(domain)
+    }
+
+    fn domain(&self, domain: DomId) -> Result<DomainInfo, Errno> {
+        control::domain_info(domain).map(|info| domain_info(&info))
+    }
+
+    fn domains(&self) -> Result<Vec<DomainInfo>, Errno> {
+        Ok(control::list_domains()?.iter().map(domain_info).collect())
+    }
+
+    fn vcpu(&self, domain: DomId, vcpu: u32) -> Result<VcpuInfo, Errno> {
+        let info = control::vcpu_info(domain, vcpu)?;
+        let state = VcpuState::from_bits_retain(info.state);
+        Ok(VcpuInfo {
+            online: state.contains(VcpuState::ONLINE),
+            running: state.contains(VcpuState::RUNNING),
+            blocked: state.contains(VcpuState::BLOCKED),
+            cpu_time_ns: info.cpu_time_ns,
+            cpu: info.cpu,
+        })
+    }
+
+    fn host(&self) -> Result<HostInfo, Errno> {
+        let info = control::phys_info()?;
+        Ok(HostInfo {
+            total_pages: info.total_pages,
+            free_pages: info.free_pages + info.scrub_pending_pages,
+            cpus: info.cpus,
+            cpu_khz: info.cpu_khz,
+            domains: info.domains,
+            own: Some(OwnUse {
+                pages: info.hypervisor_pages,
+                heap_used: info.heap_used,
+                heap_size: info.heap_size,
+                uptime_ns: info.uptime_ns,
+            }),
+        })
+    }
+
+    fn read_log(&self, index: u64, buffer: &mut [u8]) -> Result<LogPart, Errno> {
+        let (bytes, next, lost) = control::read_log(index, buffer)?;
+        Ok(LogPart { bytes, next, lost })
+    }
+
+    fn set_log_level(&self, level: u32) -> Result<(), Refusal> {
+        control::set_log_level(level)?;
+        Ok(())
+    }
+}

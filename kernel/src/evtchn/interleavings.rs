@@ -1,4 +1,4 @@
-//! The two-level protocol under every interleaving of two CPUs.
+//! Both protocols under every interleaving of two CPUs.
 //!
 //! Every access to the shared words is sequentially consistent, so an execution is an order of accesses and nothing else; with two CPUs
 //! and a few accesses each, all orders can be run. Two threads run the code itself, one access at a time, and after each
@@ -12,6 +12,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
 
+use hypercall_abi::Port;
+
+use super::fifo::{self, Control, Half};
 use super::two_level::{PortWords, Raised, VcpuWords, Word, raise, unmask};
 
 /// Lets one of two threads do one access at a time.
@@ -82,6 +85,9 @@ impl Word for Shared {
     fn clear_bits(&self, bits: u64) -> u64 {
         self.access(|w| w.clear_bits(bits))
     }
+    fn flip_bits(&self, bits: u64) {
+        self.access(|w| w.fetch_xor(bits, Ordering::SeqCst));
+    }
     fn read(&self) -> u64 {
         self.access(Word::read)
     }
@@ -144,13 +150,13 @@ impl World {
 }
 
 /// Runs `left` and `right` at once in every order of their accesses, and `check` after each.
-fn explore(make: fn() -> World, left: fn(&World), right: fn(&World), check: fn(&World)) {
+fn explore<W: Sync>(make: fn() -> W, left: fn(&W), right: fn(&W), check: fn(&W)) {
     let orders = explore_from(0, make, [left, right], check) + explore_from(1, make, [left, right], check);
     assert!(orders > 4, "only {orders} orders: the two did not run at once");
 }
 
 /// All orders that begin with an access of thread `first`; how many there are.
-fn explore_from(first: usize, make: fn() -> World, run: [fn(&World); 2], check: fn(&World)) -> u32 {
+fn explore_from<W: Sync>(first: usize, make: fn() -> W, run: [fn(&W); 2], check: fn(&W)) -> u32 {
     let mut choices = Vec::new();
     let mut orders = 0;
     loop {
@@ -249,5 +255,223 @@ fn a_vcpu_that_polls_is_woken_or_sees_the_event() {
     };
     explore(World::masked, World::raise, poll, |world| {
         assert_eq!(world.blocked.read(), 0, "polls a pending port for ever");
+    });
+}
+
+// ── the FIFO form ──
+
+/// Two ports on one queue of one vCPU. What the hypervisor does to them is done under the table's lock, one after the other; so
+/// the guest is the only other party.
+#[derive(Default)]
+struct Fifo {
+    /// Event words of ports 1 and 2, in words of their own.
+    words: [Shared; 3],
+    control: [Shared; 9],
+    upcall: Shared,
+    blocked: Shared,
+    /// The hypervisor's tail of the queue.
+    tail: AtomicU32,
+    /// The guest's place in the queue, between two events.
+    head: AtomicU32,
+    seen: [AtomicU32; 3],
+}
+
+const PRIORITY: u8 = 7;
+const LINK: u32 = hypercall_abi::evtchn::EVTCHN_FIFO_LINK_MASK;
+
+impl Fifo {
+    fn word(&self, port: u32) -> Half<'_, Shared> {
+        // Even index: the lower half, whatever the port.
+        Half::new(&self.words[port as usize], 0)
+    }
+    fn append(&self, port: u32) {
+        // As `PortTable::move_to_tail`.
+        let tail = match self.tail.swap(port, Ordering::SeqCst) {
+            0 => None,
+            tail if tail == port => None,
+            tail => Some(self.word(tail)),
+        };
+        let control = Control::new(&self.control).unwrap();
+        if fifo::enqueue(Port::new(port), PRIORITY, tail, control, &self.upcall) {
+            self.blocked.clear_bits(BLOCKED);
+        }
+    }
+    fn raise(&self, port: u32) {
+        if fifo::raise(self.word(port)).queue {
+            self.append(port);
+        }
+    }
+    fn unmask(&self, port: u32) {
+        if fifo::unmask(self.word(port)).queue {
+            self.append(port);
+        }
+    }
+    /// One upcall as a guest handles it.
+    fn upcall(&self) {
+        if self.upcall.exchange(0) == 0 {
+            return;
+        }
+        let ready = self.control[0].exchange(0);
+        while ready >> PRIORITY & 1 != 0 {
+            let mut port = self.head.load(Ordering::SeqCst);
+            if port == 0 {
+                port = (self.control[1 + PRIORITY as usize / 2].read() >> 32) as u32;
+            }
+            let old = self.word(port).clear(fifo::LINKED | LINK);
+            self.head.store(old & LINK, Ordering::SeqCst);
+            let now = self.word(port).read();
+            if now & fifo::PENDING != 0 && now & fifo::MASKED == 0 {
+                self.word(port).clear(fifo::PENDING);
+                self.seen[port as usize].fetch_add(1, Ordering::SeqCst);
+            }
+            if old & LINK == 0 {
+                return;
+            }
+        }
+    }
+    fn seen(&self, port: usize) -> u32 {
+        self.seen[port].load(Ordering::SeqCst)
+    }
+    /// Both were seen, nothing is left, and one more event of each comes through.
+    fn check_both(&self) {
+        self.upcall();
+        for port in [1, 2] {
+            assert_ne!(self.seen(port as usize), 0, "port {port}");
+            assert_eq!(self.word(port).read(), 0, "port {port}");
+            let before = self.seen(port as usize);
+            self.raise(port);
+            self.upcall();
+            assert_eq!(self.seen(port as usize), before + 1, "port {port} afterwards");
+        }
+    }
+}
+
+#[test]
+fn fifo_an_upcall_takes_every_event_or_another_follows() {
+    let raise_twice = |world: &Fifo| {
+        world.raise(1);
+        world.raise(1);
+    };
+    explore(Fifo::default, raise_twice, Fifo::upcall, |world| {
+        world.upcall();
+        assert!((1..=2).contains(&world.seen(1)), "seen {} times", world.seen(1));
+        assert_eq!(world.word(1).read(), 0, "an event was left behind");
+    });
+}
+
+#[test]
+fn fifo_a_second_port_is_linked_or_announced() {
+    let make = || {
+        let world = Fifo::default();
+        world.raise(1);
+        world
+    };
+    explore(make, |world| world.raise(2), Fifo::upcall, Fifo::check_both);
+}
+
+#[test]
+fn fifo_two_ports_in_a_row() {
+    let both = |world: &Fifo| {
+        world.raise(1);
+        world.raise(2);
+    };
+    explore(Fifo::default, both, Fifo::upcall, Fifo::check_both);
+}
+
+#[test]
+fn fifo_a_tail_that_comes_back_follows_the_other() {
+    // Port 1 was the last of the queue; then port 2 is, and port 1 comes again while the guest takes them.
+    let make = || {
+        let world = Fifo::default();
+        world.raise(1);
+        world.upcall();
+        world.raise(2);
+        world
+    };
+    explore(make, |world| world.raise(1), Fifo::upcall, Fifo::check_both);
+}
+
+#[test]
+fn fifo_a_guest_that_masks_and_has_it_unmasked_misses_nothing() {
+    let mask = |world: &Fifo| {
+        world.word(1).set(fifo::MASKED);
+        world.upcall();
+    };
+    explore(
+        Fifo::default,
+        |world| world.raise(1),
+        mask,
+        |world| {
+            // The hypercall, under the lock and so after the raise.
+            world.unmask(1);
+            world.upcall();
+            assert_ne!(world.seen(1), 0);
+            assert_eq!(world.word(1).read(), 0);
+        },
+    );
+}
+
+#[test]
+fn fifo_a_guest_that_unmasks_by_itself_and_looks_misses_nothing() {
+    let make = || {
+        let world = Fifo::default();
+        world.word(1).set(fifo::MASKED);
+        world
+    };
+    let unmask = |world: &Fifo| {
+        world.word(1).clear(fifo::MASKED);
+        if world.word(1).read() & fifo::PENDING != 0 {
+            // What came while it was masked is in no queue.
+            world.seen[1].fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    explore(
+        make,
+        |world| world.raise(1),
+        unmask,
+        |world| {
+            world.upcall();
+            assert_ne!(world.seen(1), 0);
+        },
+    );
+}
+
+#[test]
+fn fifo_a_vcpu_that_blocks_is_woken_or_sees_the_event() {
+    let block = |world: &Fifo| {
+        world.blocked.set_bits(BLOCKED);
+        if world.upcall.read() != 0 {
+            world.blocked.clear_bits(BLOCKED);
+        }
+    };
+    explore(
+        Fifo::default,
+        |world| world.raise(1),
+        block,
+        |world| {
+            assert_eq!(world.blocked.read(), 0, "asleep with an event pending");
+        },
+    );
+}
+
+#[test]
+fn fifo_what_a_hostile_guest_writes_ends_every_raise() {
+    // Words full of everything, set at any moment: each raise ends, and touches no word but those of its two ports.
+    let raise_both = |world: &Fifo| {
+        world.raise(1);
+        world.raise(2);
+    };
+    let make = || {
+        let world = Fifo::default();
+        world.words[0].set_bits(0xdead << 32);
+        world
+    };
+    let scribble = |world: &Fifo| {
+        world.words[1].exchange(u64::MAX);
+        world.words[1].exchange(0);
+    };
+    explore(make, raise_both, scribble, |world| {
+        assert_eq!(world.words[0].read(), 0xdead << 32);
+        assert!(world.control[5..].iter().all(|word| word.read() == 0), "another queue's head");
     });
 }

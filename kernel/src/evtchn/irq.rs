@@ -10,6 +10,7 @@ use hypercall_abi::{DomId, Port, VcpuId};
 
 use super::{Entry, Error, PortState};
 use crate::domain::Domain;
+use crate::hypercall::Budget;
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
 use crate::sync::{RankedMutex, rank};
@@ -103,7 +104,7 @@ impl<P: Platform> Hypervisor<P> {
             if let Ok(entry) = table.get(&self.platform, port)
                 && entry.state == (PortState::Pirq { pin })
             {
-                self.deliver(&domain, port, entry.vcpu);
+                self.deliver(&domain, &table, port, entry);
                 return;
             }
         }
@@ -115,7 +116,7 @@ impl<P: Platform> Hypervisor<P> {
     ///
     /// [`Error::BadSource`] no such pin, [`Error::NotPermitted`] no right to it, [`Error::AlreadyBound`] bound by this domain,
     /// [`Error::PinInUse`] by another.
-    pub fn bind_pirq(&self, domain: &Domain, pin: u32) -> Result<Port, Error> {
+    pub fn bind_pirq(&self, domain: &Domain, pin: u32, budget: &mut Budget) -> Result<Port, Error> {
         if pin >= self.irqs.pins() {
             return Err(Error::BadSource);
         }
@@ -126,7 +127,7 @@ impl<P: Platform> Hypervisor<P> {
         if self.irqs.listener(pin).is_some_and(|(listener, _)| listener == domain.id) {
             return Err(Error::AlreadyBound);
         }
-        let port = self.free_port(domain, &mut table)?;
+        let port = self.free_port(domain, &mut table, budget)?;
         self.irqs.bind(pin, domain.id, port)?;
         table.set(&self.platform, port, Entry::new(PortState::Pirq { pin }, VcpuId::new(0)));
         self.platform.mask_irq(pin, false);

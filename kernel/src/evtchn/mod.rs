@@ -25,6 +25,7 @@
 //! event for its former user sets it.
 #![forbid(unsafe_code)]
 
+mod fifo;
 #[cfg(test)]
 mod interleavings;
 mod irq;
@@ -37,7 +38,7 @@ pub mod two_level;
 
 pub use irq::{IrqStatus, IrqTable};
 pub use ops::Progress;
-pub use port::{Entry, PortState};
+pub use port::{Entry, PortState, Queue};
 pub use table::PortTable;
 
 use hypercall_abi::Virq;
@@ -69,6 +70,18 @@ pub enum Error {
     ResetUnderWay,
     /// Ports were opened while a reset closed them.
     NotAllClosed,
+    /// The domain has the two-level form.
+    NotFifo,
+    /// The domain has the two-level form, which knows no priorities.
+    NoPriorities,
+    /// The port is not open.
+    NotOpen,
+    /// No such priority.
+    BadPriority,
+    /// The page is not the domain's to write, or what is to lie in it does not fit there, or is somewhere else already.
+    BadPage,
+    /// The budget ended: ask again.
+    Unfinished,
 }
 
 /// Whether a virtual interrupt belongs to the domain rather than to one vCPU: bound through vCPU 0 only (public/xen.h).

@@ -3,13 +3,17 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall_abi::{DomId, Port, VcpuId, Virq};
+use hypercall_abi::evtchn::{EVTCHN_FIFO_PRIORITY_MIN, EvtchnFifoControlBlock};
+use hypercall_abi::{DomId, Mfn, Port, VcpuId, Virq};
 
+use super::fifo;
+use super::table::Offer;
 use super::two_level::{self, PortWords, Raised, VcpuWords};
-use super::{Entry, Error, PortState, PortTable, is_global};
+use super::{Entry, Error, PortState, PortTable, Queue, is_global};
 use crate::domain::{Domain, Life, VcpuRef, block};
 use crate::hypercall::{Budget, Preempted};
 use crate::hypervisor::Hypervisor;
+use crate::page_ref::{TypedRef, Writable};
 use crate::platform::{CpuId, Platform};
 use crate::sync::{RankedGuard, rank};
 
@@ -98,17 +102,51 @@ impl<P: Platform> Hypervisor<P> {
         })
     }
 
-    /// Makes a port pending and tells the vCPU, and whoever polls it. The caller holds the lock of the domain's port table.
-    pub(super) fn deliver(&self, domain: &Arc<Domain>, port: Port, vcpu: VcpuId) {
-        let (Some(words), Some(vcpu)) = (self.port_words(domain, port), VcpuRef::new(domain, vcpu)) else {
-            return;
-        };
+    /// Makes a port pending and tells its vCPU, and whoever polls it. `table` is the domain's, and locked.
+    pub(super) fn deliver(&self, domain: &Arc<Domain>, table: &PortTable, port: Port, entry: Entry) {
+        let Some(vcpu) = VcpuRef::new(domain, entry.vcpu()) else { return };
+        if table.is_fifo() {
+            return self.deliver_fifo(&vcpu, table, port, entry);
+        }
+        let Some(words) = self.port_words(domain, port) else { return };
         match two_level::raise(words, self.vcpu_words(&vcpu)) {
             Raised::WasPending => return,
             Raised::Quiet => {}
             Raised::Notify => self.notify(&vcpu),
         }
         self.wake_pollers(domain, port);
+    }
+
+    /// An event that has no word yet is held until the guest's event array reaches to it. One for a vCPU without a control
+    /// block is dropped: guests have to give the block first.
+    fn deliver_fifo(&self, vcpu: &VcpuRef, table: &PortTable, port: Port, entry: Entry) {
+        let Some(word) = table.event_word(&self.platform, port) else {
+            return table.hold(&self.platform, port, true);
+        };
+        if table.control(&self.platform, entry.vcpu()).is_none() {
+            return;
+        }
+        let raised = fifo::raise(word);
+        if raised.queue {
+            self.enqueue(vcpu, table, port, entry.queue);
+        }
+        if raised.new {
+            self.wake_pollers(vcpu.domain(), port);
+        }
+    }
+
+    /// Puts a port whose word is claimed in its queue.
+    fn enqueue(&self, vcpu: &VcpuRef, table: &PortTable, port: Port, queue: Queue) {
+        let (Some(control), Some(upcall)) =
+            (table.control(&self.platform, queue.vcpu), vcpu.info_word(&self.platform, UPCALL_WORD))
+        else {
+            return;
+        };
+        let tail = table.move_to_tail(&self.platform, port, queue);
+        let tail = tail.and_then(|tail| table.event_word(&self.platform, tail));
+        if fifo::enqueue(port, queue.priority, tail, control, upcall) {
+            self.notify(vcpu);
+        }
     }
 
     /// Wakes a vCPU that has an upcall to take, or makes the CPU that runs it look.
@@ -150,7 +188,7 @@ impl<P: Platform> Hypervisor<P> {
         if let Ok(entry) = table.get(&self.platform, port)
             && entry.state == (PortState::Virq { virq })
         {
-            self.deliver(domain, port, entry.vcpu);
+            self.deliver(domain, &table, port, entry);
         }
     }
 
@@ -163,7 +201,7 @@ impl<P: Platform> Hypervisor<P> {
             match entry.state {
                 PortState::Interdomain { remote, port } => (remote, port),
                 PortState::Ipi => {
-                    self.deliver(domain, port, entry.vcpu);
+                    self.deliver(domain, &table, port, entry);
                     return Ok(());
                 }
                 PortState::Unbound { .. } => return Ok(()),
@@ -175,27 +213,41 @@ impl<P: Platform> Hypervisor<P> {
         if let Ok(entry) = table.get(&self.platform, remote_port)
             && entry.state == (PortState::Interdomain { remote: domain.id, port })
         {
-            self.deliver(&peer, remote_port, entry.vcpu);
+            self.deliver(&peer, &table, remote_port, entry);
         }
         Ok(())
     }
 
-    /// Whether a port is pending, for `SCHEDOP_poll`. [`Error::BadPort`] when it does not exist.
+    /// Whether a port is pending, for `SCHEDOP_poll`. [`Error::BadPort`] when it is not open.
     pub fn port_pending(&self, domain: &Domain, port: Port) -> Result<bool, Error> {
-        domain.events.lock().get(&self.platform, port)?;
+        let table = domain.events.lock();
+        if !table.get(&self.platform, port)?.is_open() {
+            return Err(Error::BadPort);
+        }
+        if table.is_fifo() {
+            return Ok(table.event_word(&self.platform, port).is_some_and(|w| w.read() & fifo::PENDING != 0));
+        }
         let words = self.port_words(domain, port).ok_or(Error::BadPort)?;
         Ok(two_level::Word::read(words.pending) & words.bit != 0)
     }
 
-    /// Clears the mask of a port and delivers what it held back.
+    /// Clears the mask of a port and delivers what it held back. Does nothing to a port that is not open.
     pub fn unmask(&self, domain: &Arc<Domain>, port: Port) -> Result<(), Error> {
         let table = domain.events.lock();
         let entry = table.get(&self.platform, port)?;
-        let (Some(words), Some(vcpu)) = (self.port_words(domain, port), VcpuRef::new(domain, entry.vcpu))
-        else {
-            return Err(Error::BadPort);
+        let Some(vcpu) = VcpuRef::new(domain, entry.vcpu()).filter(|_| entry.is_open()) else {
+            return Ok(());
         };
-        if two_level::unmask(words, self.vcpu_words(&vcpu)) == Raised::Notify {
+        if table.is_fifo() {
+            if let Some(word) = table.event_word(&self.platform, port)
+                && table.control(&self.platform, entry.vcpu()).is_some()
+                && fifo::unmask(word).queue
+            {
+                self.enqueue(&vcpu, &table, port, entry.queue);
+            }
+        } else if let Some(words) = self.port_words(domain, port)
+            && two_level::unmask(words, self.vcpu_words(&vcpu)) == Raised::Notify
+        {
             self.notify(&vcpu);
         }
         Ok(())
@@ -203,29 +255,54 @@ impl<P: Platform> Hypervisor<P> {
 
     // ── binding ──
 
-    /// The lowest free port, its frame there. Taken only when the caller sets it, under the same lock.
-    pub(super) fn free_port(&self, domain: &Domain, table: &mut PortTable) -> Result<Port, Error> {
+    /// The lowest port that can be had, its frame there. Taken only when the caller sets it, under the same lock.
+    ///
+    /// Ports that were closed while an event of theirs is in a queue are passed over. A guest can have many of those: the
+    /// search asks the budget for each group of ports that has no others, and goes on from there when it is asked again.
+    pub(super) fn free_port(
+        &self,
+        domain: &Domain,
+        table: &mut PortTable,
+        budget: &mut Budget,
+    ) -> Result<Port, Error> {
         // Asked under the lock: teardown says "dying" before it takes the lock to close what is open.
         if domain.life() != Life::Alive {
             return Err(Error::Dying);
         }
-        let port = table.lowest_free()?;
-        if table.lacks_frame(port) {
-            table.add_frame(port, self.allocate_frames(0, u64::MAX).ok_or(Error::NoMemory)?);
+        let mut from = core::mem::take(&mut table.search_from);
+        let port = loop {
+            match table.offer(&self.platform, from)? {
+                Offer::Port(port) => break port,
+                Offer::Busy(next) => from = next,
+            }
+            if budget.step() == Err(Preempted) {
+                table.search_from = from;
+                return Err(Error::Unfinished);
+            }
+        };
+        if table.lacks_frame(&self.platform, port) {
+            let frame = self.allocate_frames(0, u64::MAX).ok_or(Error::NoMemory)?;
+            table.add_frame(&self.platform, port, frame);
         }
         Ok(port)
     }
 
-    fn bind_local(&self, domain: &Domain, state: PortState, vcpu: VcpuId) -> Result<Port, Error> {
+    fn bind_local(
+        &self,
+        domain: &Domain,
+        state: PortState,
+        vcpu: VcpuId,
+        budget: &mut Budget,
+    ) -> Result<Port, Error> {
         let mut table = domain.events.lock();
-        let port = self.free_port(domain, &mut table)?;
+        let port = self.free_port(domain, &mut table, budget)?;
         table.set(&self.platform, port, Entry::new(state, vcpu));
         Ok(port)
     }
 
     /// Opens a port that `remote` may connect to. Whether `remote` exists is not asked, as on Xen.
-    pub fn alloc_unbound(&self, domain: &Domain, remote: DomId) -> Result<Port, Error> {
-        self.bind_local(domain, PortState::Unbound { remote }, VcpuId::new(0))
+    pub fn alloc_unbound(&self, domain: &Domain, remote: DomId, budget: &mut Budget) -> Result<Port, Error> {
+        self.bind_local(domain, PortState::Unbound { remote }, VcpuId::new(0), budget)
     }
 
     /// Connects a new port of `local` to a port of `remote` that waits for it. The new port starts pending: the other side may
@@ -235,23 +312,31 @@ impl<P: Platform> Hypervisor<P> {
         local: &Arc<Domain>,
         remote: &Domain,
         remote_port: Port,
+        budget: &mut Budget,
     ) -> Result<Port, Error> {
         let mut pair = Pair::lock(local, remote);
-        let port = self.free_port(local, pair.local())?;
+        let port = self.free_port(local, pair.local(), budget)?;
         let there = pair.remote().get(&self.platform, remote_port)?;
         if there.state != (PortState::Unbound { remote: local.id }) {
             return Err(Error::BadPort);
         }
         let here = PortState::Interdomain { remote: remote.id, port: remote_port };
-        pair.local().set(&self.platform, port, Entry::new(here, VcpuId::new(0)));
+        let here = Entry::new(here, VcpuId::new(0));
+        pair.local().set(&self.platform, port, here);
         let back = PortState::Interdomain { remote: local.id, port };
-        pair.remote().set(&self.platform, remote_port, Entry::new(back, there.vcpu));
-        self.deliver(local, port, VcpuId::new(0));
+        pair.remote().set(&self.platform, remote_port, Entry { state: back, ..there });
+        self.deliver(local, pair.local(), port, here);
         Ok(port)
     }
 
     /// Binds a virtual interrupt of a vCPU to a new port.
-    pub fn bind_virq(&self, domain: &Domain, virq: Virq, vcpu: VcpuId) -> Result<Port, Error> {
+    pub fn bind_virq(
+        &self,
+        domain: &Domain,
+        virq: Virq,
+        vcpu: VcpuId,
+        budget: &mut Budget,
+    ) -> Result<Port, Error> {
         if virq.get() >= Virq::COUNT || is_global(virq) && vcpu.get() != 0 {
             return Err(Error::BadSource);
         }
@@ -261,16 +346,16 @@ impl<P: Platform> Hypervisor<P> {
         if slot.load(Ordering::Acquire) != 0 {
             return Err(Error::AlreadyBound);
         }
-        let port = self.free_port(domain, &mut table)?;
+        let port = self.free_port(domain, &mut table, budget)?;
         table.set(&self.platform, port, Entry::new(PortState::Virq { virq }, vcpu));
         slot.store(port.get(), Ordering::Release);
         Ok(port)
     }
 
     /// Opens a port by which the domain's vCPUs signal one of them.
-    pub fn bind_ipi(&self, domain: &Domain, vcpu: VcpuId) -> Result<Port, Error> {
+    pub fn bind_ipi(&self, domain: &Domain, vcpu: VcpuId, budget: &mut Budget) -> Result<Port, Error> {
         domain.vcpus.get(vcpu.get() as usize).ok_or(Error::NoVcpu)?;
-        self.bind_local(domain, PortState::Ipi, vcpu)
+        self.bind_local(domain, PortState::Ipi, vcpu, budget)
     }
 
     /// Sends the events of a port to another vCPU from now on. Not for ports that belong to one vCPU.
@@ -286,13 +371,128 @@ impl<P: Platform> Hypervisor<P> {
         if !movable {
             return Err(Error::BadPort);
         }
-        table.set(&self.platform, port, Entry { vcpu, ..entry });
+        table.set(&self.platform, port, Entry { queue: Queue { vcpu, ..entry.queue }, ..entry });
         Ok(())
     }
 
     /// What a port is bound to.
     pub fn port_status(&self, domain: &Domain, port: Port) -> Result<Entry, Error> {
         domain.events.lock().get(&self.platform, port)
+    }
+
+    // ── the FIFO form ──
+
+    /// The guest's page `frame`, which it must own and may write, for as long as the hypervisor writes there.
+    fn guest_page(&self, domain: &Domain, frame: Mfn) -> Result<TypedRef<'_, Writable>, Error> {
+        self.pager().get_typed(frame, domain.id, self, &mut Budget::unlimited()).map_err(|_| Error::BadPage)
+    }
+
+    /// Gives a vCPU its control block, at byte `offset` of a page of the domain. The first one turns the domain to the FIFO
+    /// form: what is pending moves over and is announced as the event array comes to reach it, and every port has the default
+    /// priority.
+    ///
+    /// [`Error::BadPage`] no such page, or misplaced in it, or the vCPU has a block.
+    pub fn init_control(&self, domain: &Domain, vcpu: VcpuId, frame: Mfn, offset: u32) -> Result<(), Error> {
+        domain.vcpus.get(vcpu.get() as usize).ok_or(Error::NoVcpu)?;
+        let offset = offset as usize;
+        if offset > 4096 - size_of::<EvtchnFifoControlBlock>() || !offset.is_multiple_of(8) {
+            return Err(Error::BadPage);
+        }
+        let page = self.guest_page(domain, frame)?;
+        let mut table = domain.events.lock();
+        if domain.life() != Life::Alive {
+            return Err(Error::Dying);
+        }
+        if !table.is_fifo() {
+            let frame = || self.allocate_frames(0, u64::MAX).ok_or(Error::NoMemory);
+            let tails = frame()?;
+            let index = if table.has_index() { None } else { Some(frame()) };
+            let index = index.transpose().inspect_err(|_| self.mm.give_back(tails, 0))?;
+            self.hold_pending(domain, &table);
+            table.begin_fifo(index, tails);
+        }
+        if table.control(&self.platform, vcpu).is_some() {
+            return Err(Error::BadPage);
+        }
+        table.set_control(&self.platform, vcpu, page.into_pte(), offset);
+        Ok(())
+    }
+
+    /// Notes the two-level form's pending bits of open ports at the ports.
+    fn hold_pending(&self, domain: &Domain, table: &PortTable) {
+        let mut from = 1;
+        while let Some(port) = table.first_taken(&self.platform, from) {
+            if let Some(words) = self.port_words(domain, port)
+                && two_level::Word::read(words.pending) & words.bit != 0
+            {
+                table.hold(&self.platform, port, true);
+            }
+            from = port.get() + 1;
+        }
+    }
+
+    /// Adds a page to the event array, and raises the events that waited for it.
+    ///
+    /// [`Error::NotFifo`] in the two-level form, [`Error::NoFreePort`] when the array reaches to the last port,
+    /// [`Error::BadPage`] no such page.
+    pub fn expand_array(&self, domain: &Arc<Domain>, frame: Mfn) -> Result<(), Error> {
+        // Before the page: which of two errors is told does not depend on the page then.
+        {
+            let table = domain.events.lock();
+            if !table.is_fifo() {
+                return Err(Error::NotFifo);
+            }
+            if table.array_is_complete() {
+                return Err(Error::NoFreePort);
+            }
+        }
+        let page = self.guest_page(domain, frame)?;
+        let mut table = domain.events.lock();
+        if domain.life() != Life::Alive {
+            return Err(Error::Dying);
+        }
+        if !table.is_fifo() {
+            return Err(Error::NotFifo);
+        }
+        if table.array_is_complete() {
+            return Err(Error::NoFreePort);
+        }
+        for port in table.add_array_page(&self.platform, page.into_pte()).map(Port::new) {
+            let Ok(entry) = table.get(&self.platform, port) else { continue };
+            if entry.held && entry.is_open() {
+                table.hold(&self.platform, port, false);
+                self.deliver(domain, &table, port, entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets how urgent the events of a port are from the next one on: 0 first, 15 last.
+    ///
+    /// [`Error::NoPriorities`] in the two-level form, [`Error::NotOpen`] port not open, [`Error::BadPriority`].
+    pub fn set_priority(&self, domain: &Domain, port: Port, priority: u32) -> Result<(), Error> {
+        let mut table = domain.events.lock();
+        let entry = table.get(&self.platform, port)?;
+        if !table.is_fifo() {
+            return Err(Error::NoPriorities);
+        }
+        if !entry.is_open() {
+            return Err(Error::NotOpen);
+        }
+        if priority > EVTCHN_FIFO_PRIORITY_MIN {
+            return Err(Error::BadPriority);
+        }
+        let queue = Queue { priority: priority as u8, ..entry.queue };
+        table.set(&self.platform, port, Entry { queue, ..entry });
+        Ok(())
+    }
+
+    /// Turns a table without open ports back to the two-level form and lets go of the guest's pages.
+    fn leave_fifo(&self, table: &mut PortTable) {
+        let release = |page| drop(TypedRef::<Writable>::from_pte(&self.mm, page));
+        if let Some(tails) = table.end_fifo(&self.platform, release) {
+            self.mm.give_back(tails, 0);
+        }
     }
 
     // ── closing ──
@@ -311,7 +511,7 @@ impl<P: Platform> Hypervisor<P> {
                     return Ok(());
                 }
                 PortState::Virq { virq } => {
-                    let owner = if is_global(virq) { 0 } else { entry.vcpu.get() };
+                    let owner = if is_global(virq) { 0 } else { entry.vcpu().get() };
                     let vcpu = domain.vcpus.get(owner as usize);
                     if let Some(slot) = vcpu.and_then(|v| v.virq_port.get(virq.get() as usize)) {
                         slot.store(0, Ordering::Release);
@@ -341,13 +541,17 @@ impl<P: Platform> Hypervisor<P> {
         let there = pair.remote().get(&self.platform, remote_port)?;
         let waits = PortState::Unbound { remote: domain.id };
         self.free(domain, pair.local(), port);
-        pair.remote().set(&self.platform, remote_port, Entry::new(waits, there.vcpu));
+        pair.remote().set(&self.platform, remote_port, Entry { state: waits, ..there });
         Ok(())
     }
 
     /// Frees a port. A pending bit that was left would be taken for an event of the next binding.
     fn free(&self, domain: &Domain, table: &mut PortTable, port: Port) {
-        if let Some(words) = self.port_words(domain, port) {
+        if table.is_fifo() {
+            if let Some(word) = table.event_word(&self.platform, port) {
+                word.clear(fifo::PENDING);
+            }
+        } else if let Some(words) = self.port_words(domain, port) {
             two_level::Word::clear_bits(words.pending, words.bit);
         }
         table.set(&self.platform, port, Entry::FREE);
@@ -373,7 +577,7 @@ impl<P: Platform> Hypervisor<P> {
         loop {
             let next = {
                 let mut table = domain.events.lock();
-                let next = table.first_taken(table.reset_from);
+                let next = table.first_taken(&self.platform, table.reset_from);
                 match next {
                     Some(port) => table.reset_from = port.get(),
                     None => table.reset_from = 0,
@@ -387,14 +591,19 @@ impl<P: Platform> Hypervisor<P> {
                 return Ok(Progress::Preempted);
             }
         }
-        if domain.events.lock().active() == 0 { Ok(Progress::Done) } else { Err(Error::NotAllClosed) }
+        let mut table = domain.events.lock();
+        if table.active() != 0 {
+            return Err(Error::NotAllClosed);
+        }
+        self.leave_fifo(&mut table);
+        Ok(Progress::Done)
     }
 
     /// Teardown of a dying domain's event channels: closes every port and gives the frames back, one port a step.
     pub fn tear_down_ports(&self, domain: &Domain, budget: &mut Budget) -> Progress {
         debug_assert!(domain.life() != Life::Alive);
         loop {
-            let next = domain.events.lock().first_taken(1);
+            let next = domain.events.lock().first_taken(&self.platform, 1);
             let Some(port) = next else { break };
             // Only teardown closes ports now, or a vCPU that is about to stop: either way it is closed.
             let _ = self.close(domain, port);
@@ -403,7 +612,8 @@ impl<P: Platform> Hypervisor<P> {
             }
         }
         let mut table = domain.events.lock();
-        while let Some(frame) = table.take_frame() {
+        self.leave_fifo(&mut table);
+        while let Some(frame) = table.take_frame(&self.platform) {
             self.mm.give_back(frame, 0);
         }
         Progress::Done

@@ -79,8 +79,8 @@ fn consume(hv: &Hypervisor<SimMachine>, domain: &Domain) -> BTreeSet<u32> {
 }
 
 fn connect(hv: &Hypervisor<SimMachine>, a: &Arc<Domain>, b: &Arc<Domain>) -> (Port, Port) {
-    let waiting = hv.alloc_unbound(a, b.id).unwrap();
-    let port = hv.bind_interdomain(b, a, waiting).unwrap();
+    let waiting = hv.alloc_unbound(a, b.id, &mut Budget::unlimited()).unwrap();
+    let port = hv.bind_interdomain(b, a, waiting, &mut Budget::unlimited()).unwrap();
     (waiting, port)
 }
 
@@ -108,22 +108,28 @@ fn closing_one_end_leaves_the_other_waiting() {
     assert_eq!(hv.send(&a, pa), Ok(()), "a send to a closed peer is dropped");
     assert_eq!(hv.send(&b, pb), Err(Error::BadPort));
     assert_eq!(hv.close(&b, pb), Err(Error::BadPort));
-    assert_eq!(hv.bind_interdomain(&b, &a, pa), Ok(pb));
+    assert_eq!(hv.bind_interdomain(&b, &a, pa, &mut Budget::unlimited()), Ok(pb));
 }
 
 #[test]
 fn only_the_named_domain_may_connect() {
     let (hv, a, b) = two_domains();
     let c = add_domain(&hv, 9, 1, Rights::none());
-    let waiting = hv.alloc_unbound(&a, b.id).unwrap();
-    assert_eq!(hv.bind_interdomain(&c, &a, waiting), Err(Error::BadPort));
-    assert_eq!(hv.bind_interdomain(&b, &a, Port::new(waiting.get() + 1)), Err(Error::BadPort));
-    assert_eq!(hv.bind_interdomain(&b, &a, Port::new(100_000)), Err(Error::BadPort));
+    let waiting = hv.alloc_unbound(&a, b.id, &mut Budget::unlimited()).unwrap();
+    assert_eq!(hv.bind_interdomain(&c, &a, waiting, &mut Budget::unlimited()), Err(Error::BadPort));
+    assert_eq!(
+        hv.bind_interdomain(&b, &a, Port::new(waiting.get() + 1), &mut Budget::unlimited()),
+        Err(Error::BadPort)
+    );
+    assert_eq!(
+        hv.bind_interdomain(&b, &a, Port::new(100_000), &mut Budget::unlimited()),
+        Err(Error::BadPort)
+    );
     for domain in [&b, &c] {
         assert_eq!(domain.events.lock().active(), 0, "a refused bind takes no port");
     }
-    assert!(hv.bind_interdomain(&b, &a, waiting).is_ok());
-    assert_eq!(hv.bind_interdomain(&b, &a, waiting), Err(Error::BadPort));
+    assert!(hv.bind_interdomain(&b, &a, waiting, &mut Budget::unlimited()).is_ok());
+    assert_eq!(hv.bind_interdomain(&b, &a, waiting, &mut Budget::unlimited()), Err(Error::BadPort));
 }
 
 #[test]
@@ -141,11 +147,20 @@ fn a_domain_may_connect_to_itself() {
 #[test]
 fn virtual_interrupts_bind_once_and_reach_their_vcpu() {
     let (hv, a, _) = two_domains();
-    let port = hv.bind_virq(&a, Virq::TIMER, VcpuId::new(1)).unwrap();
-    assert_eq!(hv.bind_virq(&a, Virq::TIMER, VcpuId::new(1)), Err(Error::AlreadyBound));
-    assert_eq!(hv.bind_virq(&a, Virq::TIMER, VcpuId::new(2)), Err(Error::NoVcpu));
-    assert_eq!(hv.bind_virq(&a, Virq::CONSOLE, VcpuId::new(1)), Err(Error::BadSource));
-    assert_eq!(hv.bind_virq(&a, Virq::new(24), VcpuId::new(0)), Err(Error::BadSource));
+    let port = hv.bind_virq(&a, Virq::TIMER, VcpuId::new(1), &mut Budget::unlimited()).unwrap();
+    assert_eq!(
+        hv.bind_virq(&a, Virq::TIMER, VcpuId::new(1), &mut Budget::unlimited()),
+        Err(Error::AlreadyBound)
+    );
+    assert_eq!(hv.bind_virq(&a, Virq::TIMER, VcpuId::new(2), &mut Budget::unlimited()), Err(Error::NoVcpu));
+    assert_eq!(
+        hv.bind_virq(&a, Virq::CONSOLE, VcpuId::new(1), &mut Budget::unlimited()),
+        Err(Error::BadSource)
+    );
+    assert_eq!(
+        hv.bind_virq(&a, Virq::new(24), VcpuId::new(0), &mut Budget::unlimited()),
+        Err(Error::BadSource)
+    );
     assert_eq!(hv.bind_vcpu(&a, port, VcpuId::new(0)), Err(Error::BadPort));
     hv.raise_virq(&VcpuRef::new(&a, VcpuId::new(0)).unwrap(), Virq::TIMER);
     assert!(!pending(&hv, &a, port), "the timer of vCPU 0 is not bound");
@@ -154,21 +169,24 @@ fn virtual_interrupts_bind_once_and_reach_their_vcpu() {
     assert_eq!(word(&hv, &a, 8) & 0xff, 1, "vCPU 1 is told");
     assert_eq!(word(&hv, &a, 0) & 0xff, 0, "vCPU 0 is not");
 
-    let console = hv.bind_virq(&a, Virq::CONSOLE, VcpuId::new(0)).unwrap();
+    let console = hv.bind_virq(&a, Virq::CONSOLE, VcpuId::new(0), &mut Budget::unlimited()).unwrap();
     hv.bind_vcpu(&a, console, VcpuId::new(1)).unwrap();
     consume(&hv, &a);
     hv.raise_virq(&VcpuRef::new(&a, VcpuId::new(1)).unwrap(), Virq::CONSOLE);
     assert!(pending(&hv, &a, console));
     assert_eq!(word(&hv, &a, 8) & 0xff, 1);
     hv.close(&a, console).unwrap();
-    assert!(hv.bind_virq(&a, Virq::CONSOLE, VcpuId::new(0)).is_ok(), "closing unbinds");
+    assert!(
+        hv.bind_virq(&a, Virq::CONSOLE, VcpuId::new(0), &mut Budget::unlimited()).is_ok(),
+        "closing unbinds"
+    );
 }
 
 #[test]
 fn an_ipi_port_signals_its_vcpu() {
     let (hv, a, _) = two_domains();
-    assert_eq!(hv.bind_ipi(&a, VcpuId::new(7)), Err(Error::NoVcpu));
-    let port = hv.bind_ipi(&a, VcpuId::new(1)).unwrap();
+    assert_eq!(hv.bind_ipi(&a, VcpuId::new(7), &mut Budget::unlimited()), Err(Error::NoVcpu));
+    let port = hv.bind_ipi(&a, VcpuId::new(1), &mut Budget::unlimited()).unwrap();
     hv.send(&a, port).unwrap();
     assert_eq!((word(&hv, &a, 8) & 0xff, word(&hv, &a, 0) & 0xff), (1, 0));
     assert_eq!(hv.bind_vcpu(&a, port, VcpuId::new(0)), Err(Error::BadPort));
@@ -203,12 +221,12 @@ fn a_blocked_vcpu_wakes_and_a_poller_wakes_even_when_masked() {
 #[test]
 fn pins_need_the_right_and_have_one_listener() {
     let (hv, a, b) = two_domains();
-    assert_eq!(hv.bind_pirq(&b, 4), Err(Error::NotPermitted));
-    assert_eq!(hv.bind_pirq(&a, PINS), Err(Error::BadSource));
-    let port = hv.bind_pirq(&a, 4).unwrap();
-    assert_eq!(hv.bind_pirq(&a, 4), Err(Error::AlreadyBound));
+    assert_eq!(hv.bind_pirq(&b, 4, &mut Budget::unlimited()), Err(Error::NotPermitted));
+    assert_eq!(hv.bind_pirq(&a, PINS, &mut Budget::unlimited()), Err(Error::BadSource));
+    let port = hv.bind_pirq(&a, 4, &mut Budget::unlimited()).unwrap();
+    assert_eq!(hv.bind_pirq(&a, 4, &mut Budget::unlimited()), Err(Error::AlreadyBound));
     b.rights.lock().irqs.insert(4, 4);
-    assert_eq!(hv.bind_pirq(&b, 4), Err(Error::PinInUse));
+    assert_eq!(hv.bind_pirq(&b, 4, &mut Budget::unlimited()), Err(Error::PinInUse));
     assert_eq!(b.events.lock().active(), 0);
 
     hv.on_irq(4);
@@ -223,22 +241,22 @@ fn pins_need_the_right_and_have_one_listener() {
     consume(&hv, &a);
     hv.on_irq(4);
     assert_eq!(consume(&hv, &a), BTreeSet::new(), "an interrupt nobody listens to goes nowhere");
-    assert!(hv.bind_pirq(&b, 4).is_ok());
+    assert!(hv.bind_pirq(&b, 4, &mut Budget::unlimited()).is_ok());
 }
 
 #[test]
 fn ports_run_out_and_frames_come_as_needed() {
     let (hv, a, b) = two_domains();
     let free = hv.mm.free_frames();
-    assert_eq!(a.events.lock().frame_count(), 0);
+    assert_eq!(a.events.lock().frame_count(&hv.platform), 0);
     for expected in 1..4096 {
-        assert_eq!(hv.alloc_unbound(&a, b.id), Ok(Port::new(expected)));
+        assert_eq!(hv.alloc_unbound(&a, b.id, &mut Budget::unlimited()), Ok(Port::new(expected)));
     }
-    assert_eq!(hv.alloc_unbound(&a, b.id), Err(Error::NoFreePort));
-    assert_eq!(a.events.lock().frame_count(), PortTable::FRAMES);
-    assert_eq!(hv.mm.free_frames(), free - PortTable::FRAMES);
+    assert_eq!(hv.alloc_unbound(&a, b.id, &mut Budget::unlimited()), Err(Error::NoFreePort));
+    assert_eq!(a.events.lock().frame_count(&hv.platform), PortTable::SMALL_FRAMES);
+    assert_eq!(hv.mm.free_frames(), free - PortTable::SMALL_FRAMES);
     hv.close(&a, Port::new(77)).unwrap();
-    assert_eq!(hv.alloc_unbound(&a, b.id), Ok(Port::new(77)));
+    assert_eq!(hv.alloc_unbound(&a, b.id, &mut Budget::unlimited()), Ok(Port::new(77)));
     assert_eq!(hv.close(&a, Port::new(4096)), Err(Error::BadPort));
     assert_eq!(hv.port_status(&a, Port::new(0)).unwrap().state, PortState::Reserved);
     assert_eq!(hv.close(&a, Port::new(0)), Err(Error::BadPort));
@@ -256,7 +274,7 @@ fn ports_run_out_and_frames_come_as_needed() {
 fn without_memory_a_port_is_refused() {
     let hv = hypervisor(2);
     let a = add_domain(&hv, 0, 1, Rights::none());
-    assert_eq!(hv.alloc_unbound(&a, DomId::new(1)), Err(Error::NoMemory));
+    assert_eq!(hv.alloc_unbound(&a, DomId::new(1), &mut Budget::unlimited()), Err(Error::NoMemory));
     assert_eq!(a.events.lock().active(), 0);
 }
 
@@ -264,11 +282,11 @@ fn without_memory_a_port_is_refused() {
 fn a_dying_domain_lets_go_of_its_peers() {
     let (hv, a, b) = two_domains();
     let pairs: Vec<_> = (0..10).map(|_| connect(&hv, &a, &b)).collect();
-    hv.bind_virq(&b, Virq::TIMER, VcpuId::new(1)).unwrap();
+    hv.bind_virq(&b, Virq::TIMER, VcpuId::new(1), &mut Budget::unlimited()).unwrap();
     b.set_life(Life::Dying);
-    assert_eq!(hv.alloc_unbound(&b, a.id), Err(Error::Dying));
-    let waiting = hv.alloc_unbound(&a, b.id).unwrap();
-    assert_eq!(hv.bind_interdomain(&b, &a, waiting), Err(Error::Dying));
+    assert_eq!(hv.alloc_unbound(&b, a.id, &mut Budget::unlimited()), Err(Error::Dying));
+    let waiting = hv.alloc_unbound(&a, b.id, &mut Budget::unlimited()).unwrap();
+    assert_eq!(hv.bind_interdomain(&b, &a, waiting, &mut Budget::unlimited()), Err(Error::Dying));
     while hv.tear_down_ports(&b, &mut Budget::new(1)) == Progress::Preempted {}
     assert_eq!(b.events.lock().active(), 0);
     assert_eq!(b.vcpus[1].virq_port[0].load(Ordering::SeqCst), 0);
@@ -288,7 +306,7 @@ fn reset_in_steps_ends_as_without_limit() {
         for _ in 0..20 {
             connect(&hv, &a, &b);
         }
-        hv.bind_ipi(&a, VcpuId::new(0)).unwrap();
+        hv.bind_ipi(&a, VcpuId::new(0), &mut Budget::unlimited()).unwrap();
         assert_eq!(hv.reset_ports(&a, true, &mut Budget::new(5)), Err(Error::ResetUnderWay));
         let mut resuming = false;
         while hv.reset_ports(&a, resuming, &mut Budget::new(budget)) == Ok(Progress::Preempted) {
@@ -297,7 +315,7 @@ fn reset_in_steps_ends_as_without_limit() {
         }
         assert_eq!(a.events.lock().active(), 0);
         assert_eq!(b.events.lock().active(), 20);
-        assert!(hv.alloc_unbound(&a, b.id).is_ok());
+        assert!(hv.alloc_unbound(&a, b.id, &mut Budget::unlimited()).is_ok());
     }
 }
 
@@ -436,11 +454,17 @@ impl World {
         let hv = &self.hv;
         match *op {
             Op::Alloc(d, e) => {
-                let got = hv.alloc_unbound(&self.domains[d], DomId::new(NUMBERS[e]));
+                let got =
+                    hv.alloc_unbound(&self.domains[d], DomId::new(NUMBERS[e]), &mut Budget::unlimited());
                 assert_eq!(got, Ok(Port::new(self.model[d].open(Source::Unbound(e), 0))));
             }
             Op::Bind(d, e, p) => {
-                let got = hv.bind_interdomain(&self.domains[d], &self.domains[e], Port::new(p));
+                let got = hv.bind_interdomain(
+                    &self.domains[d],
+                    &self.domains[e],
+                    Port::new(p),
+                    &mut Budget::unlimited(),
+                );
                 if self.model[e].ports.get(&p).is_some_and(|s| s.0 == Source::Unbound(d)) {
                     let port = self.model[d].open(Source::Peer(e, p), 0);
                     self.model[e].ports.get_mut(&p).unwrap().0 = Source::Peer(d, port);
@@ -451,7 +475,8 @@ impl World {
                 }
             }
             Op::Virq(d, q, v) => {
-                let got = hv.bind_virq(&self.domains[d], Virq::new(q), VcpuId::new(v));
+                let got =
+                    hv.bind_virq(&self.domains[d], Virq::new(q), VcpuId::new(v), &mut Budget::unlimited());
                 let global = is_global(Virq::new(q));
                 let expected = if q >= 24 || global && v != 0 {
                     Err(Error::BadSource)
@@ -465,7 +490,7 @@ impl World {
                 assert_eq!(got, expected);
             }
             Op::Ipi(d, v) => {
-                let got = hv.bind_ipi(&self.domains[d], VcpuId::new(v));
+                let got = hv.bind_ipi(&self.domains[d], VcpuId::new(v), &mut Budget::unlimited());
                 let expected = if v < VCPUS {
                     Ok(Port::new(self.model[d].open(Source::Ipi, v)))
                 } else {
@@ -474,7 +499,7 @@ impl World {
                 assert_eq!(got, expected);
             }
             Op::Pirq(d, pin) => {
-                let got = hv.bind_pirq(&self.domains[d], pin);
+                let got = hv.bind_pirq(&self.domains[d], pin, &mut Budget::unlimited());
                 let allowed = pin < if NUMBERS[d] == 0 { 4 } else { 2 };
                 let listener = (0..DOMAINS).find(|e| self.find(*e, Source::Pirq(pin), None).is_some());
                 let expected = match listener {

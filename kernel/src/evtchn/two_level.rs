@@ -38,6 +38,8 @@ pub trait Word {
     fn set_bits(&self, bits: u64) -> u64;
     /// Clears bits; returns the value before.
     fn clear_bits(&self, bits: u64) -> u64;
+    /// Inverts bits.
+    fn flip_bits(&self, bits: u64);
     /// Reads the word.
     fn read(&self) -> u64;
 }
@@ -48,6 +50,9 @@ impl Word for AtomicU64 {
     }
     fn clear_bits(&self, bits: u64) -> u64 {
         self.fetch_and(!bits, Ordering::SeqCst)
+    }
+    fn flip_bits(&self, bits: u64) {
+        self.fetch_xor(bits, Ordering::SeqCst);
     }
     fn read(&self) -> u64 {
         self.load(Ordering::SeqCst)

@@ -266,7 +266,7 @@ fn domain_info<P: Platform>(hv: &Hypervisor<P>, domain: &Domain) -> DomainInfo {
     let grants = hv.grant_usage(domain);
     let (ports, event_frames) = {
         let events = domain.events.lock();
-        (events.active(), events.frame_count() as u32)
+        (events.active(), events.frame_count(&hv.platform) as u32)
     };
     DomainInfo {
         domid: domain.id,

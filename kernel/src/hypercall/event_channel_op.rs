@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use hypercall_abi::evtchn::*;
 use hypercall_abi::subops::EvtchnOp;
-use hypercall_abi::{DomId, Errno, VcpuId, Virq};
+use hypercall_abi::{DomId, Errno, Mfn, VcpuId, Virq};
 
 use super::{Args, Exit, HcResult};
 use crate::access::Verbs;
@@ -18,13 +18,18 @@ impl From<Error> for Errno {
         match error {
             Error::NoDomain => Errno::ESRCH,
             Error::NoVcpu => Errno::ENOENT,
-            Error::BadPort | Error::BadSource | Error::Dying => Errno::EINVAL,
+            Error::BadPort | Error::BadSource | Error::BadPage | Error::BadPriority | Error::Dying => {
+                Errno::EINVAL
+            }
             Error::AlreadyBound => Errno::EEXIST,
             Error::PinInUse | Error::ResetUnderWay => Errno::EBUSY,
             Error::NotPermitted => Errno::EPERM,
             Error::NoFreePort => Errno::ENOSPC,
             Error::NoMemory => Errno::ENOMEM,
-            Error::NotAllClosed => Errno::EAGAIN,
+            Error::NotAllClosed | Error::Unfinished => Errno::EAGAIN,
+            Error::NotFifo => Errno::EOPNOTSUPP,
+            Error::NoPriorities => Errno::ENOSYS,
+            Error::NotOpen => Errno::EACCES,
         }
     }
 }
@@ -33,6 +38,11 @@ impl From<Error> for Exit {
     fn from(error: Error) -> Exit {
         Exit::Errno(error.into())
     }
+}
+
+/// What a search that did not come to its end is to the caller's SYSCALL: executed again.
+fn or_again(error: Error, args: Args) -> Exit {
+    if error == Error::Unfinished { Exit::Preempted(args) } else { error.into() }
 }
 
 /// The domain that the caller names as the one to work on: itself, or with the control right any other.
@@ -47,39 +57,43 @@ fn target<P: Platform>(hv: &Hypervisor<P>, current: &Current, id: DomId) -> Resu
 
 /// `event_channel_op(cmd, arg)`.
 ///
-/// `ENOSYS` unknown command or one of the FIFO form, `EFAULT` unreadable or unwritable argument; more with each argument
-/// structure. When the answer of a command that opened a port cannot be written, the port stays open, as on Xen: the guest
+/// `ENOSYS` unknown command, `EFAULT` unreadable or unwritable argument; more with each argument structure. When the answer of a command that opened a port cannot be written, the port stays open, as on Xen: the guest
 /// finds it with `status`.
 pub fn event_channel_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [cmd, arg, ..] = args;
     let domain = current.domain().clone();
+    let mut budget = current.state.budget;
+    let again = |error| or_again(error, args);
     match EvtchnOp::accept(cmd)? {
         EvtchnOp::AllocUnbound => {
             let mut op: EvtchnAllocUnbound = hv.read_guest(arg)?;
             let owner = target(hv, current, op.dom)?;
-            op.port = hv.alloc_unbound(&owner, hv.resolve_domid(domain.id, op.remote_dom))?;
+            let remote = hv.resolve_domid(domain.id, op.remote_dom);
+            op.port = hv.alloc_unbound(&owner, remote, &mut budget).map_err(again)?;
             hv.write_guest(arg, &op)?;
         }
         EvtchnOp::BindInterdomain => {
             let mut op: EvtchnBindInterdomain = hv.read_guest(arg)?;
             let remote = hv.domains.get(hv.resolve_domid(domain.id, op.remote_dom)).ok_or(Error::NoDomain)?;
-            op.local_port = hv.bind_interdomain(&domain, &remote, op.remote_port)?;
+            op.local_port =
+                hv.bind_interdomain(&domain, &remote, op.remote_port, &mut budget).map_err(again)?;
             hv.write_guest(arg, &op)?;
         }
         EvtchnOp::BindVirq => {
             let mut op: EvtchnBindVirq = hv.read_guest(arg)?;
-            op.port = hv.bind_virq(&domain, Virq::new(op.virq), VcpuId::new(op.vcpu))?;
+            let (virq, vcpu) = (Virq::new(op.virq), VcpuId::new(op.vcpu));
+            op.port = hv.bind_virq(&domain, virq, vcpu, &mut budget).map_err(again)?;
             hv.write_guest(arg, &op)?;
         }
         EvtchnOp::BindIpi => {
             let mut op: EvtchnBindIpi = hv.read_guest(arg)?;
-            op.port = hv.bind_ipi(&domain, VcpuId::new(op.vcpu))?;
+            op.port = hv.bind_ipi(&domain, VcpuId::new(op.vcpu), &mut budget).map_err(again)?;
             hv.write_guest(arg, &op)?;
         }
         EvtchnOp::BindPirq => {
             // BIND_PIRQ_WILL_SHARE is a promise about other listeners; a pin has one listener here.
             let mut op: EvtchnBindPirq = hv.read_guest(arg)?;
-            op.port = hv.bind_pirq(&domain, op.pirq)?;
+            op.port = hv.bind_pirq(&domain, op.pirq, &mut budget).map_err(again)?;
             hv.write_guest(arg, &op)?;
         }
         EvtchnOp::Close => hv.close(&domain, hv.read_guest::<EvtchnClose>(arg)?.port)?,
@@ -96,8 +110,20 @@ pub fn event_channel_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, 
         EvtchnOp::Unmask => hv.unmask(&domain, hv.read_guest::<EvtchnUnmask>(arg)?.port)?,
         EvtchnOp::Reset => return reset(hv, current, args, false),
         EvtchnOp::ResetCont => return reset(hv, current, args, true),
-        EvtchnOp::InitControl | EvtchnOp::ExpandArray | EvtchnOp::SetPriority => {
-            return Err(Errno::ENOSYS.into());
+        EvtchnOp::InitControl => {
+            let mut op: EvtchnInitControl = hv.read_guest(arg)?;
+            let page = Mfn::new(op.control_gfn.get());
+            hv.init_control(&domain, VcpuId::new(op.vcpu), page, op.offset)?;
+            op.link_bits = EVTCHN_FIFO_LINK_BITS as u8;
+            hv.write_guest(arg, &op)?;
+        }
+        EvtchnOp::ExpandArray => {
+            let op: EvtchnExpandArray = hv.read_guest(arg)?;
+            hv.expand_array(&domain, Mfn::new(op.array_gfn.get()))?;
+        }
+        EvtchnOp::SetPriority => {
+            let op: EvtchnSetPriority = hv.read_guest(arg)?;
+            hv.set_priority(&domain, op.port, op.priority)?;
         }
     }
     Ok(0)
@@ -105,7 +131,10 @@ pub fn event_channel_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, 
 
 /// Fields that do not belong to the state keep what the guest wrote there, as on Xen.
 fn status<P: Platform>(hv: &Hypervisor<P>, current: &Current, op: &mut EvtchnStatus) -> Result<(), Error> {
-    let entry = hv.port_status(&*target(hv, current, op.dom)?, op.port)?;
+    // A port that does not exist is told before the lack of a right, as on Xen.
+    let domain = hv.domains.get(hv.resolve_domid(current.domain().id, op.dom)).ok_or(Error::NoDomain)?;
+    let entry = hv.port_status(&domain, op.port)?;
+    target(hv, current, op.dom)?;
     op.status = match entry.state {
         PortState::Free | PortState::Reserved => EVTCHNSTAT_CLOSED,
         PortState::Unbound { remote } => {
@@ -126,7 +155,7 @@ fn status<P: Platform>(hv: &Hypervisor<P>, current: &Current, op: &mut EvtchnSta
         }
         PortState::Ipi => EVTCHNSTAT_IPI,
     };
-    op.vcpu = entry.vcpu.get();
+    op.vcpu = entry.vcpu().get();
     Ok(())
 }
 
@@ -170,7 +199,12 @@ pub fn event_channel_op_compat<P: Platform>(
         | EvtchnOp::AllocUnbound
         | EvtchnOp::BindIpi
         | EvtchnOp::BindVcpu
-        | EvtchnOp::Unmask => event_channel_op(hv, current, [cmd, at.wrapping_add(4), 0, 0, 0, 0]),
+        | EvtchnOp::Unmask => {
+            event_channel_op(hv, current, [cmd, at.wrapping_add(4), 0, 0, 0, 0]).map_err(|exit| match exit {
+                Exit::Preempted(_) => Exit::Preempted(args),
+                exit => exit,
+            })
+        }
         _ => Err(Errno::ENOSYS.into()),
     }
 }

@@ -215,7 +215,9 @@ mod tests {
     use crate::evtchn::tests::hypervisor;
     use crate::grant::tests::Guest;
     use crate::platform::sim::SimMachine;
-    use hypercall_abi::Port;
+    use alloc::vec::Vec;
+    use core::sync::atomic::Ordering;
+    use hypercall_abi::{Gfn, Port};
     use zerocopy::{FromBytes, Immutable, IntoBytes};
 
     /// Where the argument lies: the guest's first data page.
@@ -342,5 +344,221 @@ mod tests {
             Err(Exit::Errno(Errno::ENOSYS)),
             "commands that came later have no old form"
         );
+    }
+
+    // ── the FIFO form ──
+
+    const PENDING: u32 = 1 << EVTCHN_FIFO_PENDING;
+    const MASKED: u32 = 1 << EVTCHN_FIFO_MASKED;
+    const LINKED: u32 = 1 << EVTCHN_FIFO_LINKED;
+
+    /// A frame of the guest that it has not mapped.
+    fn page(hv: &Hypervisor<SimMachine>, guest: &Guest) -> Mfn {
+        hv.give_frames(&guest.domain, 0, u64::MAX).expect("the test has memory")
+    }
+
+    fn control(page: Mfn, offset: u32) -> EvtchnInitControl {
+        EvtchnInitControl { control_gfn: Gfn::new(page.get()), offset, ..Default::default() }
+    }
+
+    fn array(page: Mfn) -> EvtchnExpandArray {
+        EvtchnExpandArray { array_gfn: Gfn::new(page.get()) }
+    }
+
+    fn half(hv: &Hypervisor<SimMachine>, page: Mfn, index: u32) -> u32 {
+        let word = hv.platform.frame(page)[index as usize / 2].load(Ordering::SeqCst);
+        (word >> (index % 2 * 32)) as u32
+    }
+
+    fn set_half(hv: &Hypervisor<SimMachine>, page: Mfn, index: u32, value: u32) {
+        let word = &hv.platform.frame(page)[index as usize / 2];
+        let shift = index % 2 * 32;
+        let rest = word.load(Ordering::SeqCst) & !(0xffff_ffff << shift);
+        word.store(rest | u64::from(value) << shift, Ordering::SeqCst);
+    }
+
+    fn fifo(hv: &Hypervisor<SimMachine>, guest: &Guest) -> (Mfn, Mfn) {
+        let (block, words) = (page(hv, guest), page(hv, guest));
+        let answer = call(hv, guest, EvtchnOp::InitControl, control(block, 64)).unwrap();
+        assert_eq!(answer.link_bits, 17);
+        call(hv, guest, EvtchnOp::ExpandArray, array(words)).unwrap();
+        (block, words)
+    }
+
+    /// Whether `frame` may become a page of descriptors: nobody holds it as a page that is written to.
+    fn is_idle(hv: &Hypervisor<SimMachine>, guest: &Guest, frame: Mfn) -> bool {
+        let budget = &mut crate::hypercall::Budget::unlimited();
+        hv.pager().get_typed::<crate::page_ref::SegDesc>(frame, guest.domain.id, hv, budget).is_ok()
+    }
+
+    fn ipi(hv: &Hypervisor<SimMachine>, guest: &Guest) -> Port {
+        call(hv, guest, EvtchnOp::BindIpi, EvtchnBindIpi::default()).unwrap().port
+    }
+
+    #[test]
+    fn what_is_pending_moves_to_the_fifo_form() {
+        let hv = hypervisor(128);
+        let a = Guest::new(&hv, 0);
+        let (sent, silent) = (ipi(&hv, &a), ipi(&hv, &a));
+        call(&hv, &a, EvtchnOp::Send, EvtchnSend { port: sent }).unwrap();
+        let (block, words) = (page(&hv, &a), page(&hv, &a));
+        call(&hv, &a, EvtchnOp::InitControl, control(block, 64)).unwrap();
+        assert_eq!(hv.port_pending(&a.domain, sent), Ok(false), "it has no word yet");
+        // One more while there is no word.
+        call(&hv, &a, EvtchnOp::Send, EvtchnSend { port: sent }).unwrap();
+        call(&hv, &a, EvtchnOp::ExpandArray, array(words)).unwrap();
+        assert_eq!(half(&hv, words, sent.get()), PENDING | LINKED);
+        assert_eq!(half(&hv, words, silent.get()), 0);
+        assert_eq!(half(&hv, block, 16), 1 << 7, "ready");
+        assert_eq!(half(&hv, block, 16 + 2 + 7), sent.get(), "head of the default queue");
+        assert_eq!(hv.port_pending(&a.domain, sent), Ok(true));
+        // The next one is linked behind it.
+        call(&hv, &a, EvtchnOp::Send, EvtchnSend { port: silent }).unwrap();
+        assert_eq!(half(&hv, words, sent.get()), PENDING | LINKED | silent.get());
+    }
+
+    #[test]
+    fn priorities_choose_the_queue() {
+        let hv = hypervisor(128);
+        let a = Guest::new(&hv, 0);
+        let (block, words) = fifo(&hv, &a);
+        let port = ipi(&hv, &a);
+        for (priority, result) in [(0, Ok(())), (15, Ok(())), (16, Err(Errno::EINVAL))] {
+            let op = EvtchnSetPriority { port, priority };
+            assert_eq!(call(&hv, &a, EvtchnOp::SetPriority, op).map(drop), result);
+        }
+        call(&hv, &a, EvtchnOp::Send, EvtchnSend { port }).unwrap();
+        assert_eq!((half(&hv, block, 16), half(&hv, block, 16 + 2 + 15)), (1 << 15, port.get()));
+        // Moved while it is linked: from the next event on. The old queue forgets its tail.
+        call(&hv, &a, EvtchnOp::SetPriority, EvtchnSetPriority { port, priority: 3 }).unwrap();
+        set_half(&hv, words, port.get(), 0);
+        call(&hv, &a, EvtchnOp::Send, EvtchnSend { port }).unwrap();
+        assert_eq!((half(&hv, block, 16), half(&hv, block, 16 + 2 + 3)), (1 << 15 | 1 << 3, port.get()));
+        let other = ipi(&hv, &a);
+        call(&hv, &a, EvtchnOp::SetPriority, EvtchnSetPriority { port: other, priority: 15 }).unwrap();
+        call(&hv, &a, EvtchnOp::Send, EvtchnSend { port: other }).unwrap();
+        assert_eq!(half(&hv, block, 16 + 2 + 15), other.get(), "not linked behind a port of another queue");
+        assert_eq!(half(&hv, words, port.get()), PENDING | LINKED);
+        let closed = EvtchnSetPriority { port: Port::new(60), priority: 1 };
+        assert_eq!(call(&hv, &a, EvtchnOp::SetPriority, closed), Err(Errno::EACCES));
+        let nowhere = EvtchnSetPriority { port: Port::new(6000), priority: 1 };
+        assert_eq!(call(&hv, &a, EvtchnOp::SetPriority, nowhere), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn masked_words_wait_and_polls_see_them() {
+        let hv = hypervisor(128);
+        let a = Guest::new(&hv, 0);
+        let (block, words) = fifo(&hv, &a);
+        let port = ipi(&hv, &a);
+        set_half(&hv, words, port.get(), MASKED);
+        call(&hv, &a, EvtchnOp::Send, EvtchnSend { port }).unwrap();
+        assert_eq!((half(&hv, words, port.get()), half(&hv, block, 16)), (MASKED | PENDING, 0));
+        assert_eq!(hv.port_pending(&a.domain, port), Ok(true));
+        call(&hv, &a, EvtchnOp::Unmask, EvtchnUnmask { port }).unwrap();
+        assert_eq!((half(&hv, words, port.get()), half(&hv, block, 16)), (PENDING | LINKED, 1 << 7));
+    }
+
+    #[test]
+    fn a_port_in_a_queue_is_not_given_out_again() {
+        let hv = hypervisor(400);
+        let a = Guest::new(&hv, 0);
+        let (_, words) = fifo(&hv, &a);
+        let ports: Vec<Port> = (0..2000).map(|_| ipi(&hv, &a)).collect();
+        // The last are beyond the event array: nothing can be in a queue there.
+        for port in &ports {
+            call(&hv, &a, EvtchnOp::Send, EvtchnSend { port: *port }).unwrap();
+            call(&hv, &a, EvtchnOp::Close, EvtchnClose { port: *port }).unwrap();
+        }
+        // `call` gives two steps: the search passes 15 groups without a port that can be had, and goes on.
+        assert_eq!(ipi(&hv, &a), Port::new(1024));
+        assert_eq!(half(&hv, words, 9) & (LINKED | PENDING), LINKED, "closing clears what is pending");
+        set_half(&hv, words, 9, 0);
+        assert_eq!(ipi(&hv, &a), Port::new(9));
+        let end = PortState::Free;
+        assert_eq!(hv.port_status(&a.domain, Port::new(8)).unwrap().state, end);
+    }
+
+    #[test]
+    fn the_fifo_form_has_more_ports() {
+        let hv = hypervisor(500);
+        let a = Guest::new(&hv, 0);
+        let (mut last, mut count) = (ipi(&hv, &a), 1);
+        while let Ok(op) = call(&hv, &a, EvtchnOp::BindIpi, EvtchnBindIpi::default()) {
+            (last, count) = (op.port, count + 1);
+        }
+        assert_eq!((last, count), (Port::new(4095), 4095));
+        let (block, _) = fifo(&hv, &a);
+        for expected in 4096..9000 {
+            assert_eq!(ipi(&hv, &a), Port::new(expected));
+        }
+        for _ in 1..128 {
+            call(&hv, &a, EvtchnOp::ExpandArray, array(page(&hv, &a))).unwrap();
+        }
+        assert_eq!(call(&hv, &a, EvtchnOp::ExpandArray, array(page(&hv, &a))), Err(Errno::ENOSPC));
+        call(&hv, &a, EvtchnOp::Send, EvtchnSend { port: Port::new(8999) }).unwrap();
+        assert_eq!(half(&hv, block, 16 + 2 + 7), 8999);
+        call(&hv, &a, EvtchnOp::Reset, EvtchnReset { dom: DomId::SELF }).unwrap();
+        assert_eq!(ipi(&hv, &a), Port::new(1));
+        assert_eq!(status_of(&hv, &a, Port::new(8999)).status, EVTCHNSTAT_CLOSED);
+        a.domain.events.lock().set_highest(9);
+        for expected in 2..10 {
+            assert_eq!(ipi(&hv, &a), Port::new(expected));
+        }
+        assert_eq!(call(&hv, &a, EvtchnOp::BindIpi, EvtchnBindIpi::default()), Err(Errno::ENOSPC));
+    }
+
+    #[test]
+    fn fifo_errors_are_those_of_xen() {
+        let hv = hypervisor(128);
+        let (a, b) = (Guest::new(&hv, 0), Guest::new(&hv, 4));
+        let own = page(&hv, &a);
+        assert_eq!(call(&hv, &a, EvtchnOp::ExpandArray, array(own)), Err(Errno::EOPNOTSUPP));
+        let free = hv.mm.free_frames();
+        for (op, errno) in [
+            (EvtchnInitControl { vcpu: 1, ..control(own, 0) }, Errno::ENOENT),
+            (EvtchnInitControl { vcpu: u32::MAX, ..control(own, 0) }, Errno::ENOENT),
+            (control(own, 4), Errno::EINVAL),
+            (control(own, 4032), Errno::EINVAL),
+            (control(own, u32::MAX), Errno::EINVAL),
+            (control(page(&hv, &b), 0), Errno::EINVAL),
+            (control(Mfn::new(1 << 40), 0), Errno::EINVAL),
+        ] {
+            assert_eq!(call(&hv, &a, EvtchnOp::InitControl, op), Err(errno), "{op:?}");
+        }
+        assert_eq!(hv.mm.free_frames(), free - 1, "refused: only the page of the other guest is gone");
+        assert!(!a.domain.events.lock().is_fifo());
+        call(&hv, &a, EvtchnOp::InitControl, control(own, 4024)).unwrap();
+        assert_eq!(call(&hv, &a, EvtchnOp::InitControl, control(own, 0)), Err(Errno::EINVAL), "twice");
+        for foreign in [page(&hv, &b), Mfn::new(u64::MAX >> 12)] {
+            assert_eq!(call(&hv, &a, EvtchnOp::ExpandArray, array(foreign)), Err(Errno::EINVAL));
+        }
+    }
+
+    #[test]
+    fn reset_and_the_end_let_go_of_the_guests_pages() {
+        let hv = hypervisor(128);
+        let a = Guest::new(&hv, 0);
+        for _ in 0..2 {
+            let (block, words) = fifo(&hv, &a);
+            let port = ipi(&hv, &a);
+            call(&hv, &a, EvtchnOp::Send, EvtchnSend { port }).unwrap();
+            assert!(!is_idle(&hv, &a, block) && !is_idle(&hv, &a, words));
+            call(&hv, &a, EvtchnOp::Reset, EvtchnReset { dom: DomId::SELF }).unwrap();
+            for frame in [block, words] {
+                hv.platform.zero_frame(frame);
+                assert!(is_idle(&hv, &a, frame));
+            }
+            let port = ipi(&hv, &a);
+            call(&hv, &a, EvtchnOp::Send, EvtchnSend { port }).unwrap();
+            assert_eq!(half(&hv, words, port.get()), 0, "two levels again");
+            call(&hv, &a, EvtchnOp::Close, EvtchnClose { port }).unwrap();
+        }
+        let (block, words) = fifo(&hv, &a);
+        ipi(&hv, &a);
+        a.domain.set_life(crate::domain::Life::Dying);
+        while hv.tear_down_ports(&a.domain, &mut crate::hypercall::Budget::new(1)) == Progress::Preempted {}
+        assert!(is_idle(&hv, &a, block) && is_idle(&hv, &a, words));
+        assert_eq!(a.domain.events.lock().frame_count(&hv.platform), 0);
     }
 }

@@ -5,11 +5,11 @@
 extern crate alloc;
 
 use alloc::vec::Vec;
-use conformance::{NOWHERE, at, call, evtchn, only_on, pending, shared, take_pending};
+use conformance::{NOWHERE, at, call, evtchn, pending, shared, take_pending};
 use guest_sdk::abi::evtchn::{
     EVTCHNSTAT_CLOSED, EVTCHNSTAT_INTERDOMAIN, EVTCHNSTAT_IPI, EVTCHNSTAT_UNBOUND, EVTCHNSTAT_VIRQ,
     EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindVcpu, EvtchnBindVirq, EvtchnClose,
-    EvtchnReset, EvtchnSend, EvtchnSetPriority, EvtchnStatus, EvtchnUnmask,
+    EvtchnReset, EvtchnSend, EvtchnStatus, EvtchnUnmask,
 };
 use guest_sdk::abi::subops::EvtchnOp;
 use guest_sdk::abi::{DomId, Errno, Hypercall, Port, Virq};
@@ -42,8 +42,6 @@ fn main(domain: Domain) {
             bind_vcpu_refused,
             bind_vcpu_moves_delivery,
             ports_run_out_and_come_back,
-            set_priority_needs_fifo,
-            fifo_is_not_there,
             bad_address,
             unknown_operation,
             reset_closes_everything,
@@ -363,22 +361,6 @@ fn ports_run_out_and_come_back(_: &mut Domain) -> Verdict {
     check!(in_order, "lowest first");
     let port = unbound()?;
     check_eq!(close(port), Ok(0));
-    Ok(())
-}
-
-fn set_priority_needs_fifo(_: &mut Domain) -> Verdict {
-    let port = unbound()?;
-    let answer = evtchn(EvtchnOp::SetPriority, &mut EvtchnSetPriority { port, priority: 3 });
-    check_eq!(close(port), Ok(0));
-    check_eq!(answer, Err(Errno::ENOSYS));
-    Ok(())
-}
-
-fn fifo_is_not_there(_: &mut Domain) -> Verdict {
-    only_on(true, "Xen has the other layout of events")?;
-    let mut room = [0u64; 4];
-    check_eq!(evtchn(EvtchnOp::InitControl, &mut room), Err(Errno::ENOSYS));
-    check_eq!(evtchn(EvtchnOp::ExpandArray, &mut room), Err(Errno::ENOSYS));
     Ok(())
 }
 

@@ -14,16 +14,21 @@
 //! ```
 //!
 //! The command line chooses cases: `only=text+text` runs those whose name contains one of the texts, `skip=text+text` leaves
-//! such out, `list` prints names. (A comma does as well as a plus, but QEMU's `-initrd` takes commas for its own.) Each case prints one line; the last two lines are the counts and the verdict:
+//! such out, `list` prints names. A text that begins with `=` is a whole name: `only==null_hypercall`. (A comma does as well as
+//! a plus, but QEMU's `-initrd` takes commas for its own.) Each case prints one line, with `announce` one more before it
+//! runs, so that it is known which one ended the domain. The last two lines are the counts and the verdict:
 //! `Test result: SUCCESS`, `SKIP` (nothing ran), `ERROR` (a test could not do its work) or `FAILURE` (a check failed).
 //! The domain powers off after SUCCESS and SKIP and crashes after the others.
+//!
+//! With `answers=zero` or `answers=enosys` each case runs while the hypervisor gives that answer to everything
+//! ([`constant_answers`]); it must be a test build. `limit=MS` ends a case that hangs then.
 
 use crate::Domain;
 use crate::rt::trap::Exception;
 use crate::{println, shutdown, time};
 use alloc::string::{String, ToString};
 use core::fmt::Display;
-use hypercall_abi::Errno;
+use hypercall_abi::{Errno, constant_answers};
 
 pub use crate::events::window;
 pub use crate::rt::start::fault_address;
@@ -106,12 +111,25 @@ pub struct Case {
     pub run: fn(&mut Domain) -> Verdict,
 }
 
-/// One [`Case`](crate::testkit::Case) from a function, named like it.
+/// One [`Case`](crate::testkit::Case) from a function, named like it. The image's section `.test_cases` lists the names, a line
+/// each, so that they are known without a boot.
 #[macro_export]
 macro_rules! case {
-    ($function:path) => {
+    ($function:path) => {{
+        const LINE: &str = ::core::concat!(::core::stringify!($function), "\n");
+        #[used]
+        #[unsafe(link_section = ".test_cases")]
+        static LISTED: [u8; LINE.len()] = $crate::testkit::bytes_of(LINE);
         $crate::testkit::Case { name: ::core::stringify!($function), run: $function }
-    };
+    }};
+}
+
+/// The bytes of a text as an array, for [`case!`](crate::case).
+#[must_use]
+pub const fn bytes_of<const LENGTH: usize>(text: &str) -> [u8; LENGTH] {
+    let mut bytes = [0; LENGTH];
+    bytes.copy_from_slice(text.as_bytes());
+    bytes
 }
 
 /// An array of cases from functions, each named like its function.
@@ -233,22 +251,86 @@ pub fn upcalls() -> u64 {
     crate::rt::trap::UPCALLS.load(core::sync::atomic::Ordering::Relaxed)
 }
 
+/// Whether a text of `only=` or `skip=` means this name.
+fn means(text: &str, name: &str) -> bool {
+    text.strip_prefix('=').map_or_else(|| name.contains(text), |whole| name == whole)
+}
+
+/// The version text of the hypervisor (`XENVER_extraversion`), which says what it is. Asked once, before the first case: what a
+/// hypervisor says of itself while it does nothing is no reason to skip.
+pub fn hypervisor() -> &'static [u8; 16] {
+    static TEXT: spin::Once<[u8; 16]> = spin::Once::new();
+    TEXT.call_once(|| {
+        let mut text = [0; 16];
+        let command = u64::from(hypercall_abi::subops::VersionOp::Extraversion.number());
+        // SAFETY: the command writes 16 bytes.
+        let _ = unsafe { crate::hypercall::stub::xen_version(command, text.as_mut_ptr() as u64) };
+        text
+    })
+}
+
+/// What the hypervisor shall answer while a case runs.
+struct Constant {
+    answer: u64,
+    limit_ns: u64,
+}
+
+impl Constant {
+    fn from(line: crate::CommandLine) -> Option<Constant> {
+        let answer = match line.value("answers")? {
+            "zero" => constant_answers::ZERO,
+            "enosys" => constant_answers::ENOSYS,
+            other => panic!("answers={other}: there are zero and enosys"),
+        };
+        Some(Constant { answer, limit_ns: line.number("limit").unwrap_or(1000u64) * 1_000_000 })
+    }
+
+    fn switch(&self, on: bool) -> Result<(), Stop> {
+        // SAFETY: the switch takes no pointer; on any other hypervisor the number is empty.
+        let done = unsafe {
+            crate::hypercall::raw(constant_answers::NUMBER, [on.into(), self.answer, self.limit_ns, 0, 0])
+        };
+        match done {
+            0 => Ok(()),
+            _ => Err(Stop::Error("this hypervisor is no test build: it has no constant answers".into())),
+        }
+    }
+
+    /// Runs a case between the marks.
+    fn run(&self, case: &Case, domain: &mut Domain) -> Verdict {
+        self.switch(true)?;
+        let verdict = (case.run)(domain);
+        self.switch(false)?;
+        verdict
+    }
+}
+
 /// Runs the chosen cases, prints the verdict and ends the domain.
 pub fn run(mut domain: Domain, cases: &[Case]) -> ! {
     let line = domain.command_line;
     let names = |key| line.value(key).map(|texts| texts.split(['+', ',']).filter(|text| !text.is_empty()));
     let chosen = |case: &&Case| {
-        let matches = |key| names(key).map(|mut texts| texts.any(|text| case.name.contains(text)));
+        let matches = |key| names(key).map(|mut texts| texts.any(|text| means(text, case.name)));
         matches("only").unwrap_or(true) && !matches("skip").unwrap_or(false)
     };
     if line.has("list") {
         cases.iter().filter(chosen).for_each(|case| println!("{}", case.name));
         shutdown::poweroff()
     }
+    // Asked of a hypervisor that does its work.
+    let _ = (hypervisor(), domain.id());
+    let constant = Constant::from(line);
+    let announce = line.has("announce");
     let (mut passed, mut failed, mut skipped, mut errors) = (0u32, 0u32, 0u32, 0u32);
     for case in cases.iter().filter(chosen) {
+        if announce {
+            println!("[RUN]   {}", case.name);
+        }
         let start = time::now_ns();
-        let verdict = (case.run)(&mut domain);
+        let verdict = match &constant {
+            Some(constant) => constant.run(case, &mut domain),
+            None => (case.run)(&mut domain),
+        };
         let micros = time::now_ns().saturating_sub(start) / 1000;
         match verdict {
             Ok(()) => {

@@ -28,6 +28,7 @@ pub use hypercalls::{HYPERCALL_PAGE_STUBS, HYPERCALL_STUB_SIZE, Hypercall};
 pub use table::Caller;
 
 pub mod callback;
+pub mod constant_answers;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod elfnote;

@@ -50,6 +50,8 @@ fn start(calibration: Calibration) -> ! {
     hv::log::init(hv::log::Backend { write: serial::write_bytes, now_ns: clock::now_ns }, options.log_level);
     log::info!("Xenolith {}", env!("CARGO_PKG_VERSION"));
     log::info!("command line: {line}");
+    #[cfg(feature = "constant-answers")]
+    log::warn!("{}", hypercall_abi::constant_answers::MARK);
     for word in &options.unknown {
         log::warn!("command line: {word:?} is no option of the hypervisor, or its value cannot be read");
     }

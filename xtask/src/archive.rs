@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const DESCRIPTIONS: &str = "dom0/domains";
 
 /// Name of the file in the archive that holds shell commands, one a line.
-const EXEC: &str = "etc/exec";
+pub const EXEC: &str = "etc/exec";
 
 /// Packs the boot archive: `images/NAME` for every guest image that was built, each `NAME.toml`, the files that are added
 /// (descriptions by their ending, anything else as an image), and `etc/exec` if there are commands.
@@ -45,6 +45,18 @@ pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[Path
     }
     if !exec.is_empty() {
         append(&mut tar, EXEC, (exec.join("\n") + "\n").as_bytes())?;
+    }
+    tar.into_inner().context("cannot finish the boot archive")
+}
+
+/// A boot archive of just these files.
+///
+/// # Errors
+/// When a name is too long for the format.
+pub fn of(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in files {
+        append(&mut tar, name, bytes)?;
     }
     tar.into_inner().context("cannot finish the boot archive")
 }
@@ -130,7 +142,7 @@ mod tests {
             package: name.into(),
             kind: Kind::Conformance,
             scenario: None,
-            peers: 0,
+            conformance: Default::default(),
         };
         let workspace =
             Workspace { target_dir: PathBuf::new(), has_hypervisor: true, guests: vec![image("not-built")] };

@@ -99,9 +99,22 @@ pub fn image(path: &Path, role: Role) -> Result<Report> {
     let bytes = sh::read(path)?;
     let file = object::File::parse(&*bytes).with_context(|| format!("{} is not an ELF", path.display()))?;
     let mut report = Report::default();
+    if role == Role::Hypervisor && is_test_build(&bytes) {
+        report
+            .errors
+            .push("it was built with the feature `constant-answers`, which is for tests alone".into());
+    }
     segments(&file, role, &mut report);
     code(&file, role, &mut report)?;
     Ok(report)
+}
+
+/// What only a hypervisor with the feature `constant-answers` contains: `constant_answers::MARK` of the ABI's package.
+const TEST_BUILD: &[u8] = b"this is a test build: guests may ask for constant answers";
+
+/// Whether these are the bytes of a hypervisor that gives guests constant answers.
+pub fn is_test_build(bytes: &[u8]) -> bool {
+    bytes.windows(TEST_BUILD.len()).any(|window| window == TEST_BUILD)
 }
 
 fn segments(file: &object::File, role: Role, report: &mut Report) {

@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the hypervisor, dom0 and all guest images.
 
 use crate::images::{Image, Kind, Workspace};
+use crate::recipe::Hypervisor;
 use crate::{recipe, sh, symbols};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -66,6 +67,14 @@ pub fn for_run(workspace: &Workspace) -> Result<Built> {
     some(workspace, |image| !matches!(image.kind, Kind::Conformance | Kind::Helper | Kind::Attack))
 }
 
+/// Builds what the conformance suite needs: the hypervisor, dom0, the images with cases and their helpers.
+///
+/// # Errors
+/// When something does not build.
+pub fn conformance(workspace: &Workspace) -> Result<Built> {
+    some(workspace, |image| matches!(image.kind, Kind::Dom0 | Kind::Conformance | Kind::Helper))
+}
+
 fn some(workspace: &Workspace, wanted: impl Fn(&Image) -> bool) -> Result<Built> {
     let hypervisor = hypervisor(workspace)?;
     let images: Vec<&Image> = workspace.guests.iter().filter(|image| wanted(image)).collect();
@@ -84,8 +93,20 @@ fn some(workspace: &Workspace, wanted: impl Fn(&Image) -> bool) -> Result<Built>
 /// # Errors
 /// When it does not build, or its linker script has no room for the symbols.
 pub fn hypervisor(workspace: &Workspace) -> Result<PathBuf> {
-    let linked = recipe::hypervisor(workspace)?;
-    let out = workspace.target_dir.join("image/boot/xenolith");
+    bootable(workspace, Hypervisor::Release, "image/boot/xenolith")
+}
+
+/// The same for the build that gives guests constant answers.
+///
+/// # Errors
+/// As [`hypervisor`].
+pub fn constant_answers(workspace: &Workspace) -> Result<PathBuf> {
+    bootable(workspace, Hypervisor::ConstantAnswers, "image/boot/xenolith-constant-answers")
+}
+
+fn bootable(workspace: &Workspace, which: Hypervisor, out: &str) -> Result<PathBuf> {
+    let linked = recipe::hypervisor(workspace, which)?;
+    let out = workspace.target_dir.join(out);
     if !is_newer(&out, &linked) {
         symbols::fill(&linked, &out)?;
     }

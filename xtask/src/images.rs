@@ -27,19 +27,48 @@ pub struct Image {
     pub kind: Kind,
     /// `[package.metadata.scenario]`: how a test guest wants to be run.
     pub scenario: Option<serde_json::Value>,
-    /// Domains that it needs beside itself, from `[package.metadata.conformance]`: instances of the helper image.
-    #[allow(dead_code)]
+    /// How it is run as a conformance test, from `[package.metadata.conformance]`.
+    pub conformance: Conformance,
+}
+
+/// How an image of conformance cases is run.
+#[derive(Debug, Clone, Default)]
+pub struct Conformance {
+    /// Domains that it needs beside itself as an unprivileged domain: instances of the helper image.
     pub peers: u32,
+    /// Whether the clock counts instructions.
+    pub icount: bool,
+    /// Why it cannot run as an unprivileged domain, if so.
+    pub only_dom0: Option<String>,
+    /// Words for the hypervisor when the image is dom0.
+    pub append: String,
 }
 
 /// `[package.metadata.conformance]` of a package of test guests.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Conformance {
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct ConformanceKeys {
     /// Images that are no test themselves.
     helpers: Vec<String>,
     /// For an image, how many helpers it needs.
     peers: BTreeMap<String, u32>,
+    /// Images that want a clock which counts instructions.
+    icount: Vec<String>,
+    /// For an image that cannot run as an unprivileged domain, why.
+    only_dom0: BTreeMap<String, String>,
+    /// Words for the hypervisor when an image is dom0.
+    append: String,
+}
+
+impl ConformanceKeys {
+    fn of(&self, image: &str) -> Conformance {
+        Conformance {
+            peers: self.peers.get(image).copied().unwrap_or(0),
+            icount: self.icount.iter().any(|name| name == image),
+            only_dom0: self.only_dom0.get(image).cloned(),
+            append: self.append.clone(),
+        }
+    }
 }
 
 /// Rooms that guest images live in.
@@ -99,9 +128,10 @@ impl Workspace {
         for package in metadata.packages {
             let place = package.manifest_path.strip_prefix(&root).unwrap_or(&package.manifest_path);
             let conformance = package.metadata.as_ref().and_then(|data| data.get("conformance"));
-            let conformance = conformance.map(Conformance::deserialize).transpose().with_context(|| {
-                format!("Cargo.toml of package {}: [package.metadata.conformance]", package.name)
-            })?;
+            let conformance =
+                conformance.map(ConformanceKeys::deserialize).transpose().with_context(|| {
+                    format!("Cargo.toml of package {}: [package.metadata.conformance]", package.name)
+                })?;
             let conformance = conformance.unwrap_or_default();
             for target in &package.targets {
                 let Some(mut kind) = kind(place, target) else { continue };
@@ -114,7 +144,7 @@ impl Workspace {
                     package: package.name.clone(),
                     kind,
                     scenario,
-                    peers: conformance.peers.get(&target.name).copied().unwrap_or(0),
+                    conformance: conformance.of(&target.name),
                 });
             }
         }

@@ -10,6 +10,7 @@ mod archive;
 mod audit;
 mod boot;
 mod build;
+mod conformance;
 mod coverage;
 mod docs;
 mod doctor;
@@ -56,6 +57,8 @@ enum Command {
     Docs(docs::Args),
     /// Disassemble the images for what must not be in them; report sizes, lines and unsafe
     Audit(audit::Args),
+    /// Run the conformance cases on Xenolith and on real Xen, as dom0 and as unprivileged domain
+    Conformance(conformance::Args),
     /// Boot any 64-bit PV ELF kernel as dom0 of Xenolith, or of Debian's Xen
     Boot(boot::Args),
 }
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Tidy(args) => tidy::main(args),
         Command::Docs(args) => docs::main(args),
         Command::Audit(args) => audit::main(args),
+        Command::Conformance(args) => conformance::main(args),
         Command::Boot(args) => boot::main(args),
     };
     result.unwrap_or_else(|error| {

@@ -45,19 +45,36 @@ const GUEST: &[&str] = &[
     "-Clink-arg=-Wl,-z,noexecstack",
 ];
 
+/// Which hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hypervisor {
+    /// The one that is released.
+    Release,
+    /// One that gives guests constant answers on request: for tests of tests.
+    ConstantAnswers,
+}
+
 /// Builds the hypervisor and returns the linked ELF, as cargo left it.
 ///
 /// # Errors
 /// When the package is not there or does not build.
-pub fn hypervisor(workspace: &Workspace) -> Result<PathBuf> {
+pub fn hypervisor(workspace: &Workspace, which: Hypervisor) -> Result<PathBuf> {
     if !workspace.has_hypervisor {
         bail!(
             "kernel/Cargo.toml: package `xenolith` has no binary `xenolith` yet, so there is nothing to boot"
         );
     }
-    let target_dir = workspace.target_dir.join("image/hypervisor");
     let mut cargo = sh::cargo();
     cargo.args(["build", "--quiet", "--package", "xenolith", "--bin", "xenolith"]);
+    // A folder each, so that one build does not throw the other's away.
+    let folder = match which {
+        Hypervisor::Release => "image/hypervisor",
+        Hypervisor::ConstantAnswers => {
+            cargo.args(["--features", "constant-answers"]);
+            "image/hypervisor-constant-answers"
+        }
+    };
+    let target_dir = workspace.target_dir.join(folder);
     build(cargo, &target_dir, HYPERVISOR.iter().map(|flag| flag.to_string()).collect())?;
     Ok(target_dir.join(TARGET).join(PROFILE).join("xenolith"))
 }

@@ -69,6 +69,9 @@ pub struct Domain {
     /// Ends of the two watchdogs in nanoseconds since boot, 0 for off.
     pub watchdogs: [AtomicU64; 2],
     life: AtomicU8,
+    /// Test builds: whether everything it asks gets the same answer.
+    #[cfg(any(feature = "constant-answers", test))]
+    pub(crate) constant: crate::trap::constant_answers::Switch,
     /// Progress of its memory's teardown (`Hypervisor::teardown_memory`).
     pub teardown: RankedMutex<crate::mm::Teardown, { rank::TEARDOWN }>,
 }
@@ -108,6 +111,8 @@ impl Domain {
             shutdown_code: AtomicU32::new(0),
             watchdogs: [const { AtomicU64::new(0) }; 2],
             life: AtomicU8::new(Life::Alive as u8),
+            #[cfg(any(feature = "constant-answers", test))]
+            constant: Default::default(),
             teardown: RankedMutex::new(crate::mm::Teardown::new()),
         }
     }

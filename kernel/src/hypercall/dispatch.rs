@@ -31,6 +31,11 @@ const SYSCALL_LENGTH: u64 = 2;
 /// Runs the hypercall that the saved registers ask for, and stores its result in them.
 pub fn hypercall<P: Platform>(hv: &Hypervisor<P>, current: &mut Current) {
     current.state.budget = hv.entry_budget();
+    #[cfg(any(feature = "constant-answers", test))]
+    if crate::trap::constant_answers::hypercall(hv, current) {
+        current.state.sysret_ok = true;
+        return;
+    }
     let number = current.state.regs.rax;
     let args = current.state.regs.args();
     match dispatch(hv, current, number, args) {

@@ -389,3 +389,43 @@ fn making_and_destroying_a_domain() {
     });
     assert!(stops > 20, "stopped {stops} times");
 }
+
+/// Under a constant answer nothing happens, and a shutdown, whatever its reason, is a crash: of dom0, so the machine halts.
+#[test]
+#[should_panic(expected = "the simulated machine halts: Crash")]
+fn a_constant_answer_is_all_there_is() {
+    use hypercall_abi::constant_answers::{ENOSYS, NUMBER, ZERO};
+    use hypercall_abi::sched::ShutdownReason;
+
+    fn raw(world: &mut World, number: u64, args: &[u64]) -> u64 {
+        let regs = &mut world.cpu.current.as_mut().unwrap().state.regs;
+        let mut all = [0; 6];
+        all[..args.len()].copy_from_slice(args);
+        regs.set_args(all);
+        (regs.rax, regs.vector) = (number, ENTRY_SYSCALL);
+        world.hv.on_syscall(&mut world.cpu);
+        world.cpu.current.as_ref().unwrap().state.regs.rax
+    }
+    let mut world = World::new(1000);
+    let port = EvtchnAllocUnbound { dom: DomId::SELF, remote_dom: DomId::SELF, port: Default::default() };
+    world.put(ARGS, &port);
+    let alloc = [u64::from(EvtchnOp::AllocUnbound.number()), ARGS];
+    let before = world.state();
+    for answer in [ZERO, ENOSYS] {
+        assert_eq!(raw(&mut world, NUMBER, &[1, answer, 0]), 0);
+        for number in 0..64 {
+            if number != Hypercall::Iret.number() && number != Hypercall::SchedOp.number() {
+                assert_eq!(raw(&mut world, number, &alloc), answer, "hypercall {number}");
+            }
+        }
+        assert_eq!(raw(&mut world, NUMBER, &[0, 0, 0]), 0);
+        assert_eq!(world.state(), before);
+    }
+    assert_eq!(raw(&mut world, Hypercall::EventChannelOp.number(), &alloc), 0);
+    assert_ne!(world.state(), before, "it does its work again");
+
+    raw(&mut world, NUMBER, &[1, ZERO, 0]);
+    let reason = ShutdownReason::Poweroff as u32;
+    world.put(ARGS, &reason);
+    raw(&mut world, Hypercall::SchedOp.number(), &[2, ARGS]);
+}

@@ -34,6 +34,10 @@ impl<P: Platform> Hypervisor<P> {
         if entry == ENTRY_SYSCALL && current.state.kernel_mode {
             return crate::hypercall::hypercall(self, current);
         }
+        #[cfg(any(feature = "constant-answers", test))]
+        if super::constant_answers::system_call(self, current) {
+            return;
+        }
         let callbacks = &current.state.callbacks;
         let callback = match entry {
             ENTRY_SYSCALL32 => callbacks.syscall32,
@@ -71,6 +75,10 @@ impl<P: Platform> Hypervisor<P> {
         // A fault in the instruction that returns to the guest is not one of the guest's own instructions.
         let in_guest = current.state.regs.vector != ENTRY_IRET_FAULT;
         let exception = Exception { vector: number, error_code: error_code as u32, address: detail };
+        #[cfg(any(feature = "constant-answers", test))]
+        if super::constant_answers::exception(self, current, exception) {
+            return;
+        }
         match number {
             vector::INVALID_OPCODE => match self.forced_emulation(current) {
                 Emulated::No => self.inject(current, exception),
@@ -97,6 +105,10 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Delivers the failsafe callback, a pending NMI or an event upcall to the vCPU that is about to resume.
     pub fn deliver_pending(&self, current: &mut Current) {
+        #[cfg(any(feature = "constant-answers", test))]
+        if current.domain().constant.answer().is_some() {
+            return;
+        }
         if let Some(DataSelectors { ds, es, fs, gs }) = current.state.failsafe_due.take() {
             let callback = current.state.callbacks.failsafe;
             let delivery = Delivery::to(callback.address, callback.mask_events);

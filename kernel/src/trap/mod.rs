@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bounce;
+#[cfg(any(feature = "constant-answers", test))]
+pub(crate) mod constant_answers;
 pub mod cpuid;
 pub mod debug;
 pub mod decode;

@@ -13,12 +13,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_sdk::abi::mmu::{MmuCommand, MmuUpdate, MmuextOp};
 use guest_sdk::abi::shared_info::SharedInfo;
+use guest_sdk::abi::start_info::StartFlags;
 use guest_sdk::abi::subops::{
     CallbackOp, EvtchnOp, GnttabOp, MemoryOp, MmuextCmd, PhysdevOp, SchedOp, VcpuOp, VersionOp,
 };
 use guest_sdk::abi::{DomId, Errno, Hypercall, MachAddr, Mfn, Port};
 use guest_sdk::memory::{self, Access, Page, Range};
-use guest_sdk::testkit::{Stop, skip, try_read};
+use guest_sdk::testkit::{self, Stop, skip, try_read};
 
 unsafe extern "C" {
     static __shared_info: u8;
@@ -111,11 +112,28 @@ pub fn shared() -> *mut SharedInfo {
     (&raw const __shared_info) as *mut SharedInfo
 }
 
-/// Whether Xenolith runs this guest; otherwise it is Xen itself.
+/// Whether Xenolith runs this guest; otherwise it is Xen itself. Known before the first case runs.
 pub fn is_xenolith() -> bool {
-    let mut text = [0u8; 16];
-    let _ = version(VersionOp::Extraversion, &mut text);
-    text.windows(8).any(|part| part == b"xenolith")
+    testkit::hypervisor().windows(8).any(|part| part == b"xenolith")
+}
+
+/// Whether this domain is privileged: it was built by the hypervisor itself, as dom0.
+pub fn is_privileged() -> bool {
+    let flags = guest_sdk::rt::start::start_info().map(|info| info.flags());
+    flags.is_some_and(|flags| flags.contains(StartFlags::PRIVILEGED))
+}
+
+/// Skips a case that only a privileged domain can run.
+///
+/// # Errors
+/// The skip.
+pub fn only_privileged(reason: &str) -> Result<(), Stop> {
+    if is_privileged() { Ok(()) } else { skip(reason) }
+}
+
+/// What a call gives a privileged domain, and what it gives any other.
+pub fn by_privilege<T>(privileged: T, other: T) -> T {
+    if is_privileged() { privileged } else { other }
 }
 
 /// Skips a case elsewhere, for this reason.

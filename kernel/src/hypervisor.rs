@@ -81,6 +81,12 @@ impl<P: Platform> Hypervisor<P> {
         &self.cpus[id.0 as usize]
     }
 
+    /// Drops what other CPUs have asked this one to drop from its TLB. Called at their interrupt, and in every loop in which a
+    /// CPU waits for another.
+    pub fn answer_flushes(&self) {
+        self.mm.clock().answer(&self.platform, self.platform.this_cpu());
+    }
+
     /// Asks a CPU to choose anew whom it runs.
     pub fn request_reschedule(&self, id: CpuId) {
         self.cpu(id).reschedule.store(true, Ordering::Release);

@@ -85,6 +85,7 @@ fn start(calibration: Calibration) -> ! {
     );
     log::info!("free memory: {} KiB; heap: {} KiB", memory.free_frames() * 4, heap::usage().1 >> 10);
     HYPERVISOR.call_once(|| Hypervisor::new(Machine, memory));
+    hv::sync::on_relax(|| hypervisor().answer_flushes());
 
     log::debug!("{} interrupt pins", ioapic::pins());
     let Some(module) = machine.module else {
@@ -154,6 +155,7 @@ fn console_pin() -> u32 {
 pub fn on_interrupt(cause: Cause) {
     match cause {
         Cause::Timer => hypervisor().on_timer(),
+        Cause::Flush => hypervisor().answer_flushes(),
         Cause::Pin(pin) => hypervisor().on_irq(pin),
         Cause::Console => hypervisor().on_console_input(),
         // A kick has done its work by arriving: the way back looks at what waits.

@@ -40,6 +40,38 @@ impl CpuSet {
     pub const fn one(cpu: CpuId) -> CpuSet {
         CpuSet(1 << (cpu.0 & 63))
     }
+    /// The CPUs numbered below `count`, which is at most 64.
+    pub const fn first(count: u32) -> CpuSet {
+        CpuSet(if count >= 64 { u64::MAX } else { (1 << count) - 1 })
+    }
+    /// The set with `cpu`.
+    #[must_use]
+    pub const fn with(self, cpu: CpuId) -> CpuSet {
+        CpuSet(self.0 | CpuSet::one(cpu).0)
+    }
+    /// The set without `cpu`.
+    #[must_use]
+    pub const fn without(self, cpu: CpuId) -> CpuSet {
+        CpuSet(self.0 & !CpuSet::one(cpu).0)
+    }
+    /// What is in both.
+    #[must_use]
+    pub const fn and(self, other: CpuSet) -> CpuSet {
+        CpuSet(self.0 & other.0)
+    }
+    /// Whether nothing is in it.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+    /// Its CPUs, the lowest number first.
+    pub fn iter(self) -> impl Iterator<Item = CpuId> {
+        let mut left = self.0;
+        core::iter::from_fn(move || {
+            let next = (left != 0).then(|| CpuId(left.trailing_zeros()))?;
+            left &= left - 1;
+            Some(next)
+        })
+    }
     /// Whether `cpu` is in the set.
     pub const fn contains(self, cpu: CpuId) -> bool {
         self.0 & (1 << (cpu.0 & 63)) != 0
@@ -134,8 +166,10 @@ pub trait Platform: Sync + 'static {
     fn load_idle_root(&self);
     /// Fills the hypervisor's slots (256 to 271) of a guest's L4 table.
     fn fill_hypervisor_slots(&self, l4: Mfn);
-    /// Drops translations on every CPU of `cpus`, and returns when it is done.
-    fn flush_tlb(&self, cpus: CpuSet, what: TlbFlush);
+    /// Drops translations of this CPU.
+    fn flush_tlb(&self, what: TlbFlush);
+    /// Interrupts these CPUs, other than this one: they are to look what is wanted of their TLBs (`Hypervisor::answer_flushes`).
+    fn request_flush(&self, cpus: CpuSet);
     /// Writes back and drops the caches of all CPUs (WBINVD): slow, for domains with devices that do not snoop.
     fn flush_caches(&self);
 

@@ -103,34 +103,34 @@ fn one_operation<P: Platform>(
         }
         MmuextCmd::TlbFlushLocal => {
             only_own?;
-            hv.platform.flush_tlb(this_cpu, TlbFlush::All);
+            flush(hv, current, this_cpu, TlbFlush::All);
             Ok(())
         }
         MmuextCmd::InvlpgLocal => {
             only_own?;
-            flush_page(hv, this_cpu, op.linear_addr());
+            flush_page(hv, current, this_cpu, op.linear_addr());
             Ok(())
         }
         MmuextCmd::TlbFlushMulti => {
             only_own?;
             let cpus = hv.cpus_of_mask(current, op.vcpumask().addr()).map_err(|_| Errno::EINVAL)?;
-            hv.platform.flush_tlb(cpus, TlbFlush::All);
+            flush(hv, current, cpus, TlbFlush::All);
             Ok(())
         }
         MmuextCmd::InvlpgMulti => {
             only_own?;
             let cpus = hv.cpus_of_mask(current, op.vcpumask().addr()).map_err(|_| Errno::EINVAL)?;
-            flush_page(hv, cpus, op.linear_addr());
+            flush_page(hv, current, cpus, op.linear_addr());
             Ok(())
         }
         MmuextCmd::TlbFlushAll => {
             only_own?;
-            hv.platform.flush_tlb(hv.cpus_of_all(current), TlbFlush::All);
+            flush(hv, current, CpuSet::ALL, TlbFlush::All);
             Ok(())
         }
         MmuextCmd::InvlpgAll => {
             only_own?;
-            flush_page(hv, hv.cpus_of_all(current), op.linear_addr());
+            flush_page(hv, current, CpuSet::ALL, op.linear_addr());
             Ok(())
         }
         MmuextCmd::FlushCache => {
@@ -189,10 +189,14 @@ fn pin<P: Platform>(
     Ok(())
 }
 
-fn flush_page<P: Platform>(hv: &Hypervisor<P>, cpus: CpuSet, va: u64) {
+fn flush<P: Platform>(hv: &Hypervisor<P>, current: &Current, cpus: CpuSet, what: TlbFlush) {
+    hv.mm.clock().flush_guest(&hv.platform, current.domain().id, cpus, what);
+}
+
+fn flush_page<P: Platform>(hv: &Hypervisor<P>, current: &Current, cpus: CpuSet, va: u64) {
     let address = VirtAddr::new(va);
     if address.is_canonical() && !address.is_hypervisor() {
-        hv.platform.flush_tlb(cpus, TlbFlush::Page(va));
+        flush(hv, current, cpus, TlbFlush::Page(va));
     }
 }
 
@@ -228,26 +232,21 @@ fn set_ldt<P: Platform>(
 }
 
 impl<P: Platform> Hypervisor<P> {
-    /// Makes `root` the table in force. On one processor that is a complete flush: no guest entry is GLOBAL.
+    /// Makes another root of the domain that runs here the table in force. That is a complete flush: no guest entry is GLOBAL.
     pub fn load_guest_root(&self, root: Mfn) {
-        self.platform.load_root(root);
-        if self.platform.cpu_count() == 1 {
-            self.mm.clock().flushed_everywhere();
-        }
+        self.mm.clock().flush(self.platform.this_cpu(), || self.platform.load_root(root));
     }
 
     /// Empties the LDT window of the running vCPU: its pages are faulted in anew, under the tables then in force.
     pub(crate) fn drop_ldt(&self, current: &mut Current) {
-        let mut any = false;
-        for slot in &mut current.state.ldt.frames {
-            if let Some(mfn) = slot.take() {
-                // Descriptor pages have no entries to give back: constant work.
-                let _done = self.pager().release_stored(mfn, &mut Budget::unlimited());
-                any = true;
-            }
+        let shown = core::mem::take(&mut current.state.ldt.frames);
+        if shown.iter().all(Option::is_none) {
+            return;
         }
-        if any {
-            self.platform.load_descriptor_tables(&current.state);
+        // First out of the window, then given back: another processor may take the frame at once.
+        self.platform.load_descriptor_tables(&current.state);
+        for mfn in shown.into_iter().flatten() {
+            self.release_descriptor_frame(mfn);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `update_va_mapping`: the L1 entry that maps an address of the caller (public/xen.h).
 
+use core::sync::atomic::Ordering;
+
 use hypercall_abi::mmu::{UVMF_ALL, UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_TLB_FLUSH};
 use hypercall_abi::{DomId, Errno, VcpuId, VirtAddr};
 
@@ -54,10 +56,10 @@ fn update<P: Platform>(
     };
     let cpus = match flags & !UVMF_FLUSHTYPE_MASK {
         0 => CpuSet::one(hv.platform.this_cpu()),
-        UVMF_ALL => hv.cpus_of_all(current),
+        UVMF_ALL => CpuSet::ALL,
         bitmap => hv.cpus_of_mask(current, bitmap)?,
     };
-    hv.platform.flush_tlb(cpus, what);
+    hv.mm.clock().flush_guest(&hv.platform, current.domain().id, cpus, what);
     Ok(0)
 }
 
@@ -72,12 +74,8 @@ impl<P: Platform> Hypervisor<P> {
         Some((self.mm.get_page(table, current.domain().id)?, index))
     }
 
-    /// The processors that may hold translations of the running vCPU's domain.
-    pub(super) fn cpus_of_all(&self, current: &Current) -> CpuSet {
-        current.domain().vcpus.iter().fold(CpuSet::default(), add)
-    }
-
-    /// The processors that may hold translations of the vCPUs in the guest's bitmap at `bitmap`.
+    /// The processors on which the vCPUs in the guest's bitmap at `bitmap` ran last. One that is put on another meanwhile
+    /// loads its tables there, which is a flush.
     pub(super) fn cpus_of_mask(&self, current: &Current, bitmap: u64) -> Result<CpuSet, Errno> {
         let vcpus = &current.domain().vcpus;
         let mut set = CpuSet::default();
@@ -86,14 +84,10 @@ impl<P: Platform> Hypervisor<P> {
             for bit in (0..64).filter(|bit| bits >> bit & 1 != 0) {
                 let id = VcpuId::new((word * 64 + bit) as u32);
                 if let Some(vcpu) = vcpus.get(id.get() as usize) {
-                    set = add(set, vcpu);
+                    set = set.with(CpuId(vcpu.cpu.load(Ordering::SeqCst)));
                 }
             }
         }
         Ok(set)
     }
-}
-
-fn add(set: CpuSet, vcpu: &crate::domain::Vcpu) -> CpuSet {
-    CpuSet(set.0 | CpuSet::one(CpuId(vcpu.cpu.load(core::sync::atomic::Ordering::Relaxed))).0)
 }

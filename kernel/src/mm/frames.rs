@@ -28,7 +28,8 @@ use hypercall_abi::{DomId, Mfn};
 use super::m2p::{self, M2p};
 use super::mutants::{Mutant, Mutants};
 use super::page_info::{Effects, Event, Refusal, Stamp, TypeWord, step};
-use super::tlb_debt::{TlbClock, TlbDebt};
+use super::tlb_clock::TlbClock;
+use super::tlb_debt::TlbDebt;
 use crate::page_ref::PageRef;
 use crate::platform::Platform;
 use crate::sync::{RankedMutex, rank};
@@ -210,7 +211,7 @@ impl Memory {
 
     /// What is owed for a right that left the tables at `stamp`.
     pub fn owed_since(&self, stamp: Stamp) -> TlbDebt {
-        if self.mutants.has(Mutant::MissedFlush) { TlbDebt::NONE } else { self.clock.owed_since(stamp) }
+        if self.mutants.has(Mutant::MissedFlush) { TlbDebt::NONE } else { TlbDebt::since(stamp, &self.clock) }
     }
 
     /// The clock of complete TLB flushes.

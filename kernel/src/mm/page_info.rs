@@ -88,6 +88,10 @@ impl Stamp {
     pub const fn new(clock: u32) -> Stamp {
         Stamp(clock & STAMP_MASK as u32)
     }
+    /// How far the clock went from `earlier` to this, modulo 2^26.
+    pub const fn since(self, earlier: Stamp) -> u32 {
+        self.0.wrapping_sub(earlier.0) & STAMP_MASK as u32
+    }
 }
 
 /// Why the content of a frame was refused; kept in the record when the clean-up is preempted.

@@ -2,13 +2,14 @@
 //!
 //! A processor may go on using a translation until it is told to forget it. So a right that a table no longer gives is only
 //! gone after a flush. Two things must wait for that: a frame that was writable (or a page table) becoming something else,
-//! and a frame getting a new owner. Both know *since when* the old right is out of the tables: its type word holds the
-//! reading of a clock that counts complete flushes. If the clock went on meanwhile, nothing is owed.
+//! and a frame getting a new owner. Both know *since when* the old right is out of the tables: its type word holds a
+//! reading of the TLB clock. Processors that have flushed since owe nothing (see [`tlb_clock`](super::tlb_clock)).
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use hypercall_abi::DomId;
 
 use super::page_info::Stamp;
-use crate::platform::{CpuSet, Platform, TlbFlush};
+use super::tlb_clock::TlbClock;
+use crate::platform::Platform;
 
 /// A flush that must happen before the caller's change counts.
 ///
@@ -16,37 +17,62 @@ use crate::platform::{CpuSet, Platform, TlbFlush};
 #[must_use = "a TLB flush that is owed must be paid before the frame is used anew or the hypercall returns"]
 #[derive(Debug)]
 pub struct TlbDebt {
-    cpus: CpuSet,
+    owed: Option<Owed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    /// Reading of the clock when the right was gone from the tables; `u64::MAX` for the moment at which it is paid.
+    since: u64,
+    /// Whose address spaces can still have it; `None` for anybody's.
+    domain: Option<DomId>,
 }
 
 impl TlbDebt {
     /// Nothing owed.
-    pub const NONE: TlbDebt = TlbDebt { cpus: CpuSet(0) };
+    pub const NONE: TlbDebt = TlbDebt { owed: None };
 
-    /// A complete flush on every processor is owed.
+    /// A complete flush is owed by every processor that runs guests.
     pub const fn everywhere() -> TlbDebt {
-        TlbDebt { cpus: CpuSet::ALL }
+        TlbDebt { owed: Some(Owed { since: u64::MAX, domain: None }) }
+    }
+
+    /// A page table of `domain` was changed just now: owed by the processors that have been in its address spaces since
+    /// before.
+    pub fn of_tables(domain: DomId, clock: &TlbClock) -> TlbDebt {
+        TlbDebt { owed: Some(Owed { since: clock.reading(), domain: Some(domain) }) }
+    }
+
+    /// For a right that left the tables at `stamp`. Nothing if every processor has flushed since.
+    pub fn since(stamp: Stamp, clock: &TlbClock) -> TlbDebt {
+        let since = clock.at(stamp);
+        if clock.late(since, None).is_empty() {
+            TlbDebt::NONE
+        } else {
+            TlbDebt { owed: Some(Owed { since, domain: None }) }
+        }
     }
 
     /// Whether anything is owed.
     pub const fn is_owed(&self) -> bool {
-        self.cpus.0 != 0
+        self.owed.is_some()
     }
 
     /// Takes over another debt.
     pub fn merge(&mut self, mut other: TlbDebt) {
-        self.cpus.0 |= other.cpus.0;
-        other.cpus = CpuSet(0);
+        self.owed = match (self.owed, other.owed.take()) {
+            (Some(a), Some(b)) => Some(Owed {
+                since: a.since.max(b.since),
+                domain: if a.domain == b.domain { a.domain } else { None },
+            }),
+            (a, b) => a.or(b),
+        };
     }
 
-    /// Flushes what is owed.
+    /// Flushes what is owed, and waits until it is done.
     pub fn pay<P: Platform>(mut self, platform: &P, clock: &TlbClock) {
-        if self.is_owed() {
-            platform.flush_tlb(self.cpus, TlbFlush::All);
-            if self.cpus == CpuSet::ALL {
-                clock.flushed_everywhere();
-            }
-            self.cpus = CpuSet(0);
+        if let Some(owed) = self.owed.take() {
+            clock.settle(platform, owed.since.min(clock.reading()), owed.domain);
         }
     }
 }
@@ -54,34 +80,5 @@ impl TlbDebt {
 impl Drop for TlbDebt {
     fn drop(&mut self) {
         debug_assert!(!self.is_owed(), "a TLB debt was dropped unpaid");
-    }
-}
-
-/// Counts flushes that dropped all translations of all processors.
-///
-/// Two readings that differ prove that such a flush lies between them; equal ones prove nothing (the count wraps), and then
-/// a flush is owed. Whoever stamps a frame has taken the right out of the table *before* it reads the clock.
-#[derive(Debug, Default)]
-pub struct TlbClock(AtomicU32);
-
-impl TlbClock {
-    /// A clock at zero.
-    pub const fn new() -> TlbClock {
-        TlbClock(AtomicU32::new(0))
-    }
-
-    /// The reading now.
-    pub fn now(&self) -> Stamp {
-        Stamp::new(self.0.load(Ordering::SeqCst))
-    }
-
-    /// All processors have dropped all translations since the last reading.
-    pub fn flushed_everywhere(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// What is owed for a right that left the tables at `stamp`.
-    pub fn owed_since(&self, stamp: Stamp) -> TlbDebt {
-        if self.now() == stamp { TlbDebt::everywhere() } else { TlbDebt::NONE }
     }
 }

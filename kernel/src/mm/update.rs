@@ -1,7 +1,6 @@
 //! Changes of single page-table entries, pins and roots: what `mmu_update`, `update_va_mapping`, `mmuext_op` and a guest's
 //! own write to a page table mean. They all come through here.
 
-use core::hint;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall_abi::{DomId, Mfn};
@@ -16,6 +15,7 @@ use super::validate::{EntryRef, MapRights, Pager, Stop, Unfinished, is_hyperviso
 use crate::hypercall::Budget;
 use crate::page_ref::{L4, PageRef, Writable};
 use crate::platform::Platform;
+use crate::sync;
 
 /// How an entry is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl<'a, P: Platform> Pager<'a, P> {
         loop {
             match self.memory.type_step(mfn, Event::Lock) {
                 Ok(_) => return true,
-                Err(Refusal::Wait) => hint::spin_loop(),
+                Err(Refusal::Wait) => sync::relax(),
                 Err(_) => return false,
             }
         }
@@ -196,20 +196,24 @@ impl<'a, P: Platform> Pager<'a, P> {
                 let adjusted = new.adjusted(level);
                 if old.differs_harmlessly(adjusted) {
                     write(word, adjusted, store).map_err(NotUpdated::Differs)?;
-                    return Ok(Updated { debt: TlbDebt::everywhere(), unfinished: None });
+                    return Ok(Updated { debt: TlbDebt::of_tables(owner, self.memory.clock()), unfinished: None });
                 }
                 self.acquire_table(new, table, level, child, owner, rights, budget)?
             }
             _ => new,
         };
         let gone = write(word, stored, store).map_err(NotUpdated::Differs)?;
+        let debt = TlbDebt::of_tables(owner, self.memory.clock());
         // While the lock is held: the table still has its linear entries counted.
         let unfinished = self.put_entry(gone, table, level, budget).err();
-        Ok(Updated { debt: TlbDebt::everywhere(), unfinished })
+        Ok(Updated { debt, unfinished })
     }
 
     /// The L1 table that translates `va` under `root`, and the index of the entry in it. `None` where a level is missing.
-    /// Nothing is locked: the caller checks that the frame is an L1 table of the domain it means.
+    ///
+    /// `root` is held by the vCPU that runs here. Nothing is locked and no references are taken: this is a walk like the
+    /// processor's own ([`tlb_clock`](super::tlb_clock)), and nothing in it flushes. By the time the caller looks, the frame may not be that
+    /// table any more: it checks that it is an L1 table of the domain it means.
     pub fn find_l1(&self, root: Mfn, va: u64) -> Option<(Mfn, usize)> {
         let mut table = root;
         for level in [Level::L4, Level::L3, Level::L2] {

@@ -4,7 +4,6 @@
 //! deep as page tables do (four levels). An operation that runs out of budget leaves each table on its way *parked*; see
 //! [`page_info`](super::page_info) for why that is safe whoever comes next.
 
-use core::hint;
 use core::sync::atomic::Ordering;
 
 use hypercall_abi::{DomId, Mfn};
@@ -18,6 +17,7 @@ use super::tlb_debt::TlbDebt;
 use crate::hypercall::{Budget, Preempted};
 use crate::page_ref::{FrameKind, PageRef, TypedRef, Writable};
 use crate::platform::Platform;
+use crate::sync;
 use crate::trap::descriptor;
 
 /// First L4 slot that is the hypervisor's.
@@ -189,7 +189,7 @@ impl<'a, P: Platform> Pager<'a, P> {
             let effects = match self.memory.type_step(mfn, Event::Get(kind)) {
                 Ok(effects) => effects,
                 Err(Refusal::Wait) => {
-                    hint::spin_loop();
+                    sync::relax();
                     continue;
                 }
                 Err(_) => return Err(Failure::Invalid.into()),
@@ -597,7 +597,7 @@ impl Memory {
         loop {
             match self.type_step(mfn, Event::Put { linear, stamp: self.clock().now() }) {
                 Ok(effects) => return effects,
-                Err(Refusal::Wait) => hint::spin_loop(),
+                Err(Refusal::Wait) => sync::relax(),
                 Err(why) => panic!("frame {mfn:?}: put refused: {why:?}, {:?}", self.type_word(mfn)),
             }
         }

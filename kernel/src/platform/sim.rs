@@ -147,7 +147,8 @@ impl Platform for SimMachine {
         self.root.store(u64::MAX, Ordering::SeqCst);
     }
     fn fill_hypervisor_slots(&self, _l4: Mfn) {}
-    fn flush_tlb(&self, _cpus: CpuSet, what: TlbFlush) {
+    fn request_flush(&self, _cpus: CpuSet) {}
+    fn flush_tlb(&self, what: TlbFlush) {
         match self.flush_hook.get() {
             Some(hook) => hook(what),
             None => self.flushes.lock().push(what),

@@ -6,7 +6,25 @@
 mod order;
 pub mod rank;
 
+use core::hint;
 use core::ops::{Deref, DerefMut};
+
+static RELAX: spin::Once<fn()> = spin::Once::new();
+
+/// Sets what a CPU does in each round of waiting for another one, beside pausing: answer requests to flush its TLB, for it takes no
+/// interrupts (`mm::tlb_clock`). Once, before a second CPU runs.
+pub fn on_relax(answer: fn()) {
+    RELAX.call_once(|| answer);
+}
+
+/// One round of waiting for another CPU. Every loop of ring 0 in which a CPU waits for what another does calls this.
+#[cold]
+pub fn relax() {
+    if let Some(answer) = RELAX.get() {
+        answer();
+    }
+    hint::spin_loop();
+}
 
 /// A spin lock of rank `RANK` (see [`rank`]).
 pub struct RankedMutex<T, const RANK: u8> {
@@ -22,14 +40,25 @@ impl<T, const RANK: u8> RankedMutex<T, RANK> {
     /// Waits for the lock.
     pub fn lock(&self) -> RankedGuard<'_, T, RANK> {
         order::take(RANK);
-        RankedGuard { inner: self.inner.lock() }
+        RankedGuard { inner: self.wait() }
     }
 
     /// Waits for the lock as the second of a pair of rank `RANK`, counted as rank `SECOND`. The caller orders the pair.
     pub fn lock_second<const SECOND: u8>(&self) -> RankedGuard<'_, T, SECOND> {
         const { assert!(RANK < SECOND, "the second of a pair ranks above the first") };
         order::take(SECOND);
-        RankedGuard { inner: self.inner.lock() }
+        RankedGuard { inner: self.wait() }
+    }
+
+    fn wait(&self) -> spin::MutexGuard<'_, T> {
+        loop {
+            if let Some(guard) = self.inner.try_lock() {
+                return guard;
+            }
+            while self.inner.is_locked() {
+                relax();
+            }
+        }
     }
 }
 

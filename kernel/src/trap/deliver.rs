@@ -90,7 +90,7 @@ impl<P: Platform> Hypervisor<P> {
         self.platform.swap_guest_gs(state);
         // A vCPU that runs has a kernel root; the other direction was checked by the caller.
         if let Some(root) = state.current_root() {
-            self.platform.load_root(root);
+            self.load_guest_root(root);
         }
     }
 

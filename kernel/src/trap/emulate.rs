@@ -375,7 +375,7 @@ impl<P: Platform> Hypervisor<P> {
         if !state.kernel_mode
             && let Some(root) = state.kernel_root
         {
-            self.platform.load_root(root);
+            self.load_guest_root(root);
         }
         let mut mask = [0xff; 2];
         for (i, byte) in mask.iter_mut().enumerate() {
@@ -387,7 +387,7 @@ impl<P: Platform> Hypervisor<P> {
         if !state.kernel_mode
             && let Some(root) = state.user_root
         {
-            self.platform.load_root(root);
+            self.load_guest_root(root);
         }
         u16::from_le_bytes(mask) >> (port % 8) & ((1 << bytes) - 1) == 0
     }

@@ -10,10 +10,10 @@ use hv::hypercall::Budget;
 use hv::hypervisor::Hypervisor;
 use hv::mm::mutants::Mutant;
 use hv::mm::update::NotUpdated;
-use hv::mm::{Failure, FrameRecord, Kind, Level, MapRights, Memory, Owner, Pte, Stop, Store, Unfinished};
+use hv::mm::{Failure, FrameRecord, Kind, Level, MapRights, Memory, Owner, Pte, Stop, Store, TlbDebt, Unfinished};
 use hv::page_ref::{SegDesc, Writable};
 use hv::platform::sim::SimMachine;
-use hv::platform::{CpuSet, Platform, TlbFlush};
+use hv::platform::{Platform, TlbFlush};
 use hypercall_abi::{DomId, Mfn};
 
 use crate::{DOMAINS, Entry, Hold, Op, SLOTS, Way, preferred};
@@ -515,8 +515,7 @@ impl World {
             }
             Step::Exchange { dom, mfn } => return self.exchange(dom, mfn),
             Step::Flush => {
-                self.hv.platform.flush_tlb(CpuSet::ALL, TlbFlush::All);
-                self.hv.mm.clock().flushed_everywhere();
+                self.hv.mm.settle(TlbDebt::everywhere(), &self.hv.platform);
                 Ok(())
             }
             Step::Kill { dom } => {

@@ -12,6 +12,8 @@ use x86_64::registers::model_specific::Msr;
 pub const VECTOR_TIMER: u8 = 0xfa;
 /// Another CPU wants this one to look at its work.
 pub const VECTOR_KICK: u8 = 0xfb;
+/// Another CPU wants this one to drop translations.
+pub const VECTOR_FLUSH: u8 = 0xfc;
 /// The APIC withdrew an interrupt; no end of interrupt.
 pub const VECTOR_SPURIOUS: u8 = 0xff;
 

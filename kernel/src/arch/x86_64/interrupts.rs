@@ -14,6 +14,8 @@ pub enum Cause {
     Timer,
     /// Another CPU left work here.
     Kick,
+    /// Another CPU wants translations dropped.
+    Flush,
     /// A device's pin.
     Pin(u32),
     /// Something was typed at the console.
@@ -28,6 +30,7 @@ pub fn acknowledge(vector: u8) -> Cause {
         apic::VECTOR_SPURIOUS => return Cause::Nothing,
         apic::VECTOR_TIMER => Cause::Timer,
         apic::VECTOR_KICK => Cause::Kick,
+        apic::VECTOR_FLUSH => Cause::Flush,
         ioapic::FIRST_VECTOR..0x80 => {
             let pin = u32::from(vector - ioapic::FIRST_VECTOR);
             if pin == CONSOLE_PIN.load(Ordering::Relaxed) {

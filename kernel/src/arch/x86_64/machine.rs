@@ -39,6 +39,12 @@ fn flush_all() {
     }
 }
 
+fn send(cpu: CpuId, vector: u8) {
+    if let Some(apic_id) = machine().acpi.cpus.get(cpu.0 as usize) {
+        apic::send(*apic_id, vector);
+    }
+}
+
 impl Platform for Machine {
     fn frame(&self, mfn: Mfn) -> &FrameWords {
         // SAFETY: the direct map shows every frame of RAM for ever, and frames are only ever accessed as atomics (or by
@@ -96,11 +102,13 @@ impl Platform for Machine {
         }
     }
 
-    fn flush_tlb(&self, cpus: CpuSet, what: TlbFlush) {
-        // One CPU is up: the others' turn comes with their start.
-        if !cpus.contains(self.this_cpu()) {
-            return;
+    fn request_flush(&self, cpus: CpuSet) {
+        for cpu in cpus.iter() {
+            send(cpu, apic::VECTOR_FLUSH);
         }
+    }
+
+    fn flush_tlb(&self, what: TlbFlush) {
         match what {
             TlbFlush::All => flush_all(),
             TlbFlush::Page(va) => {
@@ -154,9 +162,7 @@ impl Platform for Machine {
         if cpu == self.this_cpu() {
             return;
         }
-        if let Some(apic_id) = machine().acpi.cpus.get(cpu.0 as usize) {
-            apic::send(*apic_id, apic::VECTOR_KICK);
-        }
+        send(cpu, apic::VECTOR_KICK);
     }
 
     fn wait_for_interrupt(&self) {

@@ -31,6 +31,8 @@ pub struct CpuShared {
     pub longest_ticks: AtomicU64,
     /// What it was: a hypercall number with bit 16 set, or an exception vector.
     pub longest_what: AtomicU32,
+    /// What it shows of itself to CPUs that place vCPUs or look for work.
+    pub view: crate::sched::Published,
     /// When the present slice ends, in nanoseconds since boot; 0 when nobody waits.
     pub slice_end_ns: AtomicU64,
 }
@@ -47,6 +49,8 @@ pub struct Hypervisor<P: Platform> {
     pub irqs: crate::evtchn::IrqTable,
     /// Per CPU, by number.
     pub cpus: Box<[CpuShared]>,
+    /// How CPUs are shared.
+    pub policy: crate::sched::Sharing,
     /// Steps of a long operation per entry: [`Budget::PER_ENTRY`], or what a test wants.
     pub steps_per_entry: AtomicU32,
 }
@@ -63,8 +67,10 @@ impl<P: Platform> Hypervisor<P> {
                 longest_ticks: AtomicU64::new(0),
                 longest_what: AtomicU32::new(0),
                 slice_end_ns: AtomicU64::new(0),
+                view: crate::sched::Published::new(),
             })
             .collect();
+        mm.clock().set_cpus(platform.cpu_count());
         let irqs = crate::evtchn::IrqTable::new(platform.irq_pins());
         Hypervisor {
             platform,
@@ -72,6 +78,7 @@ impl<P: Platform> Hypervisor<P> {
             domains: Registry::new(),
             irqs,
             cpus,
+            policy: crate::sched::Sharing::default(),
             steps_per_entry: AtomicU32::new(Budget::PER_ENTRY),
         }
     }

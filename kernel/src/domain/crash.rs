@@ -33,7 +33,8 @@ impl<P: Platform> Hypervisor<P> {
         }
         let reason = domain.shutdown_code_or(reason);
         domain.shutdown_reason.store(reason, Ordering::Release);
-        domain.is_shut_down.store(true, Ordering::Release);
+        // Sequentially consistent, as `interrupt_vcpu` asks.
+        domain.is_shut_down.store(true, Ordering::SeqCst);
         if domain.rights.lock().verbs.contains(Verbs::HARDWARE) {
             let (why, text) = match reason {
                 reason::POWEROFF => (HaltReason::PowerOff, "powers off"),

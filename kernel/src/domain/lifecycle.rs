@@ -16,6 +16,7 @@ use crate::evtchn::Progress;
 use crate::hypercall::{Budget, Preempted};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
+use crate::sync;
 
 /// Most vCPUs a domain may have.
 pub const MAX_VCPUS: u32 = 64;
@@ -24,6 +25,9 @@ pub const MAX_VCPUS: u32 = 64;
 const HEAP_OVERHEAD: usize = 256;
 /// Bytes of heap that domains do not get: for temporary copies, and for gaps too small to be used.
 const HEAP_RESERVE: usize = 128 * 1024;
+
+/// Rounds of waiting for another CPU to leave a vCPU: longer than an interrupt and the end of a hypercall take.
+const OFF_ROUNDS: u32 = 10_000;
 
 /// What the creator of a domain says about it.
 pub struct NewDomain {
@@ -96,7 +100,7 @@ impl<P: Platform> Hypervisor<P> {
     pub fn pause_domain(&self, domain: &Domain) -> Result<(), DomainError> {
         domain
             .pauses
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_add(1))
+            .fetch_update(Ordering::SeqCst, Ordering::Acquire, |n| n.checked_add(1))
             .map_err(|_| DomainError::TooOften)?;
         self.stop_domain(domain);
         Ok(())
@@ -112,16 +116,31 @@ impl<P: Platform> Hypervisor<P> {
         Ok(())
     }
 
+    /// Waits for the vCPUs of a domain that may not run to leave their CPUs, which have been told. False if they take too long:
+    /// one on this CPU leaves it only when the caller's hypercall ends.
+    fn wait_until_off(&self, domain: &Domain) -> bool {
+        let on = |vcpu: &Vcpu| vcpu.running.load(Ordering::SeqCst);
+        let here = self.platform.this_cpu().0;
+        for vcpu in &domain.vcpus {
+            let mut rounds = 0;
+            while on(vcpu) {
+                if rounds == OFF_ROUNDS || vcpu.cpu.load(Ordering::SeqCst) == here {
+                    return false;
+                }
+                rounds += 1;
+                sync::relax();
+            }
+        }
+        true
+    }
+
     /// Destroys a domain as far as the budget goes. Call again until `Ok`.
     pub fn destroy_domain(&self, domain: &Arc<Domain>, budget: &mut Budget) -> Result<(), Preempted> {
         domain.set_life(Life::Dying);
         domain.pages.lock().close();
         self.stop_domain(domain);
-        for vcpu in &domain.vcpus {
-            if vcpu.running.load(Ordering::Acquire) {
-                // It leaves its CPU at that CPU's next chance; on this one that is when the caller's hypercall ends.
-                return Err(Preempted);
-            }
+        if !self.wait_until_off(domain) {
+            return Err(Preempted);
         }
         for watchdog in &domain.watchdogs {
             watchdog.store(0, Ordering::Release);

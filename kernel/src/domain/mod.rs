@@ -119,7 +119,7 @@ impl Domain {
 
     /// Where it is in its life.
     pub fn life(&self) -> Life {
-        match self.life.load(Ordering::Acquire) {
+        match self.life.load(Ordering::SeqCst) {
             0 => Life::Alive,
             1 => Life::Dying,
             _ => Life::Dead,
@@ -128,7 +128,7 @@ impl Domain {
 
     /// Moves it on in its life. It never goes back: an earlier stage than the present one is ignored.
     pub fn set_life(&self, life: Life) {
-        self.life.fetch_max(life as u8, Ordering::AcqRel);
+        self.life.fetch_max(life as u8, Ordering::SeqCst);
     }
 
     /// Sets the reason that its shutdown will have, whatever reason comes with it. The first call counts.
@@ -143,8 +143,8 @@ impl Domain {
 
     /// Whether its vCPUs may run at all.
     pub fn may_run(&self) -> bool {
-        self.pauses.load(Ordering::Acquire) == 0
-            && !self.is_shut_down.load(Ordering::Acquire)
+        self.pauses.load(Ordering::SeqCst) == 0
+            && !self.is_shut_down.load(Ordering::SeqCst)
             && self.life() == Life::Alive
     }
 }

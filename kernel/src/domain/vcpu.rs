@@ -254,9 +254,9 @@ pub struct Vcpu {
     info: AtomicU64,
     /// Whether the guest registered a place of its own for vcpu_info, which it can do once.
     pub info_registered: AtomicBool,
-    /// The CPU it last ran on.
+    /// The CPU that runs it, or in whose queue it waits or will wait. It changes under the lock of the queue that it names.
     pub cpu: AtomicU32,
-    /// Whether a CPU runs it now.
+    /// Whether a CPU runs it now. Changed under the lock of that CPU's queue.
     pub running: AtomicBool,
     /// Port it polls, 0 for none or several.
     pub polled_port: AtomicU32,
@@ -299,7 +299,7 @@ impl Vcpu {
 
     /// Whether it wants to run, apart from its domain's pauses.
     pub fn runnable(&self) -> bool {
-        self.blocked.load(Ordering::Acquire) == 0 && self.pauses.load(Ordering::Acquire) == 0
+        self.blocked.load(Ordering::SeqCst) == 0 && self.pauses.load(Ordering::SeqCst) == 0
     }
 
     /// Frame and byte offset of its vcpu_info, once it has one.

@@ -10,7 +10,7 @@ use crate::access::Verbs;
 use crate::hypercall::Budget;
 use crate::hypervisor::Hypervisor;
 use crate::page_ref::{TypedRef, Writable};
-use crate::platform::{CpuId, Platform};
+use crate::platform::Platform;
 
 /// Bytes of vcpu_info.
 const VCPU_INFO_SIZE: u32 = 64;
@@ -90,7 +90,7 @@ impl<P: Platform> Hypervisor<P> {
         vcpu.nmi_pending.store(true, Ordering::Release);
         if !vcpu.same(&current.vcpu) {
             self.unblock(vcpu);
-            self.request_reschedule(CpuId(vcpu.cpu.load(Ordering::Relaxed)));
+            self.interrupt_vcpu(vcpu);
         }
     }
 

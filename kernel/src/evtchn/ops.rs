@@ -152,9 +152,12 @@ impl<P: Platform> Hypervisor<P> {
     /// Wakes a vCPU that has an upcall to take, or makes the CPU that runs it look.
     fn notify(&self, vcpu: &VcpuRef) {
         self.unblock(vcpu);
-        let cpu = CpuId(vcpu.cpu.load(Ordering::Relaxed));
-        if vcpu.running.load(Ordering::SeqCst) && cpu != self.platform.this_cpu() {
-            self.platform.kick(cpu);
+        if vcpu.running.load(Ordering::SeqCst) {
+            // Read after `running`, which is set after it.
+            let cpu = CpuId(vcpu.cpu.load(Ordering::SeqCst));
+            if cpu != self.platform.this_cpu() {
+                self.platform.kick(cpu);
+            }
         }
     }
 

@@ -58,7 +58,7 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
                 return Ok(0);
             }
             vcpu.blocked.fetch_or(block::DOWN, Ordering::AcqRel);
-            hv.request_reschedule(crate::platform::CpuId(vcpu.cpu.load(Ordering::Relaxed)));
+            hv.interrupt_vcpu(&vcpu);
             Ok(0)
         }
         VcpuOp::IsUp => Ok(u64::from(vcpu.blocked.load(Ordering::Acquire) & block::DOWN == 0)),

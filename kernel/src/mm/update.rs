@@ -196,7 +196,10 @@ impl<'a, P: Platform> Pager<'a, P> {
                 let adjusted = new.adjusted(level);
                 if old.differs_harmlessly(adjusted) {
                     write(word, adjusted, store).map_err(NotUpdated::Differs)?;
-                    return Ok(Updated { debt: TlbDebt::of_tables(owner, self.memory.clock()), unfinished: None });
+                    return Ok(Updated {
+                        debt: TlbDebt::of_tables(owner, self.memory.clock()),
+                        unfinished: None,
+                    });
                 }
                 self.acquire_table(new, table, level, child, owner, rights, budget)?
             }

@@ -8,6 +8,7 @@
 mod cap;
 mod fair;
 pub mod policy;
+mod shared;
 #[cfg(test)]
 mod simulation;
 mod switch;
@@ -16,9 +17,12 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub use cap::Cap;
 pub use fair::FairQueue;
+use policy::Affinity;
 pub use policy::{SLICE_NS, WAKE_BONUS_NS};
+pub use shared::{Published, Sharing};
 
 use crate::domain::VcpuRef;
+use crate::platform::{CpuId, CpuSet};
 
 /// Weight of a vCPU that nobody weighted.
 pub const DEFAULT_WEIGHT: u32 = 256;
@@ -31,8 +35,16 @@ pub struct Entity {
     pub weight: AtomicU32,
     /// Whether it is in a run queue; changed under that queue's lock only.
     pub queued: AtomicBool,
-    /// When it was last put on a CPU, in nanoseconds since boot.
+    /// Until when its running time is charged, in nanoseconds since boot.
     pub since_ns: AtomicU64,
+    /// When it was last put on a CPU, in nanoseconds since boot.
+    pub put_on_ns: AtomicU64,
+    /// It gave up the rest of its slice.
+    pub yields: AtomicBool,
+    /// CPUs it may run on, a bit each (hard affinity).
+    pub hard: AtomicU64,
+    /// CPUs that it should run on when it has the choice (soft affinity).
+    pub soft: AtomicU64,
 }
 
 impl Entity {
@@ -43,7 +55,17 @@ impl Entity {
             weight: AtomicU32::new(DEFAULT_WEIGHT),
             queued: AtomicBool::new(false),
             since_ns: AtomicU64::new(0),
+            put_on_ns: AtomicU64::new(0),
+            yields: AtomicBool::new(false),
+            hard: AtomicU64::new(u64::MAX),
+            soft: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// Where it may run and where it should.
+    pub fn affinity(&self) -> Affinity {
+        let set = |set: &AtomicU64| CpuSet(set.load(Ordering::Relaxed));
+        Affinity { hard: set(&self.hard), soft: set(&self.soft) }
     }
 
     /// Advances its clock by `ran_ns` nanoseconds of running.
@@ -76,16 +98,12 @@ impl RunQueue {
         self.fair.reserve(total);
     }
 
-    /// Queues a vCPU unless it is queued already; `woken` moves a sleeper up.
-    pub fn push(&mut self, vcpu: VcpuRef, woken: bool) {
+    /// Queues a vCPU unless it is queued already, at its virtual time.
+    pub fn push(&mut self, vcpu: VcpuRef) {
         if vcpu.sched.queued.swap(true, Ordering::Relaxed) {
             return;
         }
-        let mut at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
-        if woken {
-            at = at.max(self.fair.clock().saturating_sub(WAKE_BONUS_NS));
-            vcpu.sched.virtual_ns.store(at, Ordering::Relaxed);
-        }
+        let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
         self.fair.push(at, vcpu);
     }
 
@@ -103,13 +121,50 @@ impl RunQueue {
     /// Takes the next vCPU that may run and marks it as running, under this one lock.
     pub fn pop_and_mark(&mut self) -> Option<VcpuRef> {
         let vcpu = self.pop()?;
-        vcpu.running.store(true, Ordering::Release);
+        vcpu.running.store(true, Ordering::SeqCst);
         Some(vcpu)
     }
 
-    /// Whether a waiting vCPU is behind `virtual_ns`, and so should run instead.
-    pub fn preempts(&self, virtual_ns: u64) -> bool {
-        self.fair.first().is_some_and(|first| first < virtual_ns)
+    /// Virtual time of the next vCPU that may run; those before it that may not leave the queue.
+    pub fn first_runnable(&mut self) -> Option<u64> {
+        while let Some((at, vcpu)) = self.fair.peek() {
+            if vcpu.runnable() && vcpu.domain().may_run() {
+                return Some(at);
+            }
+            vcpu.sched.queued.store(false, Ordering::Relaxed);
+            self.fair.pop();
+        }
+        None
+    }
+
+    /// Takes the next vCPU that may run on another CPU, marked as running there.
+    pub fn hand_over(&mut self, to: CpuId) -> Option<VcpuRef> {
+        let may =
+            |vcpu: &VcpuRef| vcpu.runnable() && vcpu.domain().may_run() && vcpu.sched.affinity().allows(to);
+        let (_, vcpu) = self.fair.pop_where(may)?;
+        vcpu.sched.queued.store(false, Ordering::Relaxed);
+        vcpu.cpu.store(to.0, Ordering::SeqCst);
+        vcpu.running.store(true, Ordering::SeqCst);
+        Some(vcpu)
+    }
+
+    /// Takes a vCPU out, wherever in the queue it is.
+    pub fn remove(&mut self, vcpu: &VcpuRef) {
+        if vcpu.sched.queued.load(Ordering::Relaxed)
+            && self.fair.pop_where(|other| other.same(vcpu)).is_some()
+        {
+            vcpu.sched.queued.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Where the next vCPU may run.
+    pub fn first_affinity(&self) -> Option<Affinity> {
+        self.fair.peek().map(|(_, vcpu)| vcpu.sched.affinity())
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.fair.len()
     }
 
     /// Virtual time of whoever is next.

@@ -4,29 +4,84 @@ use core::sync::atomic::Ordering;
 
 use hypercall_abi::Virq;
 
-use super::SLICE_NS;
-use crate::domain::{Cpu, Current, Domain, VcpuRef, block, reason};
+use super::RunQueue;
+use super::policy::{Arrival, Policy, Preempt, View};
+use crate::domain::{Cpu, Current, Domain, Vcpu, VcpuRef, block, reason};
 use crate::hypervisor::Hypervisor;
 use crate::platform::{CpuId, Platform};
 use crate::time::RunStateKind;
 
+/// The vCPU that runs and may go on.
+#[derive(Clone, Copy)]
+struct Running {
+    virtual_ns: u64,
+    /// For how long it has run.
+    ran: u64,
+    /// It would rather not.
+    yields: bool,
+}
+
+/// Whom a CPU runs next.
+enum Choice {
+    /// The one that runs now, with a slice of this length or the policy's.
+    Stay(Option<u64>),
+    /// This one, or nobody.
+    Other(Option<VcpuRef>),
+}
+
 impl<P: Platform> Hypervisor<P> {
     /// Makes a vCPU wait for a CPU if it may run and does not yet. Harmless when called too often.
+    ///
+    /// It waits where it ran last, unless a CPU that it may and would rather use is idle.
     pub fn wake(&self, vcpu: &VcpuRef) {
         if !vcpu.runnable() || !vcpu.domain().may_run() {
             return;
         }
-        let home = CpuId(vcpu.cpu.load(Ordering::Relaxed));
-        let mut queue = self.cpu(home).run_queue.lock();
-        if vcpu.running.load(Ordering::Relaxed) {
-            return;
-        }
-        if !vcpu.sched.queued.load(Ordering::Relaxed) {
-            vcpu.runstate.lock().change(RunStateKind::Runnable, self.platform.now_ns());
-        }
-        queue.push(vcpu.clone(), true);
-        drop(queue);
+        let mut placed = false;
+        let home = loop {
+            let home = CpuId(vcpu.cpu.load(Ordering::SeqCst));
+            let mut queue = self.cpu(home).run_queue.lock();
+            if vcpu.cpu.load(Ordering::SeqCst) != home.0 {
+                // It moved between the two.
+                continue;
+            }
+            if vcpu.running.load(Ordering::Relaxed) {
+                return;
+            }
+            if vcpu.sched.queued.load(Ordering::Relaxed) {
+                break home;
+            }
+            let now = self.platform.now_ns();
+            let virtual_ns = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
+            if self.cpus.len() > 1 && !placed {
+                placed = true;
+                let to = self.policy.place(self.views(now), virtual_ns, home, vcpu.sched.affinity());
+                if to != home {
+                    // Whoever wakes it now finds the new place.
+                    vcpu.cpu.store(to.0, Ordering::SeqCst);
+                    continue;
+                }
+            }
+            vcpu.runstate.lock().change(RunStateKind::Runnable, now);
+            self.join(home, &mut queue, vcpu.clone(), now);
+            break home;
+        };
         self.request_reschedule(home);
+    }
+
+    /// Queues a vCPU that slept.
+    fn join(&self, cpu: CpuId, queue: &mut RunQueue, vcpu: VcpuRef, now: u64) {
+        let view = &self.cpu(cpu).view;
+        let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
+        let at = self.policy.join(at, view.view(now), Arrival::Woken);
+        vcpu.sched.virtual_ns.store(at, Ordering::Relaxed);
+        queue.push(vcpu);
+        view.waits(queue);
+    }
+
+    /// What all CPUs show of themselves.
+    fn views(&self, now: u64) -> impl Iterator<Item = (CpuId, View)> {
+        (0..).map(CpuId).zip(self.cpus.iter().map(move |cpu| cpu.view.view(now)))
     }
 
     /// Wakes every vCPU of a domain that may run, after a pause ended.
@@ -41,9 +96,17 @@ impl<P: Platform> Hypervisor<P> {
     /// Makes the vCPUs of a domain that may not run any more leave their CPUs at their next chance.
     pub fn stop_domain(&self, domain: &Domain) {
         for vcpu in &domain.vcpus {
-            if vcpu.running.load(Ordering::Acquire) {
-                self.request_reschedule(CpuId(vcpu.cpu.load(Ordering::Relaxed)));
-            }
+            self.interrupt_vcpu(vcpu);
+        }
+    }
+
+    /// Makes the CPU that runs a vCPU, if one does, look at it anew.
+    ///
+    /// The caller has changed something first that the CPU looks at; it is sequentially consistent, as `running` is: either the flag is
+    /// seen here, or the CPU sees the change before it resumes the guest.
+    pub fn interrupt_vcpu(&self, vcpu: &Vcpu) {
+        if vcpu.running.load(Ordering::SeqCst) {
+            self.request_reschedule(CpuId(vcpu.cpu.load(Ordering::SeqCst)));
         }
     }
 
@@ -59,16 +122,33 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
-    /// Brings a vCPU's place in its CPU's timer queue up to date after its timers changed.
+    /// Brings a vCPU's place in a timer queue up to date after its timers changed.
     pub fn arm_timers(&self, vcpu: &VcpuRef) {
-        let home = CpuId(vcpu.cpu.load(Ordering::Relaxed));
-        let mut timers = self.cpu(home).timers.lock();
-        let before = timers.first();
-        timers.set(vcpu.clone(), vcpu.earliest_deadline(vcpu.domain()));
-        let changed = timers.first() != before;
-        drop(timers);
+        let (home, changed) = self.queue_timers(vcpu);
         if changed {
             self.program_timer(home);
+        }
+    }
+
+    /// Enters the earliest deadline of a vCPU in the queue of the CPU that it last ran on. Returns that CPU, and whether
+    /// its first deadline changed.
+    fn queue_timers(&self, vcpu: &VcpuRef) -> (CpuId, bool) {
+        let to = CpuId(vcpu.cpu.load(Ordering::Relaxed));
+        loop {
+            let home = vcpu.timers.home();
+            let mut timers = self.cpu(home).timers.lock();
+            if vcpu.timers.home() != home {
+                continue;
+            }
+            if home != to {
+                // Under the lock of the queue that it leaves.
+                timers.set(vcpu.clone(), None);
+                vcpu.timers.set_home(to);
+                continue;
+            }
+            let before = timers.first();
+            timers.set(vcpu.clone(), vcpu.earliest_deadline(vcpu.domain()));
+            return (home, timers.first() != before);
         }
     }
 
@@ -99,11 +179,15 @@ impl<P: Platform> Hypervisor<P> {
         let now = self.platform.now_ns();
         while let Some(vcpu) = { shared.timers.lock().pop_due(now) } {
             self.fire_timers(&vcpu, now);
-            shared.timers.lock().set(vcpu.clone(), vcpu.earliest_deadline(vcpu.domain()));
+            let (home, changed) = self.queue_timers(&vcpu);
+            if changed && home != cpu {
+                self.program_timer(home);
+            }
         }
         let slice_end = shared.slice_end_ns.load(Ordering::Relaxed);
         if slice_end != 0 && slice_end <= now {
             shared.reschedule.store(true, Ordering::Release);
+            self.call_for_help(cpu, now);
         }
         self.program_timer(cpu);
     }
@@ -178,74 +262,197 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
-    /// Gives the CPU to the vCPU that is furthest behind; keeps the present one if that is it.
+    /// Gives the CPU to the vCPU that the policy wants; keeps the present one if that is it.
+    ///
+    /// The order matters to other CPUs: the old vCPU's registers are saved, then another root is loaded, and only then is its
+    /// state parked where others find it. So nobody can give back the tables of a vCPU that a CPU still has in force.
     fn switch(&self, cpu: &mut Cpu) {
         let now = self.platform.now_ns();
-        let shared = self.cpu(cpu.id);
+        let me = cpu.id;
+        let mut stays = None;
         if let Some(current) = &cpu.current {
             let sched = &current.vcpu.sched;
             sched.charge(now.saturating_sub(sched.since_ns.swap(now, Ordering::Relaxed)));
-            let stays = current.vcpu.runnable() && current.domain().may_run();
-            let ahead = shared.run_queue.lock().preempts(sched.virtual_ns.load(Ordering::Relaxed));
-            if stays && !ahead {
-                self.start_slice(cpu.id, now);
-                return;
+            if self.may_stay(me, &current.vcpu) {
+                let ran = now.saturating_sub(sched.put_on_ns.load(Ordering::Relaxed));
+                let yields = sched.yields.swap(false, Ordering::Relaxed);
+                stays = Some(Running { virtual_ns: sched.virtual_ns.load(Ordering::Relaxed), ran, yields });
             }
         }
-        if let Some(current) = cpu.current.take() {
-            self.put_off(cpu.id, current, now);
-        }
-        let next = shared.run_queue.lock().pop_and_mark();
-        match next {
-            Some(vcpu) => self.put_on(cpu, vcpu, now),
-            None => {
-                shared.slice_end_ns.store(0, Ordering::Relaxed);
-                self.program_timer(cpu.id);
-                self.platform.load_idle_root();
+        let mut next = match self.choose(me, stays, now) {
+            Choice::Stay(slice_ns) => {
+                if let Some(current) = &cpu.current {
+                    self.cpu(me).view.runs(Some(&current.vcpu.sched), now);
+                }
+                return self.start_slice(me, slice_ns, now);
             }
+            Choice::Other(next) => next,
+        };
+        let old = cpu.current.take().map(|current| self.leave(current, now));
+        loop {
+            let Some(vcpu) = next else {
+                self.go_idle(me, now);
+                // Whoever placed a vCPU before that has not seen that this CPU has time.
+                next = self.policy.help(self.views(now), me, None).and_then(|c| self.fetch_vcpu(me, c, now));
+                if next.is_none() {
+                    break;
+                }
+                continue;
+            };
+            if self.put_on(cpu, vcpu, now) {
+                break;
+            }
+            next = match self.choose(me, None, now) {
+                Choice::Other(next) => next,
+                Choice::Stay(_) => None,
+            };
+        }
+        if let Some(old) = old {
+            self.park(me, old, stays.is_some(), now);
+        }
+        if cpu.current.is_some() {
+            self.start_slice(me, None, now);
         }
     }
 
-    /// Ends a slice: saves what the CPU holds, parks the state, and queues the vCPU again if it may run.
-    fn put_off(&self, cpu: CpuId, current: Current, now: u64) {
+    fn may_stay(&self, cpu: CpuId, vcpu: &VcpuRef) -> bool {
+        vcpu.runnable() && vcpu.domain().may_run() && vcpu.sched.affinity().allows(cpu)
+    }
+
+    /// Whom this CPU runs next: the one that runs now (`stays`, if it may), the first of its queue, or one that waits for
+    /// another CPU. What is taken from a queue is marked as running here.
+    fn choose(&self, me: CpuId, stays: Option<Running>, now: u64) -> Choice {
+        let shared = self.cpu(me);
+        let mut queue = shared.run_queue.lock();
+        let own = queue.first_runnable();
+        if self.cpus.len() > 1 {
+            let nearest = own.into_iter().chain(stays.map(|running| running.virtual_ns)).min();
+            if let Some(other) = self.policy.help(self.views(now), me, nearest) {
+                shared.view.waits(&queue);
+                drop(queue);
+                if let Some(vcpu) = self.fetch_vcpu(me, other, now) {
+                    return Choice::Other(Some(vcpu));
+                }
+                queue = shared.run_queue.lock();
+            }
+        }
+        let preempt = match (stays, queue.first_runnable()) {
+            (None, _) => Preempt::Now,
+            (Some(_), None) => Preempt::No,
+            (Some(running), Some(_)) if running.yields => Preempt::Now,
+            (Some(running), Some(first)) => self.policy.preempts(first, running.virtual_ns, running.ran),
+        };
+        let choice = match preempt {
+            Preempt::No => Choice::Stay(None),
+            Preempt::In(ns) => Choice::Stay(Some(ns)),
+            Preempt::Now => match queue.pop_and_mark() {
+                // Whoever waited may not run any more.
+                None if stays.is_some() => Choice::Stay(None),
+                next => Choice::Other(next),
+            },
+        };
+        shared.view.waits(&queue);
+        choice
+    }
+
+    /// Takes a vCPU from another CPU's queue.
+    fn fetch_vcpu(&self, me: CpuId, from: CpuId, now: u64) -> Option<VcpuRef> {
+        let mut queue = self.cpu(from).run_queue.lock();
+        let vcpu = queue.hand_over(me);
+        self.cpu(from).view.waits(&queue);
+        drop(queue);
+        if let Some(vcpu) = &vcpu {
+            let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
+            let at = self.policy.join(at, self.cpu(me).view.view(now), Arrival::Moved);
+            vcpu.sched.virtual_ns.store(at, Ordering::Relaxed);
+        }
+        vcpu
+    }
+
+    /// Tells a CPU that has less urgent work, if there is one, that somebody waits here.
+    fn call_for_help(&self, me: CpuId, now: u64) {
+        if self.cpus.len() == 1 {
+            return;
+        }
+        let (first, affinity) = {
+            let queue = self.cpu(me).run_queue.lock();
+            let (Some(first), Some(affinity)) = (queue.first(), queue.first_affinity()) else { return };
+            (first, affinity)
+        };
+        if let Some(cpu) = self.policy.call_for_help(self.views(now), me, first, affinity) {
+            self.request_reschedule(cpu);
+        }
+    }
+
+    /// Nobody may run here: no guest's tables are in force afterwards, and no timer ends a slice.
+    fn go_idle(&self, me: CpuId, now: u64) {
+        let shared = self.cpu(me);
+        shared.slice_end_ns.store(0, Ordering::Relaxed);
+        self.program_timer(me);
+        self.mm.clock().enter(me, None, || self.platform.load_idle_root());
+        shared.view.runs(None, now);
+    }
+
+    /// Saves what the CPU holds of a vCPU, whose tables stay in force for the moment.
+    fn leave(&self, current: Current, now: u64) -> Current {
         let Current { vcpu, mut state } = current;
         self.platform.leave_vcpu(&mut state);
-        let stays = vcpu.runnable() && vcpu.domain().may_run();
-        let kind = match (stays, vcpu.blocked.load(Ordering::Acquire)) {
-            (true, _) => RunStateKind::Runnable,
-            (false, b) if b & (block::BLOCKED | block::POLLING) != 0 && vcpu.domain().may_run() => {
+        let kind = match vcpu.blocked.load(Ordering::Acquire) {
+            0 if vcpu.runnable() && vcpu.domain().may_run() => RunStateKind::Runnable,
+            b if b & (block::BLOCKED | block::POLLING) != 0 && vcpu.domain().may_run() => {
                 RunStateKind::Blocked
             }
             _ => RunStateKind::Offline,
         };
         vcpu.runstate.lock().change(kind, now);
         self.publish_areas(&vcpu, &state);
-        *vcpu.parked.lock() = Some(state);
-        let mut queue = self.cpu(cpu).run_queue.lock();
-        vcpu.running.store(false, Ordering::Release);
-        // Asked again under the lock: a wake-up that came while it still counted as running did nothing.
-        if vcpu.runnable() && vcpu.domain().may_run() {
-            queue.push(vcpu.clone(), !stays);
-        }
+        Current { vcpu, state }
     }
 
-    fn put_on(&self, cpu: &mut Cpu, vcpu: VcpuRef, now: u64) {
+    /// Parks a vCPU whose tables are not in force here any more, and queues it again if it may run.
+    fn park(&self, me: CpuId, old: Current, stays: bool, now: u64) {
+        let Current { vcpu, state } = old;
+        *vcpu.parked.lock() = Some(state);
+        let mut queue = self.cpu(me).run_queue.lock();
+        vcpu.running.store(false, Ordering::SeqCst);
+        // Asked again under the lock: a wake-up that came while it still counted as running did nothing.
+        if !vcpu.runnable() || !vcpu.domain().may_run() {
+            return;
+        }
+        if !vcpu.sched.affinity().allows(me) {
+            drop(queue);
+            return self.wake(&vcpu);
+        }
+        if stays {
+            queue.push(vcpu);
+            self.cpu(me).view.waits(&queue);
+            drop(queue);
+            return self.call_for_help(me, now);
+        }
+        // It woke after the choice was made.
+        self.join(me, &mut queue, vcpu, now);
+        self.cpu(me).reschedule.store(true, Ordering::Release);
+    }
+
+    /// Puts a vCPU, marked as running here, on this CPU. False if it cannot run after all.
+    fn put_on(&self, cpu: &mut Cpu, vcpu: VcpuRef, now: u64) -> bool {
         let Some(mut state) = vcpu.parked.lock().take() else {
             // A vCPU without a context cannot be runnable; be safe and leave it off.
             vcpu.blocked.fetch_or(block::DOWN, Ordering::AcqRel);
-            vcpu.running.store(false, Ordering::Release);
-            return;
+            vcpu.running.store(false, Ordering::SeqCst);
+            return false;
         };
         let Some(root) = state.current_root() else {
-            vcpu.running.store(false, Ordering::Release);
             *vcpu.parked.lock() = Some(state);
+            vcpu.running.store(false, Ordering::SeqCst);
             self.crash_domain(vcpu.domain(), "no page tables for the mode it runs in");
-            return;
+            return false;
         };
-        vcpu.cpu.store(cpu.id.0, Ordering::Relaxed);
         vcpu.sched.since_ns.store(now, Ordering::Relaxed);
+        vcpu.sched.put_on_ns.store(now, Ordering::Relaxed);
+        self.cpu(cpu.id).view.runs(Some(&vcpu.sched), now);
         vcpu.runstate.lock().change(RunStateKind::Running, now);
-        self.platform.load_root(root);
+        self.mm.clock().enter(cpu.id, Some(vcpu.domain().id), || self.platform.load_root(root));
         let wanted = state.selectors;
         if self.platform.enter_vcpu(&mut state).is_err() {
             state.failsafe_due = Some(wanted);
@@ -253,13 +460,17 @@ impl<P: Platform> Hypervisor<P> {
         self.update_vcpu_time(&vcpu);
         self.publish_areas(&vcpu, &state);
         cpu.current = Some(Current { vcpu, state });
-        self.start_slice(cpu.id, now);
+        true
     }
 
-    /// A slice ends only if somebody waits: a vCPU alone is not disturbed.
-    fn start_slice(&self, cpu: CpuId, now: u64) {
+    /// A slice ends only if somebody waits: a vCPU alone is not disturbed. `slice_ns` is how long this one may be, if not as long as
+    /// the policy's.
+    fn start_slice(&self, cpu: CpuId, slice_ns: Option<u64>, now: u64) {
         let shared = self.cpu(cpu);
-        let end = if shared.run_queue.lock().is_empty() { 0 } else { now + SLICE_NS };
+        let end = match slice_ns.or(self.policy.slice_ns()) {
+            Some(ns) if shared.view.has_waiting() => now + ns,
+            _ => 0,
+        };
         shared.slice_end_ns.store(end, Ordering::Relaxed);
         self.program_timer(cpu);
     }
@@ -274,10 +485,11 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Gives the rest of the slice to whoever waits: the caller's clock moves up to the first that waits.
     pub fn yield_cpu(&self, current: &Current) {
-        let home = CpuId(current.vcpu.cpu.load(Ordering::Relaxed));
+        let home = self.platform.this_cpu();
         let first = self.cpu(home).run_queue.lock().first();
         if let Some(first) = first {
             current.vcpu.sched.virtual_ns.fetch_max(first + 1, Ordering::Relaxed);
+            current.vcpu.sched.yields.store(true, Ordering::Relaxed);
             self.request_reschedule(home);
         }
     }

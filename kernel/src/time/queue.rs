@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::domain::VcpuRef;
+use crate::platform::CpuId;
 
 /// What a queue needs of its items: a place to note where in the heap they are.
 pub trait HeapItem {
@@ -22,6 +23,8 @@ pub struct VcpuTimers {
     /// End of a poll with timeout.
     pub poll_ns: AtomicU64,
     position: AtomicU32,
+    /// The CPU in whose queue they are or will be; changed under the lock of the queue that it names.
+    home: AtomicU32,
 }
 
 impl VcpuTimers {
@@ -33,7 +36,18 @@ impl VcpuTimers {
             period_ns: AtomicU64::new(0),
             poll_ns: AtomicU64::new(0),
             position: AtomicU32::new(0),
+            home: AtomicU32::new(0),
         }
+    }
+
+    /// The CPU in whose queue they are.
+    pub fn home(&self) -> CpuId {
+        CpuId(self.home.load(Ordering::SeqCst))
+    }
+
+    /// They are in the queue of `cpu` from now on. The caller has taken them out of another, whose lock it still holds.
+    pub fn set_home(&self, cpu: CpuId) {
+        self.home.store(cpu.0, Ordering::SeqCst);
     }
 
     /// Disarms all.

@@ -10,7 +10,9 @@ use hv::hypercall::Budget;
 use hv::hypervisor::Hypervisor;
 use hv::mm::mutants::Mutant;
 use hv::mm::update::NotUpdated;
-use hv::mm::{Failure, FrameRecord, Kind, Level, MapRights, Memory, Owner, Pte, Stop, Store, TlbDebt, Unfinished};
+use hv::mm::{
+    Failure, FrameRecord, Kind, Level, MapRights, Memory, Owner, Pte, Stop, Store, TlbDebt, Unfinished,
+};
 use hv::page_ref::{SegDesc, Writable};
 use hv::platform::sim::SimMachine;
 use hv::platform::{Platform, TlbFlush};

@@ -1,0 +1,156 @@
+//! The policy that a machine uses, and what each CPU shows of itself for it.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::policy::{Affinity, Arrival, Fair, Null, Policy, Preempt, View};
+use super::{DEFAULT_WEIGHT, Entity, RunQueue};
+use crate::platform::CpuId;
+
+/// Nobody.
+const NONE: u64 = u64::MAX;
+
+/// A CPU's [`View`] for others. Each word is true by itself; together they are a hint.
+pub struct Published {
+    /// Virtual time of the vCPU that runs, as of `since`; `NONE` when idle.
+    running: AtomicU64,
+    since: AtomicU64,
+    weight: AtomicU32,
+    /// Virtual time of the last vCPU that was put on.
+    clock: AtomicU64,
+    /// Of the queue; written under its lock.
+    first: AtomicU64,
+    waiting: AtomicU32,
+}
+
+impl Published {
+    /// An idle CPU.
+    pub const fn new() -> Published {
+        Published {
+            running: AtomicU64::new(NONE),
+            since: AtomicU64::new(0),
+            weight: AtomicU32::new(DEFAULT_WEIGHT),
+            clock: AtomicU64::new(0),
+            first: AtomicU64::new(NONE),
+            waiting: AtomicU32::new(0),
+        }
+    }
+
+    /// What it shows at `now`.
+    pub fn view(&self, now: u64) -> View {
+        let some = |value| Some(value).filter(|value| *value != NONE);
+        let ran = now.saturating_sub(self.since.load(Ordering::Relaxed));
+        let weight = u64::from(self.weight.load(Ordering::Relaxed).max(1));
+        let ran = ran.saturating_mul(u64::from(DEFAULT_WEIGHT)) / weight;
+        View {
+            running: some(self.running.load(Ordering::SeqCst)).map(|at| at.saturating_add(ran)),
+            first: some(self.first.load(Ordering::SeqCst)),
+            clock: self.clock.load(Ordering::Relaxed),
+            waiting: self.waiting.load(Ordering::SeqCst),
+        }
+    }
+
+    /// This vCPU runs here, charged until `now`; `None`: nobody does.
+    pub fn runs(&self, entity: Option<&Entity>, now: u64) {
+        let at = entity.map_or(NONE, |entity| {
+            let at = entity.virtual_ns.load(Ordering::Relaxed);
+            self.since.store(now, Ordering::Relaxed);
+            self.weight.store(entity.weight.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.clock.store(at, Ordering::Relaxed);
+            at
+        });
+        self.running.store(at, Ordering::SeqCst);
+    }
+
+    /// Who waits here. The caller holds the queue's lock.
+    pub fn waits(&self, queue: &RunQueue) {
+        self.first.store(queue.first().unwrap_or(NONE), Ordering::SeqCst);
+        self.waiting.store(queue.len() as u32, Ordering::SeqCst);
+    }
+
+    /// Whether anybody waits here.
+    pub fn has_waiting(&self) -> bool {
+        self.first.load(Ordering::SeqCst) != NONE
+    }
+
+    /// Whether nobody runs here.
+    pub fn is_idle(&self) -> bool {
+        self.running.load(Ordering::SeqCst) == NONE
+    }
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Published::new()
+    }
+}
+
+/// The policy of a machine, chosen once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Sharing {
+    /// Proportional share.
+    #[default]
+    Fair,
+    /// Each vCPU keeps its CPU.
+    Null,
+}
+
+impl Policy for Sharing {
+    fn place(
+        &self,
+        cpus: impl Iterator<Item = (CpuId, View)>,
+        virtual_ns: u64,
+        last: CpuId,
+        affinity: Affinity,
+    ) -> CpuId {
+        match self {
+            Sharing::Fair => Fair.place(cpus, virtual_ns, last, affinity),
+            Sharing::Null => Null.place(cpus, virtual_ns, last, affinity),
+        }
+    }
+
+    fn join(&self, virtual_ns: u64, queue: View, arrival: Arrival) -> u64 {
+        match self {
+            Sharing::Fair => Fair.join(virtual_ns, queue, arrival),
+            Sharing::Null => Null.join(virtual_ns, queue, arrival),
+        }
+    }
+
+    fn preempts(&self, waiting: u64, running: u64, ran_ns: u64) -> Preempt {
+        match self {
+            Sharing::Fair => Fair.preempts(waiting, running, ran_ns),
+            Sharing::Null => Null.preempts(waiting, running, ran_ns),
+        }
+    }
+
+    fn slice_ns(&self) -> Option<u64> {
+        match self {
+            Sharing::Fair => Fair.slice_ns(),
+            Sharing::Null => Null.slice_ns(),
+        }
+    }
+
+    fn help(
+        &self,
+        cpus: impl Iterator<Item = (CpuId, View)>,
+        here: CpuId,
+        own: Option<u64>,
+    ) -> Option<CpuId> {
+        match self {
+            Sharing::Fair => Fair.help(cpus, here, own),
+            Sharing::Null => Null.help(cpus, here, own),
+        }
+    }
+
+    fn call_for_help(
+        &self,
+        cpus: impl Iterator<Item = (CpuId, View)>,
+        here: CpuId,
+        first: u64,
+        affinity: Affinity,
+    ) -> Option<CpuId> {
+        match self {
+            Sharing::Fair => Fair.call_for_help(cpus, here, first, affinity),
+            Sharing::Null => Null.call_for_help(cpus, here, first, affinity),
+        }
+    }
+}

@@ -5,6 +5,8 @@
 //! | `loglvl=none\|error\|warning\|info\|debug\|all` | least severe messages that are printed (default `info`) |
 //! | `dom0_mem=SIZE` | dom0's memory; SIZE with K, M or G, without one in KiB (default: half of what is free) |
 //! | `dom0_max_vcpus=N` | dom0's virtual CPUs (default 1) |
+//! | `maxcpus=N` | processors to use at most (default all) |
+//! | `sched=fair\|null` | share processors by weight (default), or leave each vCPU where it is |
 //! | `com1=BAUD[,8n1]` | speed of the serial console (default 115200) |
 //! | `debug-exit=PORT` | port of QEMU's isa-debug-exit device, told how the host ended |
 //! | `noreboot` | a stopped host stays stopped, its last words on the screen |
@@ -12,6 +14,8 @@
 
 use arrayvec::ArrayVec;
 use log::LevelFilter;
+
+use crate::sched::Sharing;
 
 /// The separator between our words and dom0's command line.
 const SEPARATOR: &str = "---";
@@ -27,6 +31,10 @@ pub struct Options<'a> {
     pub dom0_mem: Option<u64>,
     /// dom0's virtual CPUs, at least 1.
     pub dom0_max_vcpus: u32,
+    /// Processors to use at most, at least 1.
+    pub max_cpus: u32,
+    /// How processors are shared.
+    pub sharing: Sharing,
     /// Speed of the serial line in baud.
     pub baud: u32,
     /// Port of the isa-debug-exit device.
@@ -47,6 +55,8 @@ pub fn parse(line: &str) -> Options<'_> {
         log_level: LevelFilter::Info,
         dom0_mem: None,
         dom0_max_vcpus: 1,
+        max_cpus: u32::MAX,
+        sharing: Sharing::Fair,
         baud: 115_200,
         debug_exit: None,
         noreboot: false,
@@ -94,6 +104,9 @@ fn apply(options: &mut Options<'_>, word: &str) -> Option<()> {
         ("dom0_max_vcpus", Some(value)) => {
             options.dom0_max_vcpus = value.parse().ok().filter(|n| (1..=64).contains(n))?;
         }
+        ("maxcpus", Some(value)) => options.max_cpus = value.parse().ok().filter(|n| *n >= 1)?,
+        ("sched", Some("fair")) => options.sharing = Sharing::Fair,
+        ("sched", Some("null")) => options.sharing = Sharing::Null,
         ("com1", Some(value)) => {
             let (speed, format) = value.split_once(',').unwrap_or((value, "8n1"));
             let speed = speed.parse().ok().filter(|b| (50..=115_200).contains(b))?;
@@ -128,12 +141,12 @@ mod tests {
 
     #[test]
     fn every_option() {
-        let line =
-            "loglvl=all dom0_mem=128M com1=57600,8n1 dom0_max_vcpus=2 debug-exit=0xf4 noreboot --- a  --- b ";
+        let line = "loglvl=all dom0_mem=128M com1=57600,8n1 dom0_max_vcpus=2 maxcpus=3 sched=null debug-exit=0xf4 noreboot --- a  --- b ";
         let o = parse(line);
         assert_eq!(o.log_level, LevelFilter::Trace);
         assert_eq!(o.dom0_mem, Some(128 << 20));
         assert_eq!((o.baud, o.dom0_max_vcpus, o.debug_exit, o.noreboot), (57600, 2, Some(0xf4), true));
+        assert_eq!((o.max_cpus, o.sharing), (3, Sharing::Null));
         assert_eq!(o.dom0, "a  --- b ", "dom0's part is verbatim, another separator included");
         assert!(o.unknown.is_empty());
     }
@@ -150,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_reported_and_changes_nothing() {
-        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 \
+        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 maxcpus=0 sched=rr \
                    debug-exit=0x10000 noreboot=1 iommu=on é";
         let o = parse(bad);
         assert_eq!(o.unknown.len(), bad.split_ascii_whitespace().count());

@@ -84,7 +84,8 @@ fn start(calibration: Calibration) -> ! {
         if features.invariant_tsc { "" } else { ", not marked invariant" }
     );
     log::info!("free memory: {} KiB; heap: {} KiB", memory.free_frames() * 4, heap::usage().1 >> 10);
-    HYPERVISOR.call_once(|| Hypervisor::new(Machine, memory));
+    boot::smp::start_others(options.max_cpus);
+    HYPERVISOR.call_once(|| Hypervisor { policy: options.sharing, ..Hypervisor::new(Machine, memory) });
     hv::sync::on_relax(|| hypervisor().answer_flushes());
 
     log::debug!("{} interrupt pins", ioapic::pins());
@@ -97,6 +98,7 @@ fn start(calibration: Calibration) -> ! {
     let (first, end) = (module.start >> 12, (module.start + module.len).div_ceil(4096));
     hypervisor().mm.add_free(Mfn::new(first), end - first, true);
     interrupts::open_console(console_pin());
+    boot::smp::go();
     entry::run_guests(Cpu::new(CpuId(0)))
 }
 

@@ -32,10 +32,18 @@ const INITIAL_COUNT: u32 = 0x380;
 const CURRENT_COUNT: u32 = 0x390;
 const DIVIDE: u32 = 0x3e0;
 
+const NMI: u32 = 4 << 8;
+const INIT: u32 = 5 << 8;
+const STARTUP: u32 = 6 << 8;
+const LEVEL_ASSERT: u32 = 1 << 14;
+const ALL_OTHERS: u32 = 3 << 18;
+
 const MASKED: u32 = 1 << 16;
 /// Timer input divided by 1.
 const DIVIDE_BY_1: u32 = 0xb;
 
+/// The boot processor's APIC is on.
+static READY: AtomicBool = AtomicBool::new(false);
 static X2APIC: AtomicBool = AtomicBool::new(false);
 static TIMER_HZ: AtomicU64 = AtomicU64::new(1_000_000_000);
 
@@ -79,6 +87,21 @@ pub fn init() {
     write(LVT_LINT1, 4 << 8);
     write(DIVIDE, DIVIDE_BY_1);
     write(SPURIOUS, 1 << 8 | u32::from(VECTOR_SPURIOUS));
+    READY.store(true, Ordering::Relaxed);
+}
+
+/// As [`init`], on a processor that was started, and its timer ready.
+pub fn init_secondary() {
+    let base = msr::read(msr::APIC_BASE);
+    if X2APIC.load(Ordering::Relaxed) && base & 1 << 10 == 0 {
+        // SAFETY: from xAPIC mode, in which INIT leaves it, to the one the boot processor is in.
+        unsafe { msr::write(msr::APIC_BASE, base | 1 << 11 | 1 << 10) };
+    }
+    init();
+    // The one NMI line leads to the boot processor.
+    write(LVT_LINT1, MASKED | 4 << 8);
+    write(INITIAL_COUNT, 0);
+    write(LVT_TIMER, u32::from(VECTOR_TIMER));
 }
 
 /// Hardware id of this CPU's APIC.
@@ -125,13 +148,37 @@ pub fn is_pending() -> bool {
 
 /// Sends an interrupt to the processor with this APIC id.
 pub fn send(apic_id: u32, vector: u8) {
+    command(apic_id, u32::from(vector));
+}
+
+/// Makes a processor wait for [`send_startup`].
+pub fn send_init(apic_id: u32) {
+    command(apic_id, LEVEL_ASSERT | INIT);
+}
+
+/// Makes a processor that waits execute page `page` of memory in real mode.
+pub fn send_startup(apic_id: u32, page: u8) {
+    command(apic_id, LEVEL_ASSERT | STARTUP | u32::from(page));
+}
+
+/// Interrupts all other processors, whatever they do. Nothing if this one's APIC is not on yet.
+pub fn send_nmi_to_others() {
+    if READY.load(Ordering::Relaxed) {
+        command(0, ALL_OTHERS | LEVEL_ASSERT | NMI);
+    }
+}
+
+fn command(apic_id: u32, what: u32) {
     if X2APIC.load(Ordering::Relaxed) {
-        // SAFETY: a fixed interrupt to one processor, at a vector that has an entry.
-        return unsafe { Msr::new(0x830).write(u64::from(apic_id) << 32 | u64::from(vector)) };
+        // WRMSR to the APIC does not wait for stores before it (SDM 3, 11.12.3), which are what the interrupt is about.
+        // SAFETY: fences have no effect on memory.
+        unsafe { core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags)) };
+        // SAFETY: commands of this module: an interrupt at a vector that has an entry, NMI, or the start of a processor.
+        return unsafe { Msr::new(0x830).write(u64::from(apic_id) << 32 | u64::from(what)) };
     }
     while read(COMMAND) & 1 << 12 != 0 {
         core::hint::spin_loop();
     }
     write(COMMAND_HIGH, apic_id << 24);
-    write(COMMAND, u32::from(vector));
+    write(COMMAND, what);
 }

@@ -27,6 +27,13 @@ pub fn tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// The time-stamp counter, read after everything before it in the program.
+pub fn tsc_ordered() -> u64 {
+    // SAFETY: the instruction exists on every x86-64 processor.
+    unsafe { core::arch::x86_64::_mm_lfence() };
+    tsc()
+}
+
 fn pm_timer(port: u16) -> u32 {
     // SAFETY: the FADT names this port as the PM timer's; reading it has no effect.
     unsafe { Port::<u32>::new(port).read() }

@@ -11,6 +11,7 @@ use hypercall_abi::Mfn;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 
 global_asm!(
+    include_str!("macros.s"),
     r#"
     .pushsection .text.load_segments, "ax", @progbits
     .macro LOAD_SEGMENT name, register
@@ -150,6 +151,20 @@ pub fn load_descriptor_tables(state: &VcpuState) {
         info.ldt_entries = entries;
         // SAFETY: this CPU's descriptor page.
         unsafe { tables::load_local_table(info.gdt_page, info.number, entries) };
+    }
+}
+
+/// Shows this CPU no tables of a guest: none runs here.
+pub fn hide_descriptor_tables() {
+    let info = info();
+    if info.ldt_entries != 0 {
+        info.ldt_entries = 0;
+        // SAFETY: this CPU's descriptor page.
+        unsafe { tables::load_local_table(info.gdt_page, info.number, 0) };
+    }
+    for page in (0..GDT_FRAMES as u64).chain(layout::LDT_PAGE..layout::LDT_PAGE + 16) {
+        // SAFETY: this CPU's window, a page of the guest's, and nothing is shown.
+        unsafe { paging::set_window(info.window_l1, info.number, page, None) };
     }
 }
 

@@ -3,9 +3,9 @@
 //! Nothing here takes a lock or allocates: the host may have died holding any of them.
 
 use super::entry::Frame;
-use super::{percpu, serial};
+use super::{apic, percpu, serial};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use hv::x86::layout;
 use x86_64::instructions::port::Port;
 use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
@@ -17,7 +17,10 @@ const EXIT_REFUSED: u32 = 0x21;
 /// Frames of a backtrace.
 const DEPTH: usize = 24;
 
-static DYING: AtomicBool = AtomicBool::new(false);
+/// Number of the CPU that reports, plus one; 0 while none does.
+static DYING: AtomicU32 = AtomicU32::new(0);
+/// The other CPUs are to stop where they are.
+static STOP: AtomicBool = AtomicBool::new(false);
 static DEBUG_EXIT_PORT: AtomicU16 = AtomicU16::new(0);
 
 /// Sets the port of QEMU's isa-debug-exit device, as the command line names it.
@@ -50,12 +53,29 @@ pub fn stop() -> ! {
     }
 }
 
-/// Only one report: a fault while reporting stops at once.
+/// Stops all other CPUs, wherever they are.
+pub fn stop_others() {
+    STOP.store(true, Ordering::SeqCst);
+    apic::send_nmi_to_others();
+}
+
+/// Whether a non-maskable interrupt means that this CPU is to stop.
+pub fn is_stopping() -> bool {
+    STOP.load(Ordering::SeqCst)
+}
+
+/// Only one report: a fault while reporting stops at once, another CPU stops silently. The others are stopped first: nobody
+/// goes on with a broken hypervisor.
 fn begin() {
-    if DYING.swap(true, Ordering::AcqRel) {
-        serial::write_unlocked(b"\n(XL) fault while reporting\n");
-        debug_exit(EXIT_PANIC);
-        stop();
+    let me = cpu() as u32 + 1;
+    match DYING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => stop_others(),
+        Err(other) if other != me => stop(),
+        Err(_) => {
+            serial::write_unlocked(b"\n(XL) fault while reporting\n");
+            debug_exit(EXIT_PANIC);
+            stop();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The x86 machine as policy sees it.
 
-use super::boot::machine;
+use super::boot::{machine, smp};
 use super::{apic, clock, context, cpu, epitaph, fpu, ioapic, paging, percpu, power, serial, usercopy};
 use core::sync::atomic::Ordering;
 use hv::domain::VcpuState;
@@ -40,8 +40,8 @@ fn flush_all() {
 }
 
 fn send(cpu: CpuId, vector: u8) {
-    if let Some(apic_id) = machine().acpi.cpus.get(cpu.0 as usize) {
-        apic::send(*apic_id, vector);
+    if let Some(apic_id) = smp::apic_id(cpu) {
+        apic::send(apic_id, vector);
     }
 }
 
@@ -92,6 +92,7 @@ impl Platform for Machine {
     }
 
     fn load_idle_root(&self) {
+        context::hide_descriptor_tables();
         write_root(machine().root);
     }
 
@@ -150,7 +151,7 @@ impl Platform for Machine {
     }
 
     fn cpu_count(&self) -> u32 {
-        1
+        smp::online()
     }
 
     fn this_cpu(&self) -> CpuId {
@@ -291,6 +292,7 @@ impl Platform for Machine {
     }
 
     fn halt(&self, why: HaltReason) -> ! {
+        epitaph::stop_others();
         let code = match why {
             HaltReason::PowerOff => 0x10,
             HaltReason::Reboot => 0x11,

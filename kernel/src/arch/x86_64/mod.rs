@@ -1,8 +1,5 @@
 //! x86-64: boot, entry, page tables, processor state and the few devices ring 0 needs.
 
-// First, for the assembler: see there.
-mod macros;
-
 pub mod apic;
 pub mod boot;
 pub mod clock;

@@ -165,7 +165,9 @@ pub unsafe fn set_window(l1: u64, cpu: usize, page: u64, machine: Option<u64>) {
     // The processor sets accessed bits in descriptors, by writes to this mapping; descriptor frames are never read back
     // by guests as anything else. Writable, because a supervisor store to a read-only page would fault (CR0.WP).
     let value = machine.map_or(0, |m| m | loadable(WRITE & !Flags::GLOBAL).bits());
-    if entry.swap(value, Ordering::Relaxed) != value {
+    // Only this CPU writes the entry; the processor sets accessed and dirty bits, which are set already.
+    if entry.load(Ordering::Relaxed) != value {
+        entry.store(value, Ordering::Relaxed);
         x86_64::instructions::tlb::flush(x86_64::VirtAddr::new(va));
     }
 }

@@ -9,6 +9,7 @@ use hv::platform::Fault;
 use hv::x86::layout::is_guest_range;
 
 global_asm!(
+    include_str!("macros.s"),
     r#"
     .pushsection .text.guest_copy, "ax", @progbits
     .balign 16

@@ -1,6 +1,7 @@
 //! From reset to the first domain: what the loader said, final page tables, processor state, clocks.
 
 mod pvh;
+pub mod smp;
 
 use super::cpu::{self, Features};
 use super::paging::{self, Space};
@@ -40,6 +41,8 @@ pub struct Machine {
     pub features: Features,
     /// Root of the hypervisor's own page tables.
     pub root: u64,
+    /// Memory of each processor that may be started, the boot processor's first.
+    cpus: ArrayVec<CpuMemory, { layout::MAX_CPUS }>,
 }
 
 impl Machine {
@@ -164,7 +167,7 @@ extern "C" fn start(info: u32) -> ! {
     let mut space = Space::new(&mut free, features.gigabyte_pages);
     map_image(&mut space);
     map_ram(&mut space, &ram);
-    let first = make_cpu(&mut space, 0);
+    let cpus = (0..acpi.cpus.len().clamp(1, layout::MAX_CPUS)).map(|n| make_cpu(&mut space, n)).collect();
     let heap_len = (ram.total() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(PAGE_SIZE - 1);
     let heap = space.frames(heap_len / PAGE_SIZE);
     let largest = ram.iter().max_by_key(|(start, end)| end - start).unwrap_or((0, 0));
@@ -184,6 +187,7 @@ extern "C" fn start(info: u32) -> ! {
         acpi,
         features,
         root,
+        cpus,
     });
 
     let frame = PhysFrame::containing_address(PhysAddr::new(root));
@@ -195,7 +199,7 @@ extern "C" fn start(info: u32) -> ! {
     // SAFETY: the block was mapped by `make_cpu`; `continue_boot` never returns to this stack.
     unsafe {
         core::arch::asm!("mov rsp, {stack}", "xor ebp, ebp", "call {next}", "ud2",
-            stack = in(reg) percpu::block(0) + INFO_OFFSET, next = sym on_cpu_stack, in("rdi") &first, options(noreturn))
+            stack = in(reg) percpu::block(0) + INFO_OFFSET, next = sym on_cpu_stack, options(noreturn))
     }
 }
 
@@ -272,8 +276,11 @@ fn make_cpu(space: &mut Space<'_>, number: usize) -> CpuMemory {
     CpuMemory { number, window_l1: space.prepare_window(number), gdt_page }
 }
 
-/// The rest of boot, on the first CPU's own stack.
-extern "C" fn on_cpu_stack(memory: &CpuMemory) -> ! {
+/// Fills the per-CPU data of the CPU this runs on, and loads its descriptor tables.
+///
+/// # Safety
+/// Called once on each CPU, on the stack of the block that `memory` is about.
+unsafe fn prepare_info(memory: &CpuMemory) {
     // SAFETY: the block is mapped, zeroed (valid for every field), and this CPU's alone.
     let info = unsafe { &mut *percpu::this() };
     info.number = memory.number;
@@ -282,6 +289,12 @@ extern "C" fn on_cpu_stack(memory: &CpuMemory) -> ! {
     let info: &'static mut CpuInfo = info;
     // SAFETY: this CPU's data and page, mapped by `make_cpu`.
     unsafe { tables::load(info, memory.gdt_page) };
+}
+
+/// The rest of boot, on the first CPU's own stack.
+extern "C" fn on_cpu_stack() -> ! {
+    // SAFETY: on the first block's stack, for the first time.
+    unsafe { prepare_info(&machine().cpus[0]) };
     interrupts::silence_pics();
     apic::init();
     let calibration = clock::start_calibration(&machine().acpi.power);

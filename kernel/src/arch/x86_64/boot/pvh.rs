@@ -11,6 +11,7 @@ use hv::x86::layout;
 const DELTA: u64 = layout::IMAGE - 0x20_0000;
 
 global_asm!(
+    include_str!("../macros.s"),
     r#"
     .pushsection .note.Xen, "a", @note
     .balign 4
@@ -66,26 +67,7 @@ pvh_entry:
     mov eax, offset boot_l3_image - {delta} + 3
     mov [boot_l4 - {delta} + {image_l4} * 8], eax
 
-    mov eax, cr4
-    or eax, 0x20                        /* PAE */
-    mov cr4, eax
-    mov eax, offset boot_l4 - {delta}
-    mov cr3, eax
-    mov eax, 0x80000001
-    cpuid
-    mov edi, edx
-    shr edi, 9                          /* NX (bit 20) to where NXE is (bit 11) */
-    and edi, 0x800
-    mov ecx, 0xc0000080                 /* EFER: SCE, LME, and NXE where there is NX */
-    rdmsr
-    or eax, 0x101
-    or eax, edi
-    wrmsr
-    mov eax, cr0
-    and eax, 0x9fffffff                 /* caches on */
-    or eax, 0x80010023                  /* PG, WP, NE, MP, PE */
-    mov cr0, eax
-
+    ENTER_LONG_MODE boot_l4 - {delta}
     lgdt [boot_gdt_pointer - {delta}]
     push 8
     mov eax, offset boot_long_mode - {delta}
@@ -129,6 +111,7 @@ boot_l3_image:  .skip 4096
 boot_l2_image:  .skip 4096
 boot_l2_low:    .skip 4 * 4096
 boot_stack:     .skip 32768
+    .globl boot_stack_top
 boot_stack_top:
     .popsection
     "#,

@@ -53,6 +53,7 @@ unsafe extern "C" {
 }
 
 global_asm!(
+    include_str!("../macros.s"),
     r#"
     .pushsection .entry.text, "ax", @progbits
     .macro SYSCALL_STUB slot, selector, entry

@@ -94,6 +94,9 @@ extern "C" fn ring0_entry(frame: &mut Frame) {
 
 /// A non-maskable interrupt. Nothing here may fault: IRET would let the next one in on the same stack.
 extern "C" fn nmi_entry(_frame: &mut Frame) {
+    if epitaph::is_stopping() {
+        epitaph::stop();
+    }
     super::serial::write_unlocked(b"(XL) non-maskable interrupt ignored\n");
 }
 

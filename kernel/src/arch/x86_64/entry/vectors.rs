@@ -4,6 +4,7 @@ use super::Frame;
 use core::arch::global_asm;
 
 global_asm!(
+    include_str!("../macros.s"),
     r#"
     /* A handler on a stack of its own that returns where it came from; the frame is 22 words, so rsp is aligned. */
     .macro OWN_STACK name, function

@@ -1,9 +1,7 @@
-//! Assembly macros; this module comes before all others, because the assembler reads them in that order.
+/* Macros of our assembly. Each global_asm! that needs them includes this file; the assembler sees them once, whichever comes first. */
+.ifndef MACROS_INCLUDED
+.set MACROS_INCLUDED, 1
 
-use core::arch::global_asm;
-
-global_asm!(
-    r#"
     .macro SAVE_GENERAL
     push rdi
     push rsi
@@ -57,6 +55,29 @@ global_asm!(
     .popsection
     .endm
 
+    /* In 32-bit code with paging off: long mode under the tables at \root, caches on. Changes eax, ecx, edx, ebx, edi. */
+    .macro ENTER_LONG_MODE root
+    mov eax, cr4
+    or eax, 0x20                        /* PAE */
+    mov cr4, eax
+    mov eax, offset \root
+    mov cr3, eax
+    mov eax, 0x80000001
+    cpuid
+    mov edi, edx
+    shr edi, 9                          /* NX (bit 20) to where NXE is (bit 11) */
+    and edi, 0x800
+    mov ecx, 0xc0000080                 /* EFER: SCE, LME, and NXE where there is NX */
+    rdmsr
+    or eax, 0x101
+    or eax, edi
+    wrmsr
+    mov eax, cr0
+    and eax, 0x9fffffff                 /* caches on */
+    or eax, 0x80010023                  /* PG, WP, NE, MP, PE */
+    mov cr0, eax
+    .endm
+
     .macro ALLOW_GUEST_PAGES
 778:
     stac
@@ -64,5 +85,4 @@ global_asm!(
     .quad 778b
     .popsection
     .endm
-    "#
-);
+.endif

@@ -25,6 +25,9 @@ pub struct Args {
     /// Scenarios at a time (default: one for each CPU)
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// CPUs of the machine in scenarios that do not say how many, nor count instructions
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    smp: u32,
     /// Only list the scenarios
     #[arg(long)]
     list: bool,
@@ -74,6 +77,12 @@ pub fn main(args: Args) -> Result<ExitCode> {
             name(*host, scenario).contains(&args.filter)
                 && args.on.is_none_or(|on| on == *host)
                 && !(args.quick && (scenario.slow || *host == Host::Xen))
+        })
+        .map(|(host, mut scenario)| {
+            if scenario.smp == 1 && !scenario.icount {
+                scenario.smp = args.smp;
+            }
+            (host, scenario)
         })
         .collect();
     if args.list {

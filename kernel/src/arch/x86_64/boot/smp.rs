@@ -231,7 +231,7 @@ fn wait(ns: u64, done: impl Fn() -> bool) -> bool {
 
 fn start(number: u32, id: u32, page: u64) -> Result<(), Failed> {
     // SAFETY: a word of the image that is accessed as an atomic only.
-    let ticket = unsafe { &*&raw const ap_ticket };
+    let ticket = unsafe { &ap_ticket };
     STARTING.store(number, Ordering::Relaxed);
     ANSWER.store(0, Ordering::Relaxed);
     ticket.store(1, Ordering::SeqCst);

@@ -42,6 +42,28 @@ const IDLE: u32 = u32::MAX;
 /// Somebody's is.
 const ANY: u32 = u32::MAX - 1;
 
+/// What the protocol asks of the processor it runs on: of a [`Platform`], or of a model of one in tests.
+pub trait LocalTlb {
+    /// Which one it is.
+    fn this_cpu(&self) -> CpuId;
+    /// Drops translations of it.
+    fn flush_tlb(&self, what: TlbFlush);
+    /// Makes others call [`TlbClock::answer`].
+    fn request_flush(&self, cpus: CpuSet);
+}
+
+impl<P: Platform> LocalTlb for P {
+    fn this_cpu(&self) -> CpuId {
+        Platform::this_cpu(self)
+    }
+    fn flush_tlb(&self, what: TlbFlush) {
+        Platform::flush_tlb(self, what);
+    }
+    fn request_flush(&self, cpus: CpuSet) {
+        Platform::request_flush(self, cpus);
+    }
+}
+
 /// What one processor says of its translations, alone on a cache line.
 #[repr(align(64))]
 struct CpuTlb {
@@ -138,55 +160,55 @@ impl TlbClock {
 
     /// Waits until no processor holds a translation of `domain`'s address spaces (`None`: of any) that is older than the end of
     /// reading `since`.
-    pub(super) fn settle<P: Platform>(&self, platform: &P, since: u64, domain: Option<DomId>) {
-        self.flush_on(platform, self.late(since, domain), since);
+    pub(super) fn settle(&self, tlb: &impl LocalTlb, since: u64, domain: Option<DomId>) {
+        self.flush_on(tlb, self.late(since, domain), since);
     }
 
     /// Drops what processors of `cpus` may hold of `domain`: guests' own flushes. Of other processors than this
     /// one all of it is dropped, whatever was asked.
-    pub fn flush_guest<P: Platform>(&self, platform: &P, domain: DomId, cpus: CpuSet, what: TlbFlush) {
-        let this = platform.this_cpu();
+    pub fn flush_guest(&self, tlb: &impl LocalTlb, domain: DomId, cpus: CpuSet, what: TlbFlush) {
+        let this = tlb.this_cpu();
         let since = self.reading();
         let mut late = self.late(since, Some(domain)).and(cpus);
         if let TlbFlush::Page(_) = what
             && cpus.contains(this)
         {
-            platform.flush_tlb(what);
+            tlb.flush_tlb(what);
             late = late.without(this);
         }
-        self.flush_on(platform, late, since);
+        self.flush_on(tlb, late, since);
     }
 
-    fn flush_on<P: Platform>(&self, platform: &P, cpus: CpuSet, since: u64) {
-        let this = platform.this_cpu();
+    fn flush_on(&self, tlb: &impl LocalTlb, cpus: CpuSet, since: u64) {
+        let this = tlb.this_cpu();
         if cpus.contains(this) {
-            self.flush(this, || platform.flush_tlb(TlbFlush::All));
+            self.flush(this, || tlb.flush_tlb(TlbFlush::All));
         }
         let others = cpus.without(this);
         if others != CpuSet::default() {
-            self.shoot_down(platform, this, others, since);
+            self.shoot_down(tlb, this, others, since);
         }
     }
 
     #[cold]
-    fn shoot_down<P: Platform>(&self, platform: &P, this: CpuId, others: CpuSet, since: u64) {
+    fn shoot_down(&self, tlb: &impl LocalTlb, this: CpuId, others: CpuSet, since: u64) {
         for cpu in others.iter() {
             self.cpu(cpu).wanted.fetch_max(since + 1, Ordering::SeqCst);
         }
-        platform.request_flush(others);
+        tlb.request_flush(others);
         for cpu in others.iter() {
             while self.cpu(cpu).flushed.load(Ordering::SeqCst) <= since {
-                self.answer(platform, this);
+                self.answer(tlb, this);
                 hint::spin_loop();
             }
         }
     }
 
     /// Does what other processors have asked this one for, if anything.
-    pub fn answer<P: Platform>(&self, platform: &P, this: CpuId) {
+    pub fn answer(&self, tlb: &impl LocalTlb, this: CpuId) {
         let here = self.cpu(this);
         if here.wanted.load(Ordering::SeqCst) > here.flushed.load(Ordering::Relaxed) {
-            self.flush(this, || platform.flush_tlb(TlbFlush::All));
+            self.flush(this, || tlb.flush_tlb(TlbFlush::All));
         }
     }
 }
@@ -194,5 +216,189 @@ impl TlbClock {
 impl Default for TlbClock {
     fn default() -> Self {
         TlbClock::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mm::TlbDebt;
+    use alloc::vec::Vec;
+    use core::sync::atomic::AtomicBool;
+    use std::cell::Cell;
+    use std::thread;
+
+    const DOMAIN: DomId = DomId::new(1);
+    const OTHER: DomId = DomId::new(2);
+
+    /// A processor whose TLB holds one translation. Interrupts are flags that it looks at now and then.
+    struct Model<'a> {
+        cpu: CpuId,
+        cached: Cell<Option<usize>>,
+        flushes: Cell<u32>,
+        interrupts: &'a [AtomicBool],
+    }
+
+    impl LocalTlb for Model<'_> {
+        fn this_cpu(&self) -> CpuId {
+            self.cpu
+        }
+        fn flush_tlb(&self, _what: TlbFlush) {
+            self.cached.set(None);
+            self.flushes.set(self.flushes.get() + 1);
+        }
+        fn request_flush(&self, cpus: CpuSet) {
+            for cpu in cpus.iter() {
+                self.interrupts[cpu.0 as usize].store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn models(interrupts: &[AtomicBool]) -> Vec<Model<'_>> {
+        (0..interrupts.len() as u32)
+            .map(|n| Model { cpu: CpuId(n), cached: Cell::new(None), flushes: Cell::new(0), interrupts })
+            .collect()
+    }
+
+    fn flags(count: usize) -> Vec<AtomicBool> {
+        (0..count).map(|_| AtomicBool::new(false)).collect()
+    }
+
+    fn clock(cpus: u32) -> TlbClock {
+        let clock = TlbClock::new();
+        clock.set_cpus(cpus);
+        for cpu in (0..cpus).map(CpuId) {
+            clock.enter(cpu, None, || {});
+        }
+        clock
+    }
+
+    #[test]
+    fn only_processors_that_may_still_have_it_are_late() {
+        let clock = clock(4);
+        clock.enter(CpuId(1), Some(DOMAIN), || {});
+        clock.enter(CpuId(2), Some(OTHER), || {});
+        let since = clock.reading();
+        let late = |domain| clock.late(since, domain);
+        assert_eq!(
+            late(Some(DOMAIN)),
+            CpuSet::one(CpuId(1)),
+            "tables are walked in their domain's spaces only"
+        );
+        assert_eq!(late(None), CpuSet::one(CpuId(1)).with(CpuId(2)), "the others idle");
+        clock.enter(CpuId(3), Some(DOMAIN), || {});
+        clock.enter(CpuId(1), Some(DOMAIN), || {});
+        assert_eq!(
+            late(Some(DOMAIN)),
+            CpuSet::default(),
+            "one came after the change, one has switched since"
+        );
+        clock.enter(CpuId(2), None, || {});
+        assert_eq!(late(None), CpuSet::default());
+    }
+
+    #[test]
+    fn while_an_address_space_is_being_loaded_it_counts_as_any() {
+        let clock = clock(2);
+        clock.enter(CpuId(1), Some(DOMAIN), || {});
+        let since = clock.reading();
+        for next in [Some(OTHER), None, Some(DOMAIN)] {
+            clock.enter(CpuId(1), next, || {
+                for domain in [DOMAIN, OTHER].into_iter().filter(|d| Some(*d) != next || *d == DOMAIN) {
+                    let here = clock.late(clock.reading(), Some(domain)).contains(CpuId(1));
+                    assert!(here || next == Some(DOMAIN) && domain == OTHER, "{next:?} {domain:?}");
+                }
+            });
+        }
+        assert!(clock.late(since, None).is_empty());
+    }
+
+    #[test]
+    fn a_stamp_from_before_the_wrap_is_taken_for_a_later_one() {
+        let clock = clock(1);
+        clock.enter(CpuId(0), Some(DOMAIN), || {});
+        let stamp = clock.now();
+        let at = clock.reading();
+        assert!(TlbDebt::since(stamp, &clock).is_owed_and_forgiven());
+        clock.flush(CpuId(0), || {});
+        assert!(!TlbDebt::since(stamp, &clock).is_owed());
+        // As if a multiple of the stamp's range had passed.
+        clock.now.store(at + (3 << 26), Ordering::SeqCst);
+        clock.cpu(CpuId(0)).flushed.store(at + (3 << 26), Ordering::SeqCst);
+        assert_eq!(clock.at(stamp), at + (3 << 26));
+        assert!(TlbDebt::since(stamp, &clock).is_owed_and_forgiven(), "not sure: so it is flushed");
+    }
+
+    #[test]
+    fn a_frame_is_given_away_only_when_no_processor_translates_to_it() {
+        const FRAMES: usize = 4;
+        const ROUNDS: usize = 20_000;
+        let clock = clock(3);
+        let interrupts = flags(3);
+        // The page table: one entry, the frame it maps. Frames that are somebody else's now.
+        let entry = AtomicU32::new(0);
+        let given_away: [AtomicBool; FRAMES] = [const { AtomicBool::new(false) }; FRAMES];
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for (n, model) in models(&interrupts).into_iter().enumerate() {
+                let (clock, interrupts, entry, given_away, stop) =
+                    (&clock, &interrupts, &entry, &given_away, &stop);
+                scope.spawn(move || {
+                    if n == 0 {
+                        // Unmaps, waits, gives away, takes back.
+                        for round in 0..ROUNDS {
+                            let frame = entry.swap(((round + 1) % FRAMES) as u32, Ordering::SeqCst) as usize;
+                            TlbDebt::since(clock.now(), clock).pay(&model, clock);
+                            given_away[frame].store(true, Ordering::SeqCst);
+                            if round.is_multiple_of(64) {
+                                thread::yield_now();
+                            }
+                            given_away[frame].store(false, Ordering::SeqCst);
+                        }
+                        stop.store(true, Ordering::SeqCst);
+                        return;
+                    }
+                    let mut turns = 0u32;
+                    while !stop.load(Ordering::SeqCst) {
+                        turns += 1;
+                        if turns.is_multiple_of(7) {
+                            let next = [None, Some(DOMAIN), Some(OTHER)][(turns / 7) as usize % 3];
+                            clock.enter(model.cpu, next, || model.cached.set(None));
+                        }
+                        if clock.cpu(model.cpu).space.load(Ordering::Relaxed) != IDLE {
+                            // A use of the page: a walk if the TLB has nothing.
+                            let frame = model.cached.get().unwrap_or(entry.load(Ordering::SeqCst) as usize);
+                            model.cached.set(Some(frame));
+                            let bad = given_away[frame].load(Ordering::SeqCst);
+                            // Unless it was unmapped and flushed between the walk and the look: the interrupt says so.
+                            assert!(!bad, "processor {n} uses frame {frame} of somebody else");
+                        }
+                        if interrupts[n].swap(false, Ordering::SeqCst) || turns.is_multiple_of(3) {
+                            clock.answer(&model, model.cpu);
+                        }
+                    }
+                    clock.enter(model.cpu, None, || model.cached.set(None));
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn two_that_ask_each_other_answer_in_their_waits() {
+        let clock = clock(2);
+        let interrupts = flags(2);
+        thread::scope(|scope| {
+            for model in models(&interrupts) {
+                let clock = &clock;
+                scope.spawn(move || {
+                    for _ in 0..2_000 {
+                        clock.enter(model.cpu, Some(DOMAIN), || {});
+                        TlbDebt::everywhere().pay(&model, clock);
+                        TlbDebt::of_tables(DOMAIN, clock).pay(&model, clock);
+                    }
+                    clock.enter(model.cpu, None, || {});
+                });
+            }
+        });
     }
 }

@@ -8,8 +8,7 @@
 use hypercall_abi::DomId;
 
 use super::page_info::Stamp;
-use super::tlb_clock::TlbClock;
-use crate::platform::Platform;
+use super::tlb_clock::{LocalTlb, TlbClock};
 
 /// A flush that must happen before the caller's change counts.
 ///
@@ -58,6 +57,12 @@ impl TlbDebt {
         self.owed.is_some()
     }
 
+    /// Whether anything was owed, which nobody pays.
+    #[cfg(test)]
+    pub fn is_owed_and_forgiven(mut self) -> bool {
+        self.owed.take().is_some()
+    }
+
     /// Takes over another debt.
     pub fn merge(&mut self, mut other: TlbDebt) {
         self.owed = match (self.owed, other.owed.take()) {
@@ -70,9 +75,9 @@ impl TlbDebt {
     }
 
     /// Flushes what is owed, and waits until it is done.
-    pub fn pay<P: Platform>(mut self, platform: &P, clock: &TlbClock) {
+    pub fn pay(mut self, tlb: &impl LocalTlb, clock: &TlbClock) {
         if let Some(owed) = self.owed.take() {
-            clock.settle(platform, owed.since.min(clock.reading()), owed.domain);
+            clock.settle(tlb, owed.since.min(clock.reading()), owed.domain);
         }
     }
 }

@@ -204,6 +204,12 @@ macro_rules! for_each_layout {
             io::netif::NetifRxRequest = "struct netif_rx_request", 8 { id @ 0, pad @ 2, gref @ 4 };
             io::netif::NetifRxResponse = "struct netif_rx_response", 8 { id @ 0, offset @ 2, flags @ 4, status @ 6 };
             io::netif::NetifExtraInfo = "struct netif_extra_info", 8 { kind = "type" @ 0, flags @ 1, u @ 2 };
+            io::netif::ControlRequest = "struct xen_netif_ctrl_request", 16 { id @ 0, kind = "type" @ 2, data @ 4 };
+            io::netif::ControlResponse = "struct xen_netif_ctrl_response", 12 {
+                id @ 0, kind = "type" @ 2, status @ 4, data @ 8
+            };
+            io::netif::ControlGref = "struct xen_netif_gref", 8 { gref = "ref" @ 0, flags @ 4, status @ 6 };
+            version::BuildIdHeader = "struct xen_build_id", 4 { len @ 0 };
         }
     };
 }

@@ -84,13 +84,25 @@ impl FrontIndices {
     /// A new ring's; `slots` as from [`slots`].
     #[must_use]
     pub const fn new(slots: u32) -> Self {
-        FrontIndices { slots, req_prod: 0, rsp_cons: 0 }
+        Self::attach(slots, 0)
+    }
+
+    /// Those of a ring that is in use, with every request before `index` answered.
+    #[must_use]
+    pub const fn attach(slots: u32, index: u32) -> Self {
+        FrontIndices { slots, req_prod: index, rsp_cons: index }
+    }
+
+    /// Requests that wait for their responses.
+    #[must_use]
+    pub const fn outstanding(&self) -> u32 {
+        self.req_prod.wrapping_sub(self.rsp_cons)
     }
 
     /// Slots that a request can be put into.
     #[must_use]
     pub const fn free(&self) -> u32 {
-        self.slots.wrapping_sub(self.req_prod.wrapping_sub(self.rsp_cons))
+        self.slots.wrapping_sub(self.outstanding())
     }
 
     /// The index of the next request, taken; `None` when the ring is full.
@@ -115,7 +127,7 @@ impl FrontIndices {
     /// [`Overflow`] when the back end claims to have answered more than was asked.
     pub const fn next_response(&mut self, rsp_prod: u32) -> Result<Option<u32>, Overflow> {
         let waiting = rsp_prod.wrapping_sub(self.rsp_cons);
-        if waiting > self.req_prod.wrapping_sub(self.rsp_cons) {
+        if waiting > self.outstanding() {
             return Err(Overflow);
         }
         if waiting == 0 {
@@ -215,7 +227,7 @@ mod tests {
     #[test]
     fn both_ends_meet_across_the_wrap_of_indices() {
         let start = u32::MAX - 5;
-        let mut front = FrontIndices { slots: 4, req_prod: start, rsp_cons: start };
+        let mut front = FrontIndices::attach(4, start);
         let mut back = BackIndices::new(4, start);
         for round in 0..16 {
             let asked: u32 = (0..=round % 4).map(|_| front.next_request().unwrap()).count() as u32;

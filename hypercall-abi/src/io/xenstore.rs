@@ -6,6 +6,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::Errno;
+
 /// Bytes of each ring.
 pub const RING_SIZE: usize = 1024;
 /// Most bytes after a header; more breaks the connection.
@@ -120,6 +122,40 @@ crate::subops::command_enum! {
     }
 }
 
+/// What no message is.
+pub const INVALID: u32 = 0xffff;
+/// Part of a watch event's payload: the path that changed.
+pub const WATCH_PATH: u32 = 0;
+/// Part of a watch event's payload: the token that the watch was set with.
+pub const WATCH_TOKEN: u32 = 1;
+
+/// Errors that the store reports, as the text of an [`Error`](MessageType::Error) message without its zero.
+pub const ERRORS: &[Errno] = &[
+    Errno::EINVAL,
+    Errno::EACCES,
+    Errno::EEXIST,
+    Errno::EISDIR,
+    Errno::ENOENT,
+    Errno::ENOMEM,
+    Errno::ENOSPC,
+    Errno::EIO,
+    Errno::ENOTEMPTY,
+    Errno::ENOSYS,
+    Errno::EROFS,
+    Errno::EBUSY,
+    Errno::EAGAIN,
+    Errno::EISCONN,
+    Errno::E2BIG,
+    Errno::EPERM,
+];
+
+/// The error of a text, with or without its zero; `None` for one that the protocol does not know.
+#[must_use]
+pub fn error_from_text(text: &[u8]) -> Option<Errno> {
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
+    ERRORS.iter().copied().find(|error| error.name().as_bytes() == text)
+}
+
 /// Bytes that wait in a byte ring of `size`, or `None` when the indices cannot be: the peer lies.
 #[must_use]
 pub const fn waiting(producer: u32, consumer: u32, size: usize) -> Option<usize> {
@@ -145,6 +181,17 @@ mod tests {
         assert_eq!(waiting(2, u32::MAX - 1, RING_SIZE), Some(4));
         assert_eq!(waiting(2, 3, RING_SIZE), None);
         assert_eq!(waiting(1025, 0, RING_SIZE), None);
+    }
+
+    #[test]
+    fn errors_are_names() {
+        for &error in ERRORS {
+            assert_eq!(error_from_text(error.name().as_bytes()), Some(error));
+        }
+        assert_eq!(error_from_text(b"EAGAIN\0"), Some(Errno::EAGAIN));
+        for other in [&b""[..], b"EAGAIN\0\0", b"ESRCH", b"eagain"] {
+            assert_eq!(error_from_text(other), None);
+        }
     }
 
     #[test]

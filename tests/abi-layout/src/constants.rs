@@ -1,9 +1,9 @@
 //! Constants and command numbers.
 
 use hypercall_abi::grant::{GrantFlags, MapFlags};
-use hypercall_abi::io::netif::{RxFlags, TxFlags};
-use hypercall_abi::io::{blkif, netif, xenbus, xenstore};
-use hypercall_abi::mmu::{self, MmuCommand};
+use hypercall_abi::io::netif::{HashTypes, RxFlags, TxFlags};
+use hypercall_abi::io::{blkif, netif, ring, xenbus, xenstore};
+use hypercall_abi::mmu;
 use hypercall_abi::nmi::NmiReason;
 use hypercall_abi::start_info::{self, StartFlags};
 use hypercall_abi::vcpu::{self, PvclockFlags, VcpuContextFlags};
@@ -12,6 +12,10 @@ use hypercall_abi::{
     DomId, Errno, Hypercall, Virq, callback, elfnote, evtchn, grant, memory, physdev, platform, sched,
     segment, shared_info, subops, xen_control,
 };
+
+use core::mem::offset_of;
+
+use zerocopy::IntoBytes;
 
 use crate::Fact;
 
@@ -59,7 +63,8 @@ pub fn constants() -> Vec<Fact> {
         subops::MmuextCmd, subops::GnttabOp, subops::MemoryOp, subops::SchedOp, subops::VcpuOp, subops::PhysdevOp,
         subops::CallbackOp, subops::CallbackType, subops::VersionOp, subops::ConsoleIoOp, subops::NmiOp, subops::VmAssistCmd,
         subops::VmAssist, subops::SegmentBase, sched::ShutdownReason, platform::PlatformOp, elfnote::ElfNote, blkif::BlkifOp,
-        xenbus::XenbusState, xenstore::MessageType,
+        xenbus::XenbusState, xenstore::MessageType, netif::ControlType, subops::FlaskOp, subops::XenoprofOp, subops::HvmOp,
+        subops::KexecOp, subops::ArgoOp, subops::XenpmuOp, subops::DmOp, subops::HypfsOp, subops::McaOp, subops::MmuCommand,
         xen_control::DomctlCmd, xen_control::SysctlCmd,
     );
     domains_and_memory(&mut facts);
@@ -80,9 +85,6 @@ fn domains_and_memory(facts: &mut Vec<Fact>) {
         VIRQ_XENOPROF = Virq::XENOPROF.get(), VIRQ_CON_RING = Virq::CON_RING.get(), VIRQ_PCPU_STATE = Virq::PCPU_STATE.get(),
         VIRQ_MEM_EVENT = Virq::MEM_EVENT.get(), VIRQ_ARGO = Virq::ARGO.get(), VIRQ_ENOMEM = Virq::ENOMEM.get(),
         VIRQ_XENPMU = Virq::XENPMU.get(), NR_VIRQS = Virq::COUNT,
-        MMU_NORMAL_PT_UPDATE = MmuCommand::NormalPtUpdate as u8, MMU_MACHPHYS_UPDATE = MmuCommand::MachphysUpdate as u8,
-        MMU_PT_UPDATE_PRESERVE_AD = MmuCommand::PtUpdatePreserveAd as u8,
-        MMU_PT_UPDATE_NO_TRANSLATE = MmuCommand::PtUpdateNoTranslate as u8,
         UVMF_NONE = mmu::UVMF_NONE, UVMF_TLB_FLUSH = mmu::UVMF_TLB_FLUSH, UVMF_INVLPG = mmu::UVMF_INVLPG,
         UVMF_FLUSHTYPE_MASK = mmu::UVMF_FLUSHTYPE_MASK, UVMF_MULTI = mmu::UVMF_MULTI, UVMF_LOCAL = mmu::UVMF_LOCAL,
         UVMF_ALL = mmu::UVMF_ALL,
@@ -240,7 +242,38 @@ fn devices(facts: &mut Vec<Fact>) {
         XEN_NETIF_GSO_TYPE_TCPV6 = netif::GSO_TYPE_TCPV6,
         NETIF_RSP_DROPPED = netif::RSP_DROPPED, NETIF_RSP_ERROR = netif::RSP_ERROR, NETIF_RSP_OKAY = netif::RSP_OKAY,
         NETIF_RSP_NULL = netif::RSP_NULL,
+        XEN_NETIF_CTRL_HASH_TYPE_IPV4 = HashTypes::IPV4.bits(), XEN_NETIF_CTRL_HASH_TYPE_IPV4_TCP = HashTypes::IPV4_TCP.bits(),
+        XEN_NETIF_CTRL_HASH_TYPE_IPV6 = HashTypes::IPV6.bits(), XEN_NETIF_CTRL_HASH_TYPE_IPV6_TCP = HashTypes::IPV6_TCP.bits(),
+        XEN_NETIF_CTRL_HASH_ALGORITHM_NONE = netif::HASH_ALGORITHM_NONE,
+        XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ = netif::HASH_ALGORITHM_TOEPLITZ,
+        XEN_NETIF_CTRLF_GREF_readonly = netif::CTRL_GREF_READONLY,
+        XEN_NETIF_CTRL_STATUS_SUCCESS = netif::CTRL_STATUS_SUCCESS,
+        XEN_NETIF_CTRL_STATUS_NOT_SUPPORTED = netif::CTRL_STATUS_NOT_SUPPORTED,
+        XEN_NETIF_CTRL_STATUS_INVALID_PARAMETER = netif::CTRL_STATUS_INVALID_PARAMETER,
+        XEN_NETIF_CTRL_STATUS_BUFFER_OVERFLOW = netif::CTRL_STATUS_BUFFER_OVERFLOW,
+        XS_INVALID = xenstore::INVALID, XS_WATCH_PATH = xenstore::WATCH_PATH, XS_WATCH_TOKEN = xenstore::WATCH_TOKEN,
     );
+    for (index, error) in xenstore::ERRORS.iter().enumerate() {
+        facts.push(Fact::new(format!("xsd_errors[{index}].errnum"), error.number()));
+    }
+    let gso = |extra| netif::NetifExtraInfo::new(extra, false);
+    let byte = |info: netif::NetifExtraInfo, wanted: u8| {
+        info.as_bytes().iter().position(|byte| *byte == wanted).map_or(-1, |at| at as i128)
+    };
+    // Where the parts of the union lie, found by what the constructor writes there.
+    let segments = gso(netif::Extra::Gso { size: 0x7071, kind: 0x72 });
+    let hash = gso(netif::Extra::Hash { kind: 0x73, algorithm: 0x74, value: [0x75, 0, 0, 0] });
+    for (c, ours) in [
+        ("u.gso.size", byte(segments, 0x71)),
+        ("u.gso.type", byte(segments, 0x72)),
+        ("u.mcast.addr", byte(gso(netif::Extra::McastAdd([0x76, 0, 0, 0, 0, 0])), 0x76)),
+        ("u.hash.type", byte(hash, 0x73)),
+        ("u.hash.algorithm", byte(hash, 0x74)),
+        ("u.hash.value", byte(hash, 0x75)),
+    ] {
+        facts.push(Fact::new(format!("offsetof(struct netif_extra_info, {c})"), ours));
+    }
+    let console = offset_of!(start_info::StartInfo, console);
     for (c, ours) in [
         ("XENSTORE_RING_SIZE", xenstore::RING_SIZE),
         ("XENSTORE_PAYLOAD_MAX", xenstore::PAYLOAD_MAX),
@@ -252,6 +285,33 @@ fn devices(facts: &mut Vec<Fact>) {
         ("sizeof(union netif_tx_sring_entry)", netif::TX_SLOT_SIZE),
         ("sizeof(union netif_rx_sring_entry)", netif::RX_SLOT_SIZE),
         ("XEN_NETIF_MAX_TX_SIZE", netif::MAX_TX_SIZE),
+        ("XEN_NETIF_NR_SLOTS_MIN", netif::NR_SLOTS_MIN),
+        ("sizeof(union xen_netif_ctrl_sring_entry)", netif::CONTROL_SLOT_SIZE),
+        ("4096 / sizeof(struct blkif_request_segment)", blkif::SEGMENTS_PER_INDIRECT_PAGE),
+        ("offsetof(struct blkif_sring, ring)", ring::SLOTS_OFFSET),
+        ("offsetof(struct blkif_sring, req_prod)", ring::RingHeader::REQ_PROD),
+        ("offsetof(struct blkif_sring, req_event)", ring::RingHeader::REQ_EVENT),
+        ("offsetof(struct blkif_sring, rsp_prod)", ring::RingHeader::RSP_PROD),
+        ("offsetof(struct blkif_sring, rsp_event)", ring::RingHeader::RSP_EVENT),
+        ("sizeof(xsd_errors) / sizeof(xsd_errors[0])", xenstore::ERRORS.len()),
+        ("sizeof(((struct start_info *)0)->console)", size_of::<start_info::ConsoleStart>()),
+        ("sizeof(((struct start_info *)0)->console)", size_of::<start_info::Dom0ConsoleStart>()),
+        (
+            "offsetof(struct start_info, console.domU.mfn)",
+            console + offset_of!(start_info::ConsoleStart, mfn),
+        ),
+        (
+            "offsetof(struct start_info, console.domU.evtchn)",
+            console + offset_of!(start_info::ConsoleStart, evtchn),
+        ),
+        (
+            "offsetof(struct start_info, console.dom0.info_off)",
+            console + offset_of!(start_info::Dom0ConsoleStart, info_off),
+        ),
+        (
+            "offsetof(struct start_info, console.dom0.info_size)",
+            console + offset_of!(start_info::Dom0ConsoleStart, info_size),
+        ),
     ] {
         facts.push(Fact::new(c, ours as i128));
     }

@@ -51,6 +51,15 @@ pub const HEADERS: &[&str] = &[
     "xen/domctl.h",
     "xen/sysctl.h",
     "xen/elfnote.h",
+    "xen/pmu.h",
+    "xen/kexec.h",
+    "xen/xenoprof.h",
+    "xen/hypfs.h",
+    "xen/argo.h",
+    "xen/hvm/hvm_op.h",
+    "xen/hvm/dm_op.h",
+    "xen/arch-x86/xen-mca.h",
+    "xen/xsm/flask_op.h",
     "xen/io/xs_wire.h",
     "xen/io/xenbus.h",
     "xen/io/console.h",
@@ -63,7 +72,7 @@ pub const HEADERS: &[&str] = &[
 pub fn program(facts: &[Fact]) -> String {
     let mut text = String::from(
         "#define __XEN_TOOLS__ 1\n#define __XEN_INTERFACE_VERSION__ 0x00040d00\n\
-         #include <stdio.h>\n#include <stdint.h>\n#include <stddef.h>\n",
+         #include <stdio.h>\n#include <stdint.h>\n#include <stddef.h>\n#include <errno.h>\n",
     );
     for header in HEADERS {
         text.push_str(&format!("#include <{header}>\n"));

@@ -40,8 +40,9 @@ fn missing(test: &str) -> Option<String> {
         return Some(format!("no C compiler ({}); install: apt-get install gcc", error.trim()));
     }
     let headers: String = abi_layout::HEADERS.iter().map(|header| format!("#include <{header}>\n")).collect();
-    let probe =
-        format!("#include <stdint.h>\n#include <stddef.h>\n{headers}int main(void) {{ return 0; }}\n");
+    let probe = format!(
+        "#include <stdint.h>\n#include <stddef.h>\n#include <errno.h>\n{headers}int main(void) {{ return 0; }}\n"
+    );
     let error = compile(&probe, &format!("{test}-headers")).err()?;
     let not_found = error.contains("No such file") || error.contains("file not found");
     // Headers that are there but do not compile are a failure, not a skip: the comparison below will show it.

@@ -10,6 +10,7 @@ use crate::machine::Machine;
 use crate::policy::{Decision, Ending, Supervisor};
 use crate::ring::ConsoleBack;
 use crate::scrollback::{Lines, Scrollback};
+use crate::store;
 use crate::terminal;
 use crate::toolstack::{self, Created, Request};
 use crate::units::seconds;
@@ -69,6 +70,7 @@ pub struct Run {
     /// System time of its start, ns.
     pub started_ns: u64,
     console: Arc<Link>,
+    store: Arc<store::Link>,
 }
 
 /// What the console's task and the others tell each other.
@@ -213,9 +215,19 @@ async fn run(name: &str) -> Result<DomId, String> {
     let created = toolstack::create(&mut machine, &request)
         .await
         .map_err(|error| format!("cannot create {name} from image {}: {error}", description.image))?;
-    match connect(name, &created) {
-        Ok(console) => {
-            let run = Run { domain: created.domain, started_ns: time::now_ns(), console };
+    let connected = match store::connect(&description, &created) {
+        Ok(store) => match connect(name, &created) {
+            Ok(console) => Ok((console, store)),
+            Err(error) => {
+                store::disconnect(&store).await;
+                Err(error)
+            }
+        },
+        Err(error) => Err(error),
+    };
+    match connected {
+        Ok((console, store)) => {
+            let run = Run { domain: created.domain, started_ns: time::now_ns(), console, store };
             set_state(name, State::Running(run));
         }
         Err(error) => {
@@ -311,6 +323,8 @@ async fn tear_down(name: &str, run: Run, then: State) -> Result<(), String> {
         }
         CHANGED.after(seen).await;
     }
+    // What is mapped from it is let go first: its memory can only come back then.
+    store::disconnect(&run.store).await;
     let result = toolstack::destroy(&mut Machine::named(name), run.domain).await;
     set_state(name, then);
     result
@@ -351,14 +365,33 @@ pub async fn destroy(name: &str, deadline_ns: u64) -> Result<bool, String> {
     }
 }
 
-/// Ends a guest as if it had powered itself off.
+/// Asks a guest to power itself off, as Xen's tools do; what does not listen, or does not end before `deadline_ns`, is ended
+/// as if it had. Gives what to say of it, when it was not the guest that did it.
 ///
 /// # Errors
 /// What to say.
-pub fn shut_down(name: &str) -> Result<(), String> {
+pub async fn shut_down(name: &str, deadline_ns: u64) -> Result<Option<String>, String> {
     let domain = domain(name)?;
+    let asked = store::listens(domain)
+        && store::write(&format!("{}/control/shutdown", store::home(domain)), "poweroff").is_ok();
+    while asked {
+        let seen = CHANGED.rings();
+        // It may run again by now, as another domain.
+        if !matches!(state(name), Some(State::Running(run)) if run.domain == domain) {
+            return Ok(None);
+        }
+        if let First::Other(()) = first(CHANGED.after(seen), time::until_ns(deadline_ns)).await {
+            break;
+        }
+    }
     control::remote_shutdown(domain, ShutdownReason::Poweroff)
-        .map_err(|errno| format!("the hypervisor refused to shut {name} down: {errno}"))
+        .map_err(|errno| format!("the hypervisor refused to shut {name} down: {errno}"))?;
+    let why = if asked {
+        "was asked and did not end"
+    } else {
+        "watches nothing in xenstore, so it could not be asked"
+    };
+    Ok(Some(format!("{name} {why}: it was switched off")))
 }
 
 /// Waits until a guest has ended for good, or system time reaches `deadline_ns`; tells how it is then.
@@ -434,6 +467,7 @@ pub async fn watch(events: Events) {
                 && let Some(ending) = info.ending
             {
                 set_state(&view.name, State::Ended(run.clone()));
+                store::ended(run.domain);
                 executor::spawn(follow_up(view.name, run, ending));
             }
         }

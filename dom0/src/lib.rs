@@ -9,12 +9,14 @@
 //! | build or tear down a domain | [`toolstack`] |
 //! | decide what follows a crash | [`policy`] |
 //! | read a guest's console | [`ring`], [`scrollback`] |
+//! | serve a guest's xenstore ring | [`store_ring`], and the package `xenstore` |
 //! | edit, split and complete command lines | [`editor`], [`words`] |
 //! | print tables, sizes, times | [`table`], [`units`] |
 //!
 //! On top of them, what needs one: [`session`] (start to end), `shell` (what each command does), `guests` (one task for each
-//! console, one that waits for domains to end), `terminal` (the one screen and keyboard), `machine` (what building takes from
-//! it), `hypervisor` (Xenolith's control interface or Xen's).
+//! console, one that waits for domains to end), `store` (one for each xenstore ring, and what guests expect to find there),
+//! `terminal` (the one screen and keyboard), `machine` (what building takes from it), `hypervisor` (Xenolith's control interface
+//! or Xen's).
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -34,6 +36,8 @@ pub mod ring;
 pub mod scrollback;
 pub mod session;
 mod shell;
+mod store;
+pub mod store_ring;
 pub mod table;
 mod terminal;
 pub mod toolstack;

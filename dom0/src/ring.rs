@@ -79,17 +79,18 @@ impl<M: SharedPage> ConsoleBack<M> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::{ConsoleBack, IN_CONS, IN_PROD, OUT_CONS, OUT_PROD, Output};
     use alloc::boxed::Box;
     use alloc::vec::Vec;
     use core::sync::atomic::{AtomicU32, Ordering};
     use guest_sdk::ring::SharedPage;
 
-    struct HostPage(Box<[AtomicU32; 1024]>);
+    /// A page in host memory.
+    pub(crate) struct HostPage(Box<[AtomicU32; 1024]>);
 
     impl HostPage {
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             Self(Box::new([const { AtomicU32::new(0) }; 1024]))
         }
         /// What a guest does to print.

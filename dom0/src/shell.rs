@@ -6,9 +6,12 @@ use crate::editor::{Action, LineEditor};
 use crate::guests::{self, State};
 use crate::hypervisor::{self, DomainInfo, VcpuInfo};
 use crate::say;
+use crate::scrollback::printable;
+use crate::store;
 use crate::table::{Align, Table};
 use crate::terminal::{self, Keys};
 use crate::units::{Bytes, count, seconds};
+use crate::waiting::First;
 use crate::words;
 use alloc::boxed::Box;
 use alloc::format;
@@ -29,6 +32,8 @@ const CTRL_C: u8 = 3;
 const DESTROY_PATIENCE: Duration = Duration::from_secs(3);
 /// How long `free` waits at most: Xen frees what describes a dead domain only once no CPU can be looking at it any more.
 const SETTLING: Duration = Duration::from_secs(1);
+/// How long `shutdown` waits for the domain.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 /// Clears the screen, cursor at its top.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
@@ -81,8 +86,12 @@ commands! {
         "Nothing in the domain can prevent this, and it is not asked. `logs NAME` still shows its last output."
     "pause" "NAME" pause "stop a domain's vCPUs until `unpause`" ""
     "unpause" "NAME" unpause "let a paused domain go on" ""
-    "shutdown" "NAME" shutdown "end a domain as if it had powered itself off"
-        "The domain is not asked: that takes xenstore, which this dom0 does not serve yet. Its on_poweroff is applied."
+    "shutdown" "NAME [SECONDS]" shutdown "ask a domain to power itself off (it has 10 seconds unless said)"
+        "It is asked through xenstore (control/shutdown). If it does not listen, or does not end in time, it is switched off as\n\
+         if it had powered itself off. Its on_poweroff is applied either way."
+    "xenstore" "ls|read|write|rm|watch PATH [...]" xenstore "look into xenstore, or change it"
+        "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\
+         `watch PATH [SECONDS]` shows what changes, until a key is pressed. PATH begins with / or is below dom0's own."
     "console" "[-f] NAME" console "type to a domain and see its output; ctrl-] leaves"
         "With -f the shell stays, and the domain's output is shown in it as it comes, each line with the name before it;\n\
          `console -f NAME` again ends that."
@@ -324,9 +333,56 @@ impl Shell {
     }
 
     async fn shutdown(&mut self, arguments: &[String]) -> Outcome {
-        let name = guests::resolve(one("shutdown", arguments)?)?;
-        guests::shut_down(&name)?;
+        let (name, patience) = match arguments {
+            [name] => (name, SHUTDOWN_PATIENCE),
+            [name, patience] => (name, duration(patience)?),
+            _ => return Err(usage("shutdown")),
+        };
+        let name = guests::resolve(name)?;
+        if let Some(note) = guests::shut_down(&name, deadline(patience)).await? {
+            say!("{note}");
+        }
         Ok(Next::Go)
+    }
+
+    async fn xenstore(&mut self, arguments: &[String]) -> Outcome {
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let path = words.get(1).copied().unwrap_or("/");
+        let because = |error| format!("xenstore answers {error} to {path:?}");
+        match words.as_slice() {
+            ["ls"] | ["ls", _] => print_block(&store_tree(path).map_err(because)?),
+            ["read", _] => say!("{}", printable(&store::read(path).map_err(because)?)),
+            ["write", _, value] => store::write(path, value).map_err(because)?,
+            ["rm", _] => store::remove(path).map_err(because)?,
+            ["watch", _] => self.watch_store(path, None).await?,
+            ["watch", _, limit] => self.watch_store(path, Some(duration(limit)?)).await?,
+            _ => return Err(usage("xenstore")),
+        }
+        Ok(Next::Go)
+    }
+
+    async fn watch_store(&mut self, path: &str, limit: Option<Duration>) -> Result<(), String> {
+        if self.scripted && limit.is_none() {
+            return Err("nobody is at the keyboard to end it: say for how many seconds".into());
+        }
+        let watcher = store::Own::new();
+        watcher.watch(path).map_err(|error| format!("xenstore answers {error} to {path:?}"))?;
+        let until = limit.map_or(u64::MAX, deadline);
+        loop {
+            let event = crate::waiting::first(watcher.event(), time::until_ns(until));
+            let event = if self.scripted {
+                event.await
+            } else {
+                match crate::waiting::first(event, self.keys.key()).await {
+                    First::One(event) => event,
+                    First::Other(_) => return Ok(()),
+                }
+            };
+            match event {
+                First::One(changed) => say!("{changed}"),
+                First::Other(()) => return Ok(()),
+            }
+        }
     }
 
     async fn console(&mut self, arguments: &[String]) -> Outcome {
@@ -760,6 +816,24 @@ fn state_of(info: &DomainInfo) -> String {
         info if info.blocked => "waiting".into(),
         _ => "ready".into(),
     }
+}
+
+/// A node and all below it, each in a line, indented by its depth.
+fn store_tree(top: &str) -> Result<String, xenstore::Error> {
+    let mut text = String::new();
+    let mut left = alloc::vec![(top.trim_end_matches('/').to_string(), 0)];
+    // Its root has no name of its own, and may not be there.
+    store::children(top)?;
+    while let Some((path, depth)) = left.pop() {
+        let whole = if path.is_empty() { "/" } else { path.as_str() };
+        // What goes away meanwhile is left out.
+        let Ok(value) = store::read(whole) else { continue };
+        let name = if depth == 0 { whole } else { path.rsplit('/').next().unwrap_or("") };
+        text += &format!("{:depth$}{name} = \"{}\"\n", "", printable(&value));
+        let children = store::children(whole).unwrap_or_default();
+        left.extend(children.into_iter().rev().map(|child| (format!("{path}/{child}"), depth + 1)));
+    }
+    Ok(text)
 }
 
 /// CPU use of each domain between two lists, `span_ns` apart.

@@ -26,7 +26,8 @@ const STEPS_PER_TURN: u32 = 32;
 
 /// Reserved grants that lead to the rings (public/grant_table.h).
 const CONSOLE_GRANT: GrantRef = GrantRef::new(0);
-const STORE_GRANT: GrantRef = GrantRef::new(1);
+/// The grant of the xenstore ring.
+pub const STORE_GRANT: GrantRef = GrantRef::new(1);
 
 /// Frames of a domain under construction, mapped here until dropped.
 pub trait Window {

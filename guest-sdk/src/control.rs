@@ -8,6 +8,7 @@
 //! frames ([`Foreign`]), pin its page tables, set its vCPU's context, unpause.
 
 use crate::events::Channel;
+use crate::grants::{GrantError, Grants, Mapping};
 use crate::hypercall::stub;
 use crate::memory::{self, Access, Range, Shared};
 use crate::ring::SharedPage;
@@ -249,6 +250,14 @@ pub fn alloc_unbound_for(domain: DomId, remote: DomId) -> Result<Port, Errno> {
 /// `EINVAL`, `ESRCH`.
 pub fn connect(remote: DomId, port: Port) -> Result<Channel, Errno> {
     crate::events::Events::new().bind_interdomain(remote, port)
+}
+
+/// Maps a page that a domain grants to this one, writable.
+///
+/// # Errors
+/// As [`Grants::map`](crate::grants::Grants::map).
+pub fn map_granted(domain: DomId, grant: GrantRef) -> Result<Mapping, GrantError> {
+    Grants::new().map(domain, &[grant], Access::ReadWrite)
 }
 
 /// Gives pages to a domain: on success `frames`, which holds the guest frame numbers wanted, holds the machine frames.

@@ -46,6 +46,11 @@ impl Domain {
         id()
     }
 
+    /// The connection to xenstore, the first time somebody asks; `None` then, and in the first domain, which has none.
+    pub fn xenstore(&mut self) -> Option<crate::xenstore::Xenstore> {
+        crate::xenstore::take()
+    }
+
     /// The module (initrd, boot archive) that came with the image; empty when there is none.
     #[must_use]
     pub fn module(&self) -> &'static [u8] {

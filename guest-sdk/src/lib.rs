@@ -36,6 +36,7 @@ pub mod time;
 pub mod user;
 #[cfg(feature = "control")]
 pub mod xen_control;
+pub mod xenstore;
 
 pub use domain::{CommandLine, Domain, id};
 pub use guest_sdk_macros::entry;

@@ -36,6 +36,12 @@ impl Store {
         Some(bytes)
     }
 
+    /// When to look for events that have waited too long; `None` when none wait.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<u64> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
     /// Whether something waits to be sent to a client.
     #[must_use]
     pub fn has_output(&self, client: ClientId) -> bool {

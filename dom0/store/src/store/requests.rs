@@ -27,8 +27,8 @@ enum Answer {
     After(Action),
     /// This reply, and something to do.
     With(Vec<u8>, Action),
-    /// It has been answered.
-    Done,
+    /// This reply, and then the first event of a watch.
+    Watching(Arc<[u8]>),
 }
 
 fn ok() -> Result<Answer, Error> {
@@ -60,11 +60,41 @@ impl Store {
             Ok(Answer::Now(reply)) => (Ok(reply), None),
             Ok(Answer::With(reply, action)) => (Ok(reply), Some(action)),
             Ok(Answer::After(action)) => return Some(action),
-            Ok(Answer::Done) => return None,
+            Ok(Answer::Watching(first)) => {
+                self.answer(client, header, Ok(OK.into()));
+                self.send_event(client, first, None, now_ns);
+                return None;
+            }
             Err(error) => (Err(error), None),
         };
         self.answer(client, header, reply);
         action
+    }
+
+    /// A request whose reply is wanted at once, from a part of the control domain; events stay in the queue.
+    ///
+    /// # Errors
+    /// The reply's; [`Error::Unknown`] for requests that need an [`Action`].
+    pub fn ask(
+        &mut self,
+        client: ClientId,
+        header: MessageHeader,
+        payload: &[u8],
+        now_ns: u64,
+    ) -> Result<Vec<u8>, Error> {
+        let kind = MessageType::from_number(header.kind.into());
+        if matches!(kind, Some(MessageType::Introduce | MessageType::Release)) {
+            return Err(Error::Unknown);
+        }
+        match self.handle(client, header, payload, now_ns)? {
+            Answer::Now(reply) if reply.len() <= PAYLOAD_MAX => Ok(reply),
+            Answer::Now(_) => Err(Error::TooBig),
+            Answer::Watching(first) => {
+                self.send_event(client, first, None, now_ns);
+                Ok(OK.into())
+            }
+            Answer::After(_) | Answer::With(..) => Err(Error::Unknown),
+        }
     }
 
     /// Sends the reply to a request that had to wait for an [`Action`].
@@ -301,10 +331,7 @@ impl Store {
             usage.watches += 1;
             usage.memory += bytes;
         }
-        // The first event comes at once, after the reply.
-        self.answer(client, request.header, Ok(OK.into()));
-        self.send_event(client, payload(path.get(hidden..).unwrap_or(""), &token), None, request.now_ns);
-        Ok(Answer::Done)
+        Ok(Answer::Watching(payload(path.get(hidden..).unwrap_or(""), &token)))
     }
 
     fn unwatch(&mut self, request: &Request<'_>) -> Result<Answer, Error> {

@@ -1,0 +1,456 @@
+//! xenstore's service: one task for each guest's ring, and dom0's own access.
+//!
+//! What the store decides is in the package `xenstore`. Here bytes are moved, by means that any Xen offers: the ring is
+//! mapped by its reserved grant and signalled through an event channel. The store is never locked over an await.
+
+use crate::description::Description;
+use crate::store_ring::{BadIndex, StoreBack};
+use crate::toolstack::{Created, STORE_GRANT};
+use crate::waiting::{Bell, first};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use guest_sdk::events::Channel;
+use guest_sdk::grants::Mapping;
+use guest_sdk::{control, executor, time};
+use hashbrown::HashMap;
+use hypercall_abi::DomId;
+use hypercall_abi::io::xenstore::{ERROR_PROTO, ERROR_RINGIDX, MessageHeader, MessageType};
+use spin::{Lazy, Mutex};
+use xenstore::wire::{Decoder, TooLong};
+use xenstore::{ClientId, Error, Store};
+
+/// Requests of one guest that are served before others get their turn.
+const REQUESTS_PER_TURN: usize = 16;
+/// What every guest finds under `console/limit`, bytes; ours keeps less and is not asked.
+const CONSOLE_LIMIT: &str = "1048576";
+
+struct State {
+    store: Store,
+    /// dom0 itself.
+    own: ClientId,
+    bells: HashMap<ClientId, Arc<Bell>>,
+}
+
+static STATE: Lazy<Mutex<State>> = Lazy::new(|| {
+    let mut store = Store::new();
+    let own = store.connect();
+    // What tools look for; a new store refuses nothing.
+    for (path, value) in [("domid", "0"), ("name", "Domain-0")] {
+        let _ = store.ask(own, header(MessageType::Write), format!("{path}\0{value}").as_bytes(), 0);
+    }
+    Mutex::new(State { store, own, bells: HashMap::new() })
+});
+/// Whether a task waits to give up events that nobody takes.
+static EXPIRING: AtomicBool = AtomicBool::new(false);
+
+/// Does something with the store, and wakes those whom it concerns.
+fn with<R>(work: impl FnOnce(&mut State) -> R) -> R {
+    let mut state = STATE.lock();
+    let result = work(&mut state);
+    let woken = state.store.take_woken();
+    let bells: Vec<_> = woken.iter().filter_map(|client| state.bells.get(client).cloned()).collect();
+    let expiry = state.store.next_expiry();
+    drop(state);
+    bells.iter().for_each(|bell| bell.ring());
+    if let Some(at) = expiry
+        && !EXPIRING.swap(true, Ordering::AcqRel)
+    {
+        executor::spawn(expire(at));
+    }
+    result
+}
+
+/// Gives up events that guests do not take, until none wait.
+async fn expire(mut at_ns: u64) {
+    loop {
+        time::until_ns(at_ns).await;
+        // Not by `with`, which would start this again.
+        let mut state = STATE.lock();
+        let next = state.store.expire(time::now_ns());
+        if next.is_none() {
+            EXPIRING.store(false, Ordering::Release);
+        }
+        drop(state);
+        with(|_| {});
+        match next {
+            Some(next) => at_ns = next,
+            None => return,
+        }
+    }
+}
+
+fn header(kind: MessageType) -> MessageHeader {
+    MessageHeader { kind: kind.number(), ..MessageHeader::default() }
+}
+
+/// One of dom0's own clients.
+pub struct Own {
+    client: ClientId,
+    bell: Arc<Bell>,
+}
+
+impl Own {
+    /// A client with its own watches.
+    pub fn new() -> Self {
+        let bell = Arc::new(Bell::new());
+        let client = with(|state| {
+            let client = state.store.connect();
+            state.bells.insert(client, Arc::clone(&bell));
+            client
+        });
+        Self { client, bell }
+    }
+
+    /// Watches a path, or a special one.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn watch(&self, path: &str) -> Result<(), Error> {
+        request(self.client, MessageType::Watch, format!("{path}\0watch\0").as_bytes()).map(drop)
+    }
+
+    /// Waits for the next event; gives the path that it is about.
+    pub async fn event(&self) -> String {
+        loop {
+            let seen = self.bell.rings();
+            let message = with(|state| state.store.next_output(self.client));
+            let message = message.and_then(|bytes| Decoder::default().feed(&bytes).ok().flatten());
+            match message {
+                Some((_, payload)) => {
+                    let path = payload.split(|&byte| byte == 0).next().unwrap_or(&[]);
+                    return String::from_utf8_lossy(path).into_owned();
+                }
+                None => self.bell.after(seen).await,
+            }
+        }
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        with(|state| {
+            state.store.disconnect(self.client);
+            state.bells.remove(&self.client);
+        });
+    }
+}
+
+/// A request of one of dom0's clients; events stay in its queue.
+fn request(client: ClientId, kind: MessageType, payload: &[u8]) -> Result<Vec<u8>, Error> {
+    with(|state| state.store.ask(client, header(kind), payload, time::now_ns()))
+}
+
+/// A request of dom0's.
+///
+/// # Errors
+/// The store's.
+pub fn ask(kind: MessageType, payload: &[u8]) -> Result<Vec<u8>, Error> {
+    let own = STATE.lock().own;
+    request(own, kind, payload)
+}
+
+/// Reads a node.
+///
+/// # Errors
+/// The store's.
+pub fn read(path: &str) -> Result<Vec<u8>, Error> {
+    ask(MessageType::Read, format!("{path}\0").as_bytes())
+}
+
+/// Writes a node.
+///
+/// # Errors
+/// The store's.
+pub fn write(path: &str, value: &str) -> Result<(), Error> {
+    ask(MessageType::Write, format!("{path}\0{value}").as_bytes()).map(drop)
+}
+
+/// Removes a node and all below it.
+///
+/// # Errors
+/// The store's.
+pub fn remove(path: &str) -> Result<(), Error> {
+    ask(MessageType::Rm, format!("{path}\0").as_bytes()).map(drop)
+}
+
+/// Names of a node's children.
+///
+/// # Errors
+/// The store's.
+pub fn children(path: &str) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    // In parts: dom0's own lists may be longer than a message.
+    let mut offset = 0;
+    loop {
+        let part = ask(MessageType::DirectoryPart, format!("{path}\0{offset}\0").as_bytes())?;
+        let mut strings = part.split(|&byte| byte == 0).skip(1).map(String::from_utf8_lossy);
+        loop {
+            match strings.next() {
+                Some(name) if !name.is_empty() => {
+                    offset += name.len() + 1;
+                    names.push(name.into_owned());
+                }
+                // An empty name and what the cutting leaves behind it: these were the last.
+                Some(_) if strings.next().is_some() => return Ok(names),
+                _ => break,
+            }
+        }
+    }
+}
+
+/// Where a domain's nodes are.
+pub fn home(domain: DomId) -> String {
+    format!("/local/domain/{domain}")
+}
+
+/// The connection to one guest.
+pub struct Link {
+    domain: DomId,
+    stop: AtomicBool,
+    stopped: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+/// Makes a new domain known: its nodes, and a task that serves its ring.
+///
+/// # Errors
+/// What to say; nothing is left then.
+pub fn connect(description: &Description, created: &Created) -> Result<Arc<Link>, String> {
+    let domain = created.domain;
+    let name = &description.name;
+    let page = control::map_granted(domain, STORE_GRANT)
+        .map_err(|error| format!("cannot map the xenstore ring of {name}: {error}"))?;
+    let channel = control::connect(domain, created.store_port)
+        .map_err(|errno| format!("cannot connect to the xenstore port of {name}: {errno}"))?;
+    let link = Arc::new(Link {
+        domain,
+        stop: AtomicBool::new(false),
+        stopped: AtomicBool::new(false),
+        bell: Arc::new(Bell::new()),
+    });
+    with(|state| state.store.add_domain(domain, time::now_ns()));
+    let introduced = publish(description, created).and_then(|()| {
+        with(|state| {
+            state.store.introduced(domain, time::now_ns())?;
+            state.bells.insert(ClientId::of(domain), Arc::clone(&link.bell));
+            Ok(())
+        })
+    });
+    if let Err(error) = introduced {
+        forget(domain);
+        return Err(format!("cannot describe {name} in xenstore: {error}"));
+    }
+    executor::spawn(serve(StoreBack::new(page), channel, Arc::clone(&link)));
+    Ok(link)
+}
+
+/// Ends the connection, and all that the store knows of the domain.
+pub async fn disconnect(link: &Link) {
+    link.stop.store(true, Ordering::Release);
+    loop {
+        let seen = link.bell.rings();
+        link.bell.ring();
+        if link.stopped.load(Ordering::Acquire) {
+            break;
+        }
+        link.bell.after(seen + 1).await;
+    }
+    forget(link.domain);
+}
+
+fn forget(domain: DomId) {
+    with(|state| {
+        state.store.remove_domain(domain, time::now_ns());
+        state.bells.remove(&ClientId::of(domain));
+    });
+    // Neither of them has to be there.
+    if let Ok(machine) = read(&format!("{}/vm", home(domain))) {
+        let _ = remove(&String::from_utf8_lossy(&machine));
+    }
+    let _ = remove(&home(domain));
+}
+
+/// Tells who watches for it that a domain has ended.
+pub fn ended(domain: DomId) {
+    with(|state| state.store.shut_down(domain, time::now_ns()));
+}
+
+/// Whether a domain watches anything at all.
+pub fn listens(domain: DomId) -> bool {
+    STATE.lock().store.usage(domain).is_some_and(|usage| usage.watches > 0)
+}
+
+/// Writes what a guest expects to find, as Xen's toolstack does (Xen's docs/misc/xenstore-paths).
+fn publish(description: &Description, created: &Created) -> Result<(), Error> {
+    let domain = created.domain;
+    let home = home(domain);
+    // The handle that the domain is made with is its name, too.
+    let mut uuid = String::new();
+    for at in 0..16 {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            uuid.push('-');
+        }
+        uuid += &format!("{:02x}", description.name.as_bytes().get(at).copied().unwrap_or(0));
+    }
+    let machine = format!("/vm/{uuid}-{domain}");
+    let readable = format!("n0\0r{domain}\0");
+    let own = format!("n{domain}\0");
+    let make = |path: &str, permissions: &str| -> Result<(), Error> {
+        ask(MessageType::Mkdir, format!("{path}\0").as_bytes())?;
+        ask(MessageType::SetPerms, format!("{path}\0{permissions}").as_bytes()).map(drop)
+    };
+    let memory_kib = (description.memory.pages() * 4).to_string();
+    for top in [&home, &machine] {
+        make(top, &readable)?;
+    }
+    for (path, value) in [
+        ("name", description.name.as_str()),
+        ("domid", &domain.to_string()),
+        ("vm", &machine),
+        ("memory/target", &memory_kib),
+        ("memory/static-max", &memory_kib),
+        ("console/ring-ref", &created.console.get().to_string()),
+        ("console/port", &created.console_port.to_string()),
+        ("console/limit", CONSOLE_LIMIT),
+        ("console/type", "xenconsoled"),
+        ("store/ring-ref", &created.store.get().to_string()),
+        ("store/port", &created.store_port.to_string()),
+        ("control/platform-feature-multiprocessor-suspend", "1"),
+        ("control/platform-feature-xs_reset_watches", "1"),
+    ] {
+        write(&format!("{home}/{path}"), value)?;
+    }
+    for vcpu in 0..description.vcpus {
+        write(&format!("{home}/cpu/{vcpu}/availability"), "online")?;
+    }
+    make(&format!("{home}/device"), &readable)?;
+    for path in [
+        "control/shutdown",
+        "control/feature-poweroff",
+        "control/feature-reboot",
+        "control/feature-suspend",
+        "control/sysrq",
+        "device/suspend/event-channel",
+        "data",
+        "drivers",
+        "feature",
+        "attr",
+        "error",
+    ] {
+        make(&format!("{home}/{path}"), &own)?;
+    }
+    write(&format!("{machine}/uuid"), &uuid)?;
+    write(&format!("{machine}/name"), &description.name)
+}
+
+/// Why a guest is not heard any more, as its ring says it.
+struct Broken(u32);
+
+impl From<BadIndex> for Broken {
+    fn from(_: BadIndex) -> Self {
+        Self(ERROR_RINGIDX)
+    }
+}
+
+impl From<TooLong> for Broken {
+    fn from(_: TooLong) -> Self {
+        Self(ERROR_PROTO)
+    }
+}
+
+/// A guest's ring, from start to end.
+async fn serve(mut back: StoreBack<Mapping>, mut channel: Channel, link: Arc<Link>) {
+    let mut stream =
+        Stream { client: ClientId::of(link.domain), decoder: Decoder::default(), output: Vec::new() };
+    let mut broken = false;
+    loop {
+        let seen = link.bell.rings();
+        if link.stop.load(Ordering::Acquire) {
+            break;
+        }
+        if back.wants_reconnection() {
+            with(|state| state.store.reset(stream.client));
+            (stream.decoder, stream.output, broken) = (Decoder::default(), Vec::new(), false);
+            back.reconnect();
+            // It may have closed its end or be gone: then there is nobody to tell.
+            let _ = channel.notify();
+        }
+        let mut turn = Turn::default();
+        if !broken && let Err(Broken(error)) = stream.turn(&mut back, &mut turn) {
+            // It is told, and stays as it is until it begins anew or ends; nobody else notices.
+            back.fail(error);
+            with(|state| state.store.reset(stream.client));
+            (broken, turn.moved) = (true, true);
+        }
+        if turn.moved {
+            let _ = channel.notify();
+        }
+        if turn.requests == REQUESTS_PER_TURN {
+            executor::yield_now().await;
+        } else {
+            first(channel.fired(), link.bell.after(seen)).await;
+        }
+    }
+    drop((back, channel));
+    link.stopped.store(true, Ordering::Release);
+    link.bell.ring();
+}
+
+/// What happened in a turn.
+#[derive(Default)]
+struct Turn {
+    /// Bytes went one way or the other: the guest may be waiting for them, or for room.
+    moved: bool,
+    requests: usize,
+}
+
+struct Stream {
+    client: ClientId,
+    decoder: Decoder,
+    /// The rest of a message that is being sent.
+    output: Vec<u8>,
+}
+
+impl Stream {
+    /// Moves what can be moved, and serves what has come.
+    fn turn(&mut self, back: &mut StoreBack<Mapping>, turn: &mut Turn) -> Result<(), Broken> {
+        while turn.requests < REQUESTS_PER_TURN {
+            self.send(back, turn)?;
+            if !with(|state| state.store.may_request(self.client)) {
+                return Ok(());
+            }
+            let bytes = back.read(self.decoder.wanted()?)?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            turn.moved = true;
+            if let Some((header, payload)) = self.decoder.feed(&bytes)? {
+                turn.requests += 1;
+                let action = with(|state| state.store.request(self.client, header, &payload, time::now_ns()));
+                // Only the control domain's requests have any.
+                debug_assert!(action.is_none());
+            }
+        }
+        self.send(back, turn)
+    }
+
+    fn send(&mut self, back: &mut StoreBack<Mapping>, turn: &mut Turn) -> Result<(), Broken> {
+        loop {
+            if self.output.is_empty() {
+                match with(|state| state.store.next_output(self.client)) {
+                    Some(bytes) => self.output = bytes,
+                    None => return Ok(()),
+                }
+            }
+            let count = back.write(&self.output)?;
+            if count == 0 {
+                return Ok(());
+            }
+            turn.moved = true;
+            self.output.drain(..count);
+        }
+    }
+}

@@ -37,8 +37,8 @@ pub enum ImageError {
     BadHeader { what: &'static str },
     /// No Xen note in it: an ordinary program, not a PV kernel.
     NoXenNotes,
-    /// Only the `__xen_guest` section of before 2006.
-    LegacyGuestSection,
+    /// A word of a `__xen_guest` section (the form of before 2006) whose value is no number, or that is no text.
+    BadLegacyWord { word: Quote },
     /// A PVH kernel: it can be entered in 32-bit mode only.
     PvhOnly,
     /// More notes than a kernel can need.
@@ -92,9 +92,9 @@ impl fmt::Display for ImageError {
             Self::NotExecutable { kind } => write!(f, "ELF of type {kind}, not an executable (2 or 3)"),
             Self::BadHeader { what } => write!(f, "damaged ELF file: {what}"),
             Self::NoXenNotes => f.write_str("no Xen ELF notes: not a PV kernel"),
-            Self::LegacyGuestSection => f.write_str(
-                "only the legacy __xen_guest section, which is not supported: the kernel needs Xen ELF notes",
-            ),
+            Self::BadLegacyWord { word } => {
+                write!(f, "section __xen_guest says {word:?}, which has no meaning")
+            }
             Self::PvhOnly => {
                 f.write_str("only a PHYS32_ENTRY note: a PVH kernel, which cannot run as a PV domain")
             }

@@ -252,7 +252,7 @@ fn header_error(error: &ParseError, image: &[u8]) -> ImageError {
     }
 }
 
-/// Notes from the note segments or, if these hold no Xen note, from the note sections.
+/// Notes from the note segments or, if these hold no Xen note, from the note sections; or else what `__xen_guest` says.
 fn find_notes<'a>(file: &ElfBytes<'a, LittleEndian>, image: &'a [u8]) -> Result<Notes<'a>, ImageError> {
     let mut notes = Notes::default();
     let mut seen = 0;
@@ -271,8 +271,10 @@ fn find_notes<'a>(file: &ElfBytes<'a, LittleEndian>, image: &'a [u8]) -> Result<
         }
     }
     if notes.count == 0 {
-        let legacy = matches!(file.section_header_by_name("__xen_guest"), Ok(Some(_)));
-        return Err(if legacy { ImageError::LegacyGuestSection } else { ImageError::NoXenNotes });
+        let Ok(Some(section)) = file.section_header_by_name("__xen_guest") else {
+            return Err(ImageError::NoXenNotes);
+        };
+        notes.add_legacy(slice(image, "a section", section.sh_offset, section.sh_size)?.0)?;
     }
     if notes.pvh_only() {
         return Err(ImageError::PvhOnly);

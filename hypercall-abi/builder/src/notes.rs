@@ -102,6 +102,44 @@ impl<'a> Notes<'a> {
         Ok(())
     }
 
+    /// Takes what a `__xen_guest` section says, the form of before ELF notes that old kernels still come with: words
+    /// `NAME=VALUE` with commas between them, up to a zero byte. Unknown words mean nothing, as for Xen.
+    pub(crate) fn add_legacy(&mut self, data: &'a [u8]) -> Result<(), ImageError> {
+        let bytes = data.split(|byte| *byte == 0).next().unwrap_or(data);
+        let words = core::str::from_utf8(bytes).map_err(|_| ImageError::BadLegacyWord { word: quote("") })?;
+        let mut page = None;
+        for word in words.split(',') {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            let number = || c_number(value).ok_or(ImageError::BadLegacyWord { word: quote(word) });
+            match name {
+                "LOADER" => self.loader = Some(value),
+                "GUEST_OS" => self.guest_os = Some(value),
+                "GUEST_VER" => self.guest_version = Some(value),
+                "XEN_VER" => self.xen_version = Some(value),
+                "PAE" => self.pae_mode = Some(value),
+                "FEATURES" => self.features = Some(value),
+                "VIRT_BASE" => self.virt_base = Some(number()?),
+                "VIRT_ENTRY" => self.entry = Some(number()?),
+                "ELF_PADDR_OFFSET" => self.paddr_offset = Some(number()?),
+                "HYPERCALL_PAGE" => page = Some(number()?),
+                _ => {}
+            }
+        }
+        // Here it is a page's number in the image.
+        self.hypercall_page = match page.map(|page| page.checked_mul(crate::PAGE_SIZE)) {
+            Some(offset) => {
+                let address = offset.and_then(|offset| offset.checked_add(self.virt_base.unwrap_or(0)));
+                let overflow =
+                    ImageError::AddressOverflow { what: "HYPERCALL_PAGE", address: page.unwrap_or(0) };
+                Some(address.ok_or(overflow)?)
+            }
+            None => None,
+        };
+        // What is left out means that p_paddr is a virtual address.
+        self.paddr_offset = self.paddr_offset.or(self.virt_base);
+        Ok(())
+    }
+
     /// Whether the image can be entered as PVH only.
     pub(crate) fn pvh_only(&self) -> bool {
         self.phys32_entry.is_some()
@@ -145,6 +183,14 @@ fn numeric(note: ElfNote, desc: &[u8]) -> Result<u64, ImageError> {
         [a, b, c, d] => Ok(u64::from(u32::from_le_bytes([a, b, c, d]))),
         [a, b, c, d, e, f, g, h] => Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
         _ => Err(ImageError::BadNote { note, size: desc.len() }),
+    }
+}
+
+/// A number as C writes it: decimal, or hexadecimal behind `0x`.
+fn c_number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
     }
 }
 

@@ -50,13 +50,60 @@ fn notes_of_a_section_and_short_numbers() {
 }
 
 #[test]
+fn a_section_of_before_notes_is_understood() {
+    let mut elf = Elf::minimal(0x10_0000, 4);
+    (elf.notes, elf.entry) = (vec![], 0x10_0000);
+    let with = |said| Elf { extra_section: Some(("__xen_guest", said)), ..elf.clone() }.bytes();
+    // As Mini-OS of Xen 4.5 says it.
+    let bytes = with(
+        "GUEST_OS=Mini-OS,XEN_VER=xen-3.0,VIRT_BASE=0x0,ELF_PADDR_OFFSET=0x0,HYPERCALL_PAGE=0x102,LOADER=generic\0?",
+    );
+    let kernel = Kernel::parse(&bytes, Role::Guest).unwrap();
+    assert_eq!((kernel.start(), kernel.hypercall_page_index()), (0x10_0000, Some(0x102)));
+    assert_eq!(kernel.notes().guest_os, Some("Mini-OS"));
+    // Without an offset, physical addresses are virtual ones.
+    let bytes =
+        with("LOADER=generic,XEN_VER=xen-3.0,VIRT_BASE=0x100000,HYPERCALL_PAGE=2,VIRT_ENTRY=1048592,NEW");
+    let kernel = Kernel::parse(&bytes, Role::Guest).unwrap();
+    assert_eq!((kernel.start(), kernel.entry().get()), (0, 0x10_0010));
+    assert_eq!((kernel.virt_base().get(), kernel.hypercall_page_index()), (0x10_0000, Some(2)));
+    // Notes count before it.
+    let notes =
+        Elf { extra_section: Some(("__xen_guest", "LOADER=other")), ..Elf::minimal(0x10_0000, 4) }.bytes();
+    assert!(Kernel::parse(&notes, Role::Guest).is_ok());
+}
+
+#[test]
 fn refusals_name_the_cause() {
     let base = || Elf::minimal(0x40_0000, 2);
     let cases = [
         (Elf { notes: vec![], ..base() }, "no Xen ELF notes: not a PV kernel"),
         (
-            Elf { notes: vec![], extra_section: Some("__xen_guest"), ..base() },
-            "only the legacy __xen_guest section",
+            Elf {
+                notes: vec![],
+                extra_section: Some(("__xen_guest", "LOADER=generic,VIRT_BASE=low")),
+                ..base()
+            },
+            "section __xen_guest says \"VIRT_BASE=low\", which has no meaning",
+        ),
+        (
+            Elf {
+                notes: vec![],
+                extra_section: Some(("__xen_guest", "GUEST_OS=x,XEN_VER=xen-3.0")),
+                ..base()
+            },
+            "neither LOADER",
+        ),
+        (
+            Elf {
+                notes: vec![],
+                extra_section: Some((
+                    "__xen_guest",
+                    "LOADER=generic,XEN_VER=xen-3.0,VIRT_BASE=0xfffffffffffff000,HYPERCALL_PAGE=1",
+                )),
+                ..base()
+            },
+            "HYPERCALL_PAGE 0x1 leaves the address space",
         ),
         (base().without(LOADER), "neither LOADER \"generic\" nor GUEST_OS \"linux\""),
         (base().without(LOADER).text(GUEST_OS, "plan9"), "GUEST_OS \"plan9\""),

@@ -33,7 +33,7 @@ pub struct Elf {
     /// Notes in a section instead of a segment.
     pub notes_in_section: bool,
     /// Name of one more, empty section.
-    pub extra_section: Option<&'static str>,
+    pub extra_section: Option<(&'static str, &'static str)>,
 }
 
 impl Elf {
@@ -109,16 +109,19 @@ impl Elf {
         }
         let mut names = vec![0];
         let extra_name = names.len();
-        names.extend(self.extra_section.unwrap_or("").as_bytes());
+        let (extra, said) = self.extra_section.unwrap_or(("", ""));
+        names.extend(extra.as_bytes());
         names.push(0);
         let names_at = notes_at + body.len();
         body.extend(&names);
+        let said_at = notes_at + body.len();
+        body.extend(said.as_bytes());
         body.resize(body.len().next_multiple_of(8), 0);
         let sections_at = notes_at + body.len();
         let mut sections = vec![0; 64];
         section_header(&mut sections, 0, 3, names_at, names.len());
         section_header(&mut sections, 0, if self.notes_in_section { 7 } else { 1 }, notes_at, notes.len());
-        section_header(&mut sections, extra_name, 1, notes_at, 0);
+        section_header(&mut sections, extra_name, 1, said_at, said.len());
 
         let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         file.extend([2, 0, 62, 0, 1, 0, 0, 0]);

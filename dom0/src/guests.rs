@@ -374,14 +374,16 @@ pub async fn shut_down(name: &str, deadline_ns: u64) -> Result<Option<String>, S
     let domain = domain(name)?;
     let asked = store::listens(domain)
         && store::write(&format!("{}/control/shutdown", store::home(domain)), "poweroff").is_ok();
-    while asked {
-        let seen = CHANGED.rings();
-        // It may run again by now, as another domain.
-        if !matches!(state(name), Some(State::Running(run)) if run.domain == domain) {
-            return Ok(None);
-        }
-        if let First::Other(()) = first(CHANGED.after(seen), time::until_ns(deadline_ns)).await {
-            break;
+    if asked {
+        loop {
+            let seen = CHANGED.rings();
+            // It may run again by now, as another domain.
+            if !matches!(state(name), Some(State::Running(run)) if run.domain == domain) {
+                return Ok(None);
+            }
+            if let First::Other(()) = first(CHANGED.after(seen), time::until_ns(deadline_ns)).await {
+                break;
+            }
         }
     }
     control::remote_shutdown(domain, ShutdownReason::Poweroff)

@@ -173,6 +173,9 @@ pub trait Platform: Sync + 'static {
     /// Writes back and drops the caches of all CPUs (WBINVD): slow, for domains with devices that do not snoop.
     fn flush_caches(&self);
 
+    /// Writes back and drops what any cache holds of `len` bytes of a frame from byte `offset` on (CLFLUSH). They lie in it.
+    fn flush_cache_lines(&self, mfn: Mfn, offset: usize, len: usize);
+
     /// Nanoseconds since boot; never steps back.
     fn now_ns(&self) -> u64;
     /// The time-stamp counter, as a guest reads it.

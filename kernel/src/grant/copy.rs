@@ -3,116 +3,175 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
+use arrayvec::ArrayVec;
 use hypercall_abi::grant::{GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GnttabCopy, GnttabCopyPtr};
-use hypercall_abi::{DomId, GrantRef, Mfn, PAGE_SIZE};
+use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
 
 use super::Error;
-use super::table::Pins;
+use super::entry::Purpose;
+use super::ops::Pinned;
+use super::table::{Pins, Reach};
 use crate::domain::Domain;
 use crate::hypervisor::Hypervisor;
-use crate::page_ref::{PageRef, Writable};
+use crate::page_ref::{PageRef, TypedRef, Writable};
 use crate::platform::{FrameWords, Platform};
 
-/// One side of a copy, held until it is released.
-struct Side<'a> {
-    frame: PageRef<'a>,
-    pinned: Option<(Arc<Domain>, GrantRef, Pins)>,
+/// Entries in use for one side of a copy: the one that was named, and the one it stands for. Given back when dropped.
+struct Held<'a, P: Platform> {
+    hv: &'a Hypervisor<P>,
+    entries: ArrayVec<(Arc<Domain>, GrantRef), 2>,
+    pins: Pins,
 }
 
-impl<P: Platform> Hypervisor<P> {
-    /// `copy`: one operation of the list, for the domain that calls. At most one page.
-    pub fn grant_copy(&self, caller: &Arc<Domain>, op: &GnttabCopy) -> Result<(), Error> {
-        let source_owner = self.side_domain(caller, &op.source, op.flags & GNTCOPY_SOURCE_GREF != 0)?;
-        let dest_owner = self.side_domain(caller, &op.dest, op.flags & GNTCOPY_DEST_GREF != 0)?;
-        let source = self.claim(
-            caller,
-            source_owner,
-            &op.source,
-            Pins::HOST_READ,
-            op.flags & GNTCOPY_SOURCE_GREF != 0,
-        )?;
-        let result = self
-            .claim(caller, dest_owner, &op.dest, Pins::HOST_WRITE, op.flags & GNTCOPY_DEST_GREF != 0)
-            .and_then(|dest| {
-                let pinned = dest.pinned;
-                let result = self.copy_between(&source.frame, dest.frame, op);
-                self.release(pinned);
-                result
-            });
-        let Side { frame, pinned } = source;
-        drop(frame);
-        self.release(pinned);
+impl<P: Platform> Drop for Held<'_, P> {
+    fn drop(&mut self) {
+        for (granter, gref) in &self.entries {
+            self.hv.unpin_grant(&mut granter.grants.lock(), *gref, self.pins);
+        }
+    }
+}
+
+/// What names one side: frame or entry, whose, and which of the two it is.
+type Name = (u64, DomId, bool);
+
+/// A frame that is read: dropped before what holds it.
+struct Source<'a, P: Platform> {
+    name: Name,
+    frame: PageRef<'a>,
+    range: (usize, usize),
+    _held: Held<'a, P>,
+}
+
+/// A frame that is written.
+struct Dest<'a, P: Platform> {
+    name: Name,
+    frame: TypedRef<'a, Writable>,
+    range: (usize, usize),
+    _held: Held<'a, P>,
+}
+
+/// Copies for one caller. Both sides of the last one stay claimed, so that a list that uses them again does it once, as on Xen;
+/// dropping this ends that. No lock is held.
+pub struct Copier<'a, P: Platform> {
+    hv: &'a Hypervisor<P>,
+    caller: &'a Arc<Domain>,
+    source: Option<Source<'a, P>>,
+    dest: Option<Dest<'a, P>>,
+}
+
+impl<'a, P: Platform> Copier<'a, P> {
+    /// Nothing is claimed yet.
+    pub fn new(hv: &'a Hypervisor<P>, caller: &'a Arc<Domain>) -> Copier<'a, P> {
+        Copier { hv, caller, source: None, dest: None }
+    }
+
+    /// One operation of the list: at most one page.
+    pub fn copy(&mut self, op: &GnttabCopy) -> Result<(), Error> {
+        let result = self.try_copy(op);
+        if result.is_err() {
+            self.source = None;
+            self.dest = None;
+        }
         result
     }
 
-    /// Whose frame a side is. Only frames of the caller itself, named as such, can be given by number.
-    fn side_domain(
-        &self,
-        caller: &Arc<Domain>,
-        side: &GnttabCopyPtr,
-        granted: bool,
-    ) -> Result<Arc<Domain>, Error> {
-        if side.domid == DomId::SELF {
-            return Ok(caller.clone());
+    fn try_copy(&mut self, op: &GnttabCopy) -> Result<(), Error> {
+        let from = name(&op.source, op.flags & GNTCOPY_SOURCE_GREF != 0);
+        let to = name(&op.dest, op.flags & GNTCOPY_DEST_GREF != 0);
+        if self.source.as_ref().is_none_or(|side| side.name != from) {
+            self.source = None;
         }
-        if !granted {
-            return Err(Error::NotPermitted);
+        if self.dest.as_ref().is_none_or(|side| side.name != to) {
+            self.dest = None;
         }
-        self.domains.get(side.domid).ok_or(Error::BadDomain)
-    }
-
-    fn claim(
-        &self,
-        caller: &Domain,
-        owner: Arc<Domain>,
-        side: &GnttabCopyPtr,
-        pins: Pins,
-        granted: bool,
-    ) -> Result<Side<'_>, Error> {
-        if !granted {
-            let frame = self.mm.get_page(side.mfn(), owner.id).ok_or(Error::BadPage)?;
-            return Ok(Side { frame, pinned: None });
-        }
-        let mfn = {
-            let mut table = owner.grants.lock();
-            self.pin_grant(&mut table, &owner, side.gref(), caller.id, pins, false)?
-        };
-        let pinned = Some((owner.clone(), side.gref(), pins));
-        match self.mm.get_page(mfn, owner.id) {
-            Some(frame) => Ok(Side { frame, pinned }),
-            None => {
-                self.release(pinned);
-                Err(Error::BadDomain)
+        if self.source.is_none() || self.dest.is_none() {
+            // Both owners before either side.
+            let owners = (self.owner(from)?, self.owner(to)?);
+            if self.source.is_none() {
+                let (frame, range, held) = self.claim(owners.0, from, Pins::HOST_READ)?;
+                self.source = Some(Source { name: from, frame, range, _held: held });
+            }
+            if self.dest.is_none() {
+                let (frame, range, held) = self.claim(owners.1, to, Pins::HOST_WRITE)?;
+                let (frame, debt) = frame.typed::<Writable>().map_err(|_| Error::Refused)?;
+                self.hv.mm.settle(debt, &self.hv.platform);
+                self.dest = Some(Dest { name: to, frame, range, _held: held });
             }
         }
-    }
-
-    fn release(&self, pinned: Option<(Arc<Domain>, GrantRef, Pins)>) {
-        if let Some((owner, gref, pins)) = pinned {
-            let mut table = owner.grants.lock();
-            self.unpin_grant(&mut table, gref, pins);
-        }
-    }
-
-    fn copy_between(&self, source: &PageRef<'_>, dest: PageRef<'_>, op: &GnttabCopy) -> Result<(), Error> {
-        let (dest, debt) = dest.typed::<Writable>().map_err(|_| Error::Refused)?;
-        self.mm.settle(debt, &self.platform);
+        let (Some(source), Some(dest)) = (&self.source, &self.dest) else { return Err(Error::Refused) };
         let (from, to, len) =
             (usize::from(op.source.offset), usize::from(op.dest.offset), usize::from(op.len));
         if from + len > PAGE_SIZE || to + len > PAGE_SIZE {
             return Err(Error::BadCopy);
         }
+        let lies_in = |range: (usize, usize), first| range.0 <= first && first + len <= range.1;
+        if !lies_in(source.range, from) || !lies_in(dest.range, to) {
+            return Err(Error::Refused);
+        }
         if len == PAGE_SIZE {
-            self.platform.copy_frame(source.mfn(), dest.mfn());
+            self.hv.platform.copy_frame(source.frame.mfn(), dest.frame.mfn());
         } else {
-            copy_bytes(self.words(source.mfn()), from, self.words(dest.mfn()), to, len);
+            let (source, dest) = (source.frame.mfn(), dest.frame.mfn());
+            copy_bytes(self.hv.platform.frame(source), from, self.hv.platform.frame(dest), to, len);
         }
         Ok(())
     }
 
-    fn words(&self, mfn: Mfn) -> &FrameWords {
-        self.platform.frame(mfn)
+    /// Whose frame a side is. Only frames of the caller itself, named as such, can be given by number.
+    fn owner(&self, (_, domid, granted): Name) -> Result<Arc<Domain>, Error> {
+        if domid == DomId::SELF {
+            return Ok(self.caller.clone());
+        }
+        if !granted {
+            return Err(Error::NotPermitted);
+        }
+        self.hv.domains.get(domid).ok_or(Error::BadDomain)
     }
+
+    /// A side's frame, the bytes of it that may be used, and what holds it.
+    fn claim(
+        &self,
+        owner: Arc<Domain>,
+        (number, _, granted): Name,
+        pins: Pins,
+    ) -> Result<(PageRef<'a>, (usize, usize), Held<'a, P>), Error> {
+        let mut held = Held { hv: self.hv, entries: ArrayVec::new(), pins };
+        if !granted {
+            let frame = self.hv.mm.get_page(hypercall_abi::Mfn::new(number), owner.id);
+            return Ok((frame.ok_or(Error::BadPage)?, (0, PAGE_SIZE), held));
+        }
+        let (mut granter, mut gref, mut user) = (owner, GrantRef::new(number as u32), self.caller.id);
+        loop {
+            let pinned = {
+                let mut table = granter.grants.lock();
+                self.hv.pin_grant(&mut table, &granter, gref, user, pins, Purpose::Copy)?
+            };
+            held.entries.push((granter.clone(), gref));
+            match pinned {
+                Pinned::Frame(mfn, reach) => {
+                    let frame = self.hv.mm.get_page(mfn, granter.id).ok_or(Error::BadDomain)?;
+                    let range = match reach {
+                        Reach::Part { start, end } => (usize::from(start), usize::from(end)),
+                        _ => (0, PAGE_SIZE),
+                    };
+                    return Ok((frame, range, held));
+                }
+                // An entry stands for another one, but not for one that stands for a third: no chains, so no loops.
+                Pinned::Transitive(..) if held.entries.is_full() => return Err(Error::Refused),
+                Pinned::Transitive(domain, entry) => {
+                    user = granter.id;
+                    granter = self.hv.domains.get(domain).ok_or(Error::Refused)?;
+                    gref = entry;
+                }
+            }
+        }
+    }
+}
+
+fn name(side: &GnttabCopyPtr, granted: bool) -> Name {
+    // The upper half of a reference is not looked at.
+    let number = if granted { u64::from(side.gref().get()) } else { side.u };
+    (number, side.domid, granted)
 }
 
 /// Copies `len` bytes between two frames, both of which guests may write meanwhile. The caller has checked the ends.

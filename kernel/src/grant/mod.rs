@@ -14,32 +14,53 @@
 //!    these alone).
 //! 3. A mapping in a page table holds the references of that page-table entry, as every entry does (`mm`): the guest may
 //!    overwrite it by other means, and the counts of the frame stay right. A mapping for devices holds references of its own.
-//! 4. The counts of all active entries are the mappings in all tables of handles, plus what copies and unmappings under way
-//!    hold.
+//! 4. The counts of all active entries are the mappings in all tables of handles, plus what copies, mappings and unmappings
+//!    under way hold.
 //! 5. READING and WRITING are taken back only after the TLB debt of the mapping is paid: a granter that sees an entry unused
 //!    can rely on the frame being its own again. The frame of a mapping removed by other means than an unmapping stays marked
 //!    until the user dies.
 //! 6. A dying domain maps nothing, and nothing of it is mapped or copied; what others have mapped of it stays until they
 //!    unmap it, and its active entries with it.
+//! 7. An entry of a part of a page, or one that stands for another's entry, is never mapped. A copy through the latter holds both
+//!    entries, each for the domain that may use it: no third one.
+//! 8. A status frame goes back to the free frames only if nobody refers to it, and when no TLB can know it.
 //!
 //! # Memory
 //! Everything lives in whole frames taken when first needed: a directory, up to [`MAX_FRAMES`] shared frames with two frames
-//! of active entries each, and up to [`MAX_MAPTRACK_FRAMES`] frames of handles.
+//! of active entries each, for version 2 a status frame for each 8 of them, and up to [`MAX_MAPTRACK_FRAMES`] frames of handles.
 //!
 //! # Locks
-//! A table is behind its domain's `grants` lock; the user's and the granter's are taken together in the order of the domains'
-//! numbers. A copy locks one table at a time and copies with none locked: the counts hold the frames.
+//! A table is behind its domain's `grants` lock. **No two tables are locked together, and with one locked nobody waits for a TLB
+//! flush or allocates** (docs/design/0042): who maps or unmaps first makes the handle his (*busy*: to everybody else it is
+//! no handle), then counts the use in the granter's active entry, and works on frame and page table with nothing
+//! locked. The counts hold the frame, the frame its owner, and a domain with entries in use stays registered.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod copy;
 pub mod entry;
 mod ops;
+mod size;
 mod table;
+mod transfer;
+mod version;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use cache::{FLUSH_SEARCH_UNIT, FlushRefused};
+pub use copy::Copier;
 pub use ops::{HostPte, Unmapping};
-pub use table::{GrantTable, MAX_FRAMES, MAX_MAPTRACK_FRAMES};
+pub use table::{GrantTable, MAX_FRAMES, MAX_MAPTRACK_FRAMES, MAX_STATUS_FRAMES, Version};
+pub use version::VersionRefused;
+
+/// Frames of a grant table that the guest can map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frames {
+    /// Those of the entries.
+    Shared,
+    /// Those of the marks of use, in version 2.
+    Status,
+}
 
 /// Why an operation on grants is refused; nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

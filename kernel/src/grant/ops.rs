@@ -1,69 +1,25 @@
-//! Mapping, unmapping, the table itself, and teardown.
+//! Counting uses, mapping and unmapping, and teardown.
+//!
+//! Nothing here waits for a TLB flush, or allocates, while it holds a lock: what a map or an unmap does to page tables it does
+//! with no table locked, holding its handle *busy* and the entry *pinned*.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
 
-use hypercall_abi::grant::{GNTTAB_NR_RESERVED_ENTRIES, GnttabMapGrantRef, GrantFlags, MapFlags};
+use hypercall_abi::grant::{GnttabMapGrantRef, GrantFlags, MapFlags};
 use hypercall_abi::{DomId, GrantRef, Mfn};
 
-use super::entry::{self, Entry};
-use super::table::{Active, Mapping, Pins};
-use super::{Error, GrantTable, MAX_FRAMES, Usage};
+use super::entry::{Granted, Purpose, marks_of};
+use super::table::{Active, Mapping, Pins, Reach, StatusFrames};
+use super::{Error, GrantTable};
 use crate::domain::{Domain, Life};
 use crate::hypercall::{Budget, Preempted};
 use crate::hypervisor::Hypervisor;
-use crate::mm::{Pte, PteFlags, Store};
+use crate::mm::{Pte, PteFlags, Store, TakenEntry};
 use crate::page_ref::{PageRef, TypedRef, Writable};
 use crate::platform::Platform;
-use crate::sync::{RankedGuard, rank};
 
 /// Handles looked at in one step of a teardown.
 const HANDLES_PER_STEP: u32 = 512;
-/// How often an exchange of a page-table entry is tried against the processor's accessed and dirty bits.
-const PTE_ATTEMPTS: u32 = 4;
-
-/// Two grant tables locked together, in the order of the domains' numbers.
-enum Pair<'a> {
-    InOrder(
-        RankedGuard<'a, GrantTable, { rank::GRANTS }>,
-        RankedGuard<'a, GrantTable, { rank::GRANTS_SECOND }>,
-    ),
-    Swapped(
-        RankedGuard<'a, GrantTable, { rank::GRANTS }>,
-        RankedGuard<'a, GrantTable, { rank::GRANTS_SECOND }>,
-    ),
-    Same(RankedGuard<'a, GrantTable, { rank::GRANTS }>),
-}
-
-impl<'a> Pair<'a> {
-    fn lock(user: &'a Domain, granter: &'a Domain) -> Pair<'a> {
-        match user.id.cmp(&granter.id) {
-            core::cmp::Ordering::Less => {
-                let first = user.grants.lock();
-                Pair::InOrder(first, granter.grants.lock_second())
-            }
-            core::cmp::Ordering::Greater => {
-                let first = granter.grants.lock();
-                Pair::Swapped(first, user.grants.lock_second())
-            }
-            core::cmp::Ordering::Equal => Pair::Same(user.grants.lock()),
-        }
-    }
-
-    fn user(&mut self) -> &mut GrantTable {
-        match self {
-            Pair::InOrder(table, _) | Pair::Same(table) => table,
-            Pair::Swapped(_, table) => table,
-        }
-    }
-
-    fn granter(&mut self) -> &mut GrantTable {
-        match self {
-            Pair::InOrder(_, table) => table,
-            Pair::Swapped(table, _) | Pair::Same(table) => table,
-        }
-    }
-}
 
 /// The page-table entry that a mapping is in, as the guest names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,103 +50,19 @@ pub struct Unmapping {
     frame: Mfn,
 }
 
+/// An entry that is in use by the caller now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pinned {
+    /// A frame of the granter's, or a part of it.
+    Frame(Mfn, Reach),
+    /// It stands for this entry of another domain, which is to be pinned for the granter.
+    Transitive(DomId, GrantRef),
+}
+
 impl<P: Platform> Hypervisor<P> {
-    // ── the table ──
-
-    /// Makes the table of a domain at least `frames` frames large, one step for each; what was added before memory or the
-    /// budget ran out stays. `None` when there is no memory, or the domain is dying.
-    pub fn grow_grant_table(
-        &self,
-        domain: &Domain,
-        frames: u32,
-        budget: &mut Budget,
-    ) -> Option<Result<(), Preempted>> {
-        loop {
-            let mut table = domain.grants.lock();
-            if table.frames() >= frames.min(MAX_FRAMES) {
-                return Some(Ok(()));
-            }
-            if table.closed || domain.life() != Life::Alive {
-                return None;
-            }
-            if table.needs_directory() {
-                table.set_directory(self.allocate_frames(0, u64::MAX)?);
-            }
-            let active = [self.allocate_frames(0, u64::MAX), self.allocate_frames(0, u64::MAX)];
-            let shared = match active {
-                [Some(_), Some(_)] => self.allocate_hypervisor_page(domain.id),
-                _ => None,
-            };
-            let (Some(shared), [Some(first), Some(second)]) = (shared, active) else {
-                for mfn in active.into_iter().flatten() {
-                    self.mm.give_back(mfn, 0);
-                }
-                return None;
-            };
-            table.add_frame(&self.platform, shared, [first, second]);
-            if budget.step() == Err(Preempted) {
-                return Some(Err(Preempted));
-            }
-        }
-    }
-
-    /// What a domain's grants use.
-    pub fn grant_usage(&self, domain: &Domain) -> Usage {
-        let table = domain.grants.lock();
-        Usage { table_frames: table.frames(), mappings: table.mappings(), frames: table.frame_count() }
-    }
-
-    /// Fills a reserved entry of a new domain's table: `peer` may use `frame`. For the control interface, which grants the
-    /// console and the xenstore page before the domain runs. [`Error::InUse`] when somebody uses the entry.
-    pub fn grant_seed(
-        &self,
-        domain: &Domain,
-        gref: GrantRef,
-        frame: Mfn,
-        peer: DomId,
-        readonly: bool,
-    ) -> Result<(), Error> {
-        if gref.get() >= GNTTAB_NR_RESERVED_ENTRIES {
-            return Err(Error::BadReference);
-        }
-        let entry = Entry::permit(frame, peer, readonly).ok_or(Error::BadPage)?;
-        match self.grow_grant_table(domain, 1, &mut Budget::unlimited()) {
-            Some(Ok(())) => {}
-            _ => return Err(Error::NoSpace),
-        }
-        let table = domain.grants.lock();
-        if !table.active(&self.platform, gref)?.pins.is_none() {
-            return Err(Error::InUse);
-        }
-        let word = table.shared(&self.platform, gref).ok_or(Error::BadReference)?;
-        word.store(entry.word(), Ordering::Release);
-        Ok(())
-    }
-
-    /// Exchanges two entries that nobody uses.
-    pub fn grant_swap(&self, domain: &Domain, a: GrantRef, b: GrantRef) -> Result<(), Error> {
-        let table = domain.grants.lock();
-        if a.get() >= table.entries() || b.get() >= table.entries() {
-            return Err(Error::BadReference);
-        }
-        if a == b || table.frames() == 0 {
-            return Ok(());
-        }
-        for gref in [a, b] {
-            if !table.active(&self.platform, gref)?.pins.is_none() {
-                return Err(Error::InUse);
-            }
-        }
-        let first = table.shared(&self.platform, a).ok_or(Error::BadReference)?;
-        let second = table.shared(&self.platform, b).ok_or(Error::BadReference)?;
-        let moved = first.load(Ordering::Acquire);
-        first.store(second.swap(moved, Ordering::AcqRel), Ordering::Release);
-        Ok(())
-    }
-
     // ── counts ──
 
-    /// Adds `pins` to an entry of `granter` for `user`, marking the shared entry where needed. Returns the frame.
+    /// Adds `pins` to an entry of `granter` for `user`, marking the shared entry where needed.
     pub(super) fn pin_grant(
         &self,
         table: &mut GrantTable,
@@ -198,37 +70,58 @@ impl<P: Platform> Hypervisor<P> {
         gref: GrantRef,
         user: DomId,
         pins: Pins,
-        mapping: bool,
-    ) -> Result<Mfn, Error> {
+        purpose: Purpose,
+    ) -> Result<Pinned, Error> {
         if table.closed || granter.life() != Life::Alive {
             return Err(Error::BadDomain);
         }
         if gref.get() >= table.entries() {
             return Err(Error::BadReference);
         }
+        if table.is_vanishing(gref) {
+            return Err(Error::Refused);
+        }
         // A table without frames is one of empty entries.
-        let word = table.shared(&self.platform, gref).ok_or(Error::Refused)?;
+        let entry = table.shared(&self.platform, gref).ok_or(Error::Refused)?;
         let active = table.active(&self.platform, gref)?;
         let first = active.pins.is_none();
-        if !first && active.user != user {
+        if !first && (active.user != user || purpose == Purpose::Map && active.reach != Reach::Page) {
             return Err(Error::Refused);
         }
         let after = active.pins.plus(pins).ok_or(Error::Refused)?;
         let readonly = !pins.writes();
-        let mut frame = active.frame;
-        if first || !readonly && !active.pins.writes() {
-            let entry = entry::mark(word, first, user, readonly, mapping)?;
-            if first {
-                let Some(page) = self.mm.get_page(entry.frame(), granter.id) else {
-                    entry::unmark(word, marks_gone(active.pins, readonly));
+        let through = !first && active.reach == Reach::Through;
+        if !first && !through && (readonly || active.pins.writes()) {
+            table.set_active(&self.platform, gref, Active { pins: after, ..active });
+            return Ok(Pinned::Frame(active.frame, active.reach));
+        }
+        let granted = entry.mark(active.pins, user, readonly, purpose)?;
+        let undo = || entry.unmark(marks_gone(active.pins, readonly));
+        let (pinned, frame, reach) = match granted {
+            Granted::Transitive(domain, gref) if first || through => {
+                if domain == granter.id {
+                    undo();
+                    return Err(Error::Refused);
+                }
+                (Pinned::Transitive(domain, gref), Mfn::new(0), Reach::Through)
+            }
+            _ if through => {
+                // It has become something else while it is in use.
+                undo();
+                return Err(Error::Refused);
+            }
+            Granted::Frame(frame, reach) if first => {
+                let Some(page) = self.mm.get_page(frame, granter.id) else {
+                    undo();
                     return Err(Error::BadPage);
                 };
                 // Held by the active entry until its last count goes.
-                frame = page.into_pte();
+                (Pinned::Frame(frame, reach), page.into_pte(), reach)
             }
-        }
-        table.set_active(&self.platform, gref, Active { pins: after, user, frame });
-        Ok(frame)
+            _ => (Pinned::Frame(active.frame, active.reach), active.frame, active.reach),
+        };
+        table.set_active(&self.platform, gref, Active { pins: after, user, frame, reach });
+        Ok(pinned)
     }
 
     /// Takes `pins` of an entry back. The frames of a dead domain's table go with its last count.
@@ -239,11 +132,11 @@ impl<P: Platform> Hypervisor<P> {
         };
         let after = active.pins.minus(pins);
         table.set_active(&self.platform, gref, Active { pins: after, ..active });
-        if after.is_none() {
+        if after.is_none() && active.reach != Reach::Through {
             drop(PageRef::from_pte(&self.mm, active.frame));
         }
-        if let Some(word) = table.shared(&self.platform, gref) {
-            entry::unmark(word, marks_gone(after, !pins.writes()));
+        if let Some(entry) = table.shared(&self.platform, gref) {
+            entry.unmark(marks_gone(after, !pins.writes()));
         }
         if table.closed && table.used() == 0 {
             self.free_table(table);
@@ -251,6 +144,13 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     fn free_table(&self, table: &mut GrantTable) {
+        while let Some(mfn) = table.take_status_frame(&self.platform) {
+            match table.status {
+                StatusFrames::Prepared => self.mm.give_back(mfn, 0),
+                StatusFrames::Shared => self.mm.release_hypervisor_page(mfn),
+                StatusFrames::Withdrawn => self.mm.retire_hypervisor_page(mfn),
+            }
+        }
         while let Some((shared, active)) = table.take_frame(&self.platform) {
             self.mm.release_hypervisor_page(shared);
             for mfn in active {
@@ -278,62 +178,101 @@ impl<P: Platform> Hypervisor<P> {
             return Err(Error::BadReference);
         }
         let granter = self.domains.get(op.dom).ok_or(Error::BadDomain)?;
-        let mut pair = Pair::lock(user, &granter);
-        if pair.user().closed || user.life() != Life::Alive {
-            return Err(Error::Refused);
-        }
-        self.ensure_handle(pair.user())?;
-        let frame = self.pin_grant(pair.granter(), &granter, op.gref, user.id, pins, true)?;
-        let readonly = flags.contains(MapFlags::READONLY);
-        let mapped = self.map_for_device(&granter, frame, flags).and_then(|()| {
-            if !flags.contains(MapFlags::HOST_MAP) {
-                return Ok(());
-            }
-            let host = HostPte::new(op.host_addr, flags, root);
-            self.map_for_host(user, &granter, host, frame, flags).inspect_err(|_| {
-                if flags.contains(MapFlags::DEVICE_MAP) {
-                    self.unmap_for_device(frame, readonly);
-                }
-            })
-        });
-        if let Err(error) = mapped {
-            self.unpin_grant(pair.granter(), op.gref, pins);
-            return Err(error);
-        }
         let kept =
             flags & (MapFlags::HOST_MAP | MapFlags::DEVICE_MAP | MapFlags::READONLY | MapFlags::CONTAINS_PTE);
         let mapping = Mapping { granter: op.dom, gref: op.gref, flags: kept };
-        let handle = pair.user().take_handle(&self.platform, mapping)?;
-        Ok((handle, frame))
+        let handle = self.take_handle(user, mapping)?;
+        let result = self.map_pinned(user, &granter, op, pins, root);
+        let left = if result.is_ok() { kept } else { MapFlags::empty() };
+        user.grants.lock().set_mapping(&self.platform, handle, Mapping { flags: left, ..mapping });
+        result.map(|frame| (handle, frame))
     }
 
-    /// Sees to it that the table has a free handle.
-    fn ensure_handle(&self, table: &mut GrantTable) -> Result<(), Error> {
-        let (frame, directory) = table.maptrack_needs()?;
-        if directory {
-            table.set_maptrack_directory(self.allocate_frames(0, u64::MAX).ok_or(Error::NoSpace)?);
+    /// A handle for `mapping`, busy. What memory it needs is found with no lock held: that may wait for a flush.
+    fn take_handle(&self, user: &Domain, mapping: Mapping) -> Result<u32, Error> {
+        let mut spare = None;
+        let result = loop {
+            let mut table = user.grants.lock();
+            if table.closed || user.life() != Life::Alive {
+                break Err(Error::Refused);
+            }
+            if let Some(handle) = table.take_handle(&self.platform, mapping) {
+                break Ok(handle);
+            }
+            if table.is_out_of_handles() {
+                break Err(Error::NoSpace);
+            }
+            if let Some(mfn) = spare.take() {
+                table.add_maptrack_frame(&self.platform, mfn);
+                continue;
+            }
+            drop(table);
+            spare = self.allocate_frames(0, u64::MAX);
+            if spare.is_none() {
+                break Err(Error::NoSpace);
+            }
+        };
+        if let Some(mfn) = spare {
+            self.mm.give_back(mfn, 0);
         }
-        if frame {
-            let mfn = self.allocate_frames(0, u64::MAX).ok_or(Error::NoSpace)?;
-            table.add_maptrack_frame(&self.platform, mfn);
-        }
-        Ok(())
+        result
     }
 
-    /// References for a mapping by devices, which no page-table entry holds.
-    fn map_for_device(&self, granter: &Domain, frame: Mfn, flags: MapFlags) -> Result<(), Error> {
-        if !flags.contains(MapFlags::DEVICE_MAP) {
-            return Ok(());
+    /// Pins the entry and makes the mappings that the flags ask for, all or none.
+    fn map_pinned(
+        &self,
+        user: &Domain,
+        granter: &Domain,
+        op: &GnttabMapGrantRef,
+        pins: Pins,
+        root: Option<Mfn>,
+    ) -> Result<Mfn, Error> {
+        let flags = MapFlags::from_bits_retain(op.flags);
+        let pinned = {
+            let mut table = granter.grants.lock();
+            self.pin_grant(&mut table, granter, op.gref, user.id, pins, Purpose::Map)?
+        };
+        let result = match pinned {
+            Pinned::Frame(frame, _) => self.map_frame(user, granter, op.host_addr, frame, flags, root),
+            Pinned::Transitive(..) => Err(Error::Refused),
+        };
+        if result.is_err() {
+            self.unpin_grant(&mut granter.grants.lock(), op.gref, pins);
         }
+        result
+    }
+
+    fn map_frame(
+        &self,
+        user: &Domain,
+        granter: &Domain,
+        address: u64,
+        frame: Mfn,
+        flags: MapFlags,
+        root: Option<Mfn>,
+    ) -> Result<Mfn, Error> {
         let page = self.mm.get_page(frame, granter.id).ok_or(Error::Refused)?;
+        let host = HostPte::new(address, flags, root);
         if flags.contains(MapFlags::READONLY) {
-            page.into_pte();
-        } else {
-            let (page, debt) = page.typed::<Writable>().map_err(|_| Error::Refused)?;
-            self.mm.settle(debt, &self.platform);
+            if flags.contains(MapFlags::HOST_MAP) {
+                self.map_for_host(user, granter, host, frame, flags)?;
+            }
+            if flags.contains(MapFlags::DEVICE_MAP) {
+                page.into_pte();
+            }
+            return Ok(frame);
+        }
+        // What is owed for what the frame was before is paid here, with nothing locked: the page table is locked only when the
+        // frame is writable already.
+        let (page, debt) = page.typed::<Writable>().map_err(|_| Error::Refused)?;
+        self.mm.settle(debt, &self.platform);
+        if flags.contains(MapFlags::HOST_MAP) {
+            self.map_for_host(user, granter, host, frame, flags)?;
+        }
+        if flags.contains(MapFlags::DEVICE_MAP) {
             page.into_pte();
         }
-        Ok(())
+        Ok(frame)
     }
 
     fn unmap_for_device(&self, frame: Mfn, readonly: bool) {
@@ -372,25 +311,33 @@ impl<P: Platform> Hypervisor<P> {
         self.pager().update_l1(&table, index, pte, Store::Plain, granter.id, self).map_err(|_| Error::Refused)
     }
 
-    /// Replaces the page-table entry of a mapping, which must be one of `frame`, by an empty one.
-    fn unmap_for_host(&self, user: &Domain, host: HostPte, frame: Mfn, readonly: bool) -> Result<(), Error> {
+    /// Replaces the page-table entry of a mapping, which must be one of `frame`, by an empty one, or by the one that translates
+    /// `replacement`, which becomes empty, also if this fails.
+    fn unmap_for_host(
+        &self,
+        user: &Domain,
+        host: HostPte,
+        frame: Mfn,
+        readonly: bool,
+        replacement: Option<u64>,
+    ) -> Result<(), Error> {
+        let taken = match (replacement, host) {
+            (None, _) => TakenEntry::EMPTY,
+            (Some(_), HostPte::Machine(_)) => return Err(Error::Refused),
+            (Some(address), HostPte::Virtual(root, _)) => {
+                let (table, index) = self.find_host_pte(user, HostPte::Virtual(root, address))?;
+                self.pager().take_l1(&table, index).map_err(|_| Error::Refused)?
+            }
+        };
         let (table, index) = self.find_host_pte(user, host)?;
-        let word = self.platform.frame(table.mfn()).get(index).ok_or(Error::Refused)?;
-        for _ in 0..PTE_ATTEMPTS {
-            let old = Pte::from_bits(word.load(Ordering::Acquire));
-            if !old.is_present() || old.mfn() != frame || old.is_writable() == readonly {
-                return Err(Error::Refused);
-            }
-            let store = Store::IfEqual(old);
-            if self.pager().update_l1(&table, index, Pte::EMPTY, store, user.id, self).is_ok() {
-                return Ok(());
-            }
-        }
-        Err(Error::Refused)
+        let is_mapping =
+            |old: Pte| old.is_present() && old.mfn() == frame && old.is_writable() != readonly;
+        self.pager().replace_l1(&table, index, taken, is_mapping).map_err(|_| Error::Refused)
     }
 
-    /// `unmap_grant_ref`: takes a mapping's page-table entry (`host`, if it is to go) and its mapping for devices
-    /// (`device`, its machine address, if it is to go) away. The result must be completed after a TLB flush.
+    /// `unmap_grant_ref` and `unmap_and_replace`: takes a mapping's page-table entry (`host`: its address and the root in force,
+    /// if it is to go) and its mapping for devices (`device`, its machine address, if it is to go) away. The entry that
+    /// translates `replacement` moves to the place of the page-table entry. The result must be completed after a TLB flush.
     ///
     /// `Ok(None)` when nothing was asked for that the mapping has.
     pub fn grant_unmap(
@@ -399,16 +346,31 @@ impl<P: Platform> Hypervisor<P> {
         handle: u32,
         host: Option<(u64, Option<Mfn>)>,
         device: Option<u64>,
+        replacement: Option<u64>,
     ) -> Result<Option<Unmapping>, Error> {
-        let seen = user.grants.lock().mapping(&self.platform, handle)?;
+        let mapping = user.grants.lock().claim_mapping(&self.platform, handle)?;
+        let result = self.unmap_claimed(user, mapping, host, device, replacement);
+        let gone = match &result {
+            Ok(Some(unmapping)) => unmapping.gone & (MapFlags::HOST_MAP | MapFlags::DEVICE_MAP),
+            _ => MapFlags::empty(),
+        };
+        let left = Mapping { flags: mapping.flags - gone, ..mapping };
+        user.grants.lock().set_mapping(&self.platform, handle, left);
+        result
+    }
+
+    fn unmap_claimed(
+        &self,
+        user: &Domain,
+        mapping: Mapping,
+        host: Option<(u64, Option<Mfn>)>,
+        device: Option<u64>,
+        replacement: Option<u64>,
+    ) -> Result<Option<Unmapping>, Error> {
         // A domain stays registered while frames of it are in use.
-        let granter = self.domains.get(seen.granter).ok_or(Error::Refused)?;
-        let mut pair = Pair::lock(user, &granter);
-        let mapping = pair.user().mapping(&self.platform, handle)?;
-        if (mapping.granter, mapping.gref) != (seen.granter, seen.gref) {
-            return Err(Error::BadHandle);
-        }
-        let frame = pair.granter().active(&self.platform, mapping.gref)?.frame;
+        let granter = self.domains.get(mapping.granter).ok_or(Error::Refused)?;
+        // The mapping counts, so the active entry stays what it is.
+        let frame = granter.grants.lock().active(&self.platform, mapping.gref)?.frame;
         let readonly = mapping.flags.contains(MapFlags::READONLY);
         let device = device.filter(|_| mapping.flags.contains(MapFlags::DEVICE_MAP));
         if device.is_some_and(|address| address != frame.get() << 12) {
@@ -416,7 +378,8 @@ impl<P: Platform> Hypervisor<P> {
         }
         let mut gone = MapFlags::empty();
         if let Some((address, root)) = host.filter(|_| mapping.flags.contains(MapFlags::HOST_MAP)) {
-            self.unmap_for_host(user, HostPte::new(address, mapping.flags, root), frame, readonly)?;
+            let host = HostPte::new(address, mapping.flags, root);
+            self.unmap_for_host(user, host, frame, readonly, replacement)?;
             gone |= MapFlags::HOST_MAP;
         }
         if device.is_some() {
@@ -425,8 +388,6 @@ impl<P: Platform> Hypervisor<P> {
         if gone.is_empty() {
             return Ok(None);
         }
-        pair.user().set_mapping(&self.platform, handle, Mapping { flags: mapping.flags - gone, ..mapping });
-        drop(pair);
         let gone = gone | mapping.flags & MapFlags::READONLY;
         Ok(Some(Unmapping { granter, gref: mapping.gref, gone, frame }))
     }
@@ -489,17 +450,20 @@ impl<P: Platform> Hypervisor<P> {
 
     fn end_mapping(&self, domain: &Domain, handle: u32, mapping: Mapping) {
         let Some(granter) = self.domains.get(mapping.granter) else { return };
-        let mut pair = Pair::lock(domain, &granter);
-        if pair.user().mapping(&self.platform, handle) != Ok(mapping) {
-            return;
+        {
+            let mut table = domain.grants.lock();
+            if table.mapping(&self.platform, handle) != Ok(mapping) {
+                return;
+            }
+            table.set_mapping(&self.platform, handle, Mapping { flags: MapFlags::empty(), ..mapping });
         }
-        if let Ok(active) = pair.granter().active(&self.platform, mapping.gref)
+        let mut table = granter.grants.lock();
+        if let Ok(active) = table.active(&self.platform, mapping.gref)
             && mapping.flags.contains(MapFlags::DEVICE_MAP)
         {
             self.unmap_for_device(active.frame, mapping.flags.contains(MapFlags::READONLY));
         }
-        pair.user().set_mapping(&self.platform, handle, Mapping { flags: MapFlags::empty(), ..mapping });
-        self.unpin_grant(pair.granter(), mapping.gref, Pins::of(mapping.flags));
+        self.unpin_grant(&mut table, mapping.gref, Pins::of(mapping.flags));
     }
 }
 
@@ -511,14 +475,8 @@ enum NextMapping {
 
 /// Marks of the shared entry that nothing needs any more when `after` is left and a use that was `readonly` went.
 fn marks_gone(after: Pins, readonly: bool) -> GrantFlags {
-    let mut marks = GrantFlags::empty();
-    if after.is_none() {
-        marks |= GrantFlags::READING;
-    }
-    if !readonly && !after.writes() {
-        marks |= GrantFlags::WRITING;
-    }
-    marks
+    let used = if readonly { GrantFlags::READING } else { GrantFlags::READING | GrantFlags::WRITING };
+    used - marks_of(after)
 }
 
 /// The page-table entry of a mapping, as Xen 4.17 makes it.

@@ -1,11 +1,12 @@
-//! The frames of a grant table: shared entries, active entries, handles.
+//! The frames of a grant table: shared entries, their status words, active entries, handles.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall_abi::grant::MapFlags;
+use hypercall_abi::grant::{GNTTAB_NR_RESERVED_ENTRIES, MapFlags};
 use hypercall_abi::{DomId, GrantRef, Mfn};
 
 use super::Error;
+use super::entry::{Entry, Status};
 use crate::platform::Platform;
 
 /// Most shared frames of a table, as Xen's default.
@@ -13,14 +14,20 @@ pub const MAX_FRAMES: u32 = 64;
 /// Most frames of handles: as many mappings as Xen's default allows.
 pub const MAX_MAPTRACK_FRAMES: u32 = 512;
 
-/// Shared entries of version 1 in a frame, one word each.
-pub const ENTRIES_PER_FRAME: u32 = 512;
 /// Active entries in a frame, two words each.
-const ACTIVE_PER_FRAME: u32 = 256;
+pub(super) const ACTIVE_PER_FRAME: u32 = 256;
+/// Status words in a frame, 16 bits each.
+const STATUS_PER_FRAME: u32 = 2048;
+/// Shared frames whose entries of version 2 one status frame serves.
+const SHARED_PER_STATUS: u32 = STATUS_PER_FRAME / Version::V2.entries_per_frame();
+/// Most status frames of a table.
+pub const MAX_STATUS_FRAMES: u32 = MAX_FRAMES / SHARED_PER_STATUS;
 /// Handles in a frame, one word each.
 const HANDLES_PER_FRAME: u32 = 512;
 /// First slot of the frames of active entries in the directory; those of shared frames begin at 0.
 const ACTIVE_SLOT: u32 = MAX_FRAMES;
+/// First slot of the status frames.
+const STATUS_SLOT: u32 = ACTIVE_SLOT + 2 * MAX_FRAMES;
 
 const NO_HANDLE: u32 = u32::MAX;
 
@@ -73,6 +80,56 @@ impl Pins {
     }
 }
 
+/// The layout of a table's shared entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// 8 bytes each, with the marks of use among the flags.
+    V1,
+    /// 16 bytes each, with the marks of use in status frames.
+    V2,
+}
+
+impl Version {
+    /// The version of this number.
+    pub const fn from_number(number: u32) -> Option<Version> {
+        match number {
+            1 => Some(Version::V1),
+            2 => Some(Version::V2),
+            _ => None,
+        }
+    }
+    /// Its number.
+    pub const fn number(self) -> u32 {
+        match self {
+            Version::V1 => 1,
+            Version::V2 => 2,
+        }
+    }
+    /// Entries in a shared frame.
+    pub const fn entries_per_frame(self) -> u32 {
+        match self {
+            Version::V1 => 512,
+            Version::V2 => 256,
+        }
+    }
+}
+
+/// What of its frame an entry in use gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// All.
+    Page,
+    /// The bytes from `start` to before `end`, both at most 4096. Such an entry is never mapped.
+    Part {
+        /// First byte.
+        start: u16,
+        /// The byte after the last.
+        end: u16,
+    },
+    /// Nothing of its own: each use also has the entry that this one stood for when the use began.
+    Through,
+}
+
 /// What the hypervisor keeps about an entry in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Active {
@@ -80,8 +137,48 @@ pub struct Active {
     pub pins: Pins,
     /// By whom.
     pub user: DomId,
-    /// The frame; meaningless when nobody uses it.
+    /// The frame; meaningless when nobody uses it, or with [`Reach::Through`].
     pub frame: Mfn,
+    /// What of it.
+    pub reach: Reach,
+}
+
+const FRAME_BITS: u32 = 40;
+const OFFSET_MASK: u64 = 0x1fff;
+
+impl Active {
+    /// Word 0: bits 0-31 pins, 32-47 user, 48-49 how it reaches, 50-62 end of the part. Word 1: bits 0-39 frame, 40-52
+    /// start of the part.
+    fn to_words(self) -> [u64; 2] {
+        let (kind, start, end) = match self.reach {
+            Reach::Page => (0, 0, 0),
+            Reach::Part { start, end } => (1, u64::from(start), u64::from(end)),
+            Reach::Through => (2, 0, 0),
+        };
+        [
+            (end & OFFSET_MASK) << 50
+                | kind << 48
+                | u64::from(self.user.get()) << 32
+                | u64::from(self.pins.0),
+            (start & OFFSET_MASK) << FRAME_BITS | self.frame.get() & ((1 << FRAME_BITS) - 1),
+        ]
+    }
+    fn from_words([low, high]: [u64; 2]) -> Active {
+        let reach = match low >> 48 & 3 {
+            0 => Reach::Page,
+            1 => Reach::Part {
+                start: (high >> FRAME_BITS & OFFSET_MASK) as u16,
+                end: (low >> 50 & OFFSET_MASK) as u16,
+            },
+            _ => Reach::Through,
+        };
+        Active {
+            pins: Pins(low as u32),
+            user: DomId::new((low >> 32) as u16),
+            frame: Mfn::new(high & ((1 << FRAME_BITS) - 1)),
+            reach,
+        }
+    }
 }
 
 /// What a handle names.
@@ -96,9 +193,11 @@ pub struct Mapping {
 }
 
 const IN_USE: u64 = 1 << 63;
+/// Somebody maps or unmaps by this handle right now: to everybody else it is no handle.
+const BUSY: u64 = 1 << 62;
 
 impl Mapping {
-    /// bits 0-31 entry, 32-47 granter, 48-55 flags, 63 set. A free handle has the next free one in bits 0-31.
+    /// bits 0-31 entry, 32-47 granter, 48-55 flags, 62 busy, 63 set. A free handle has the next free one in bits 0-31.
     fn to_word(self) -> u64 {
         IN_USE
             | u64::from(self.flags.bits() & 0xff) << 48
@@ -106,7 +205,7 @@ impl Mapping {
             | u64::from(self.gref.get())
     }
     fn from_word(word: u64) -> Option<Mapping> {
-        (word & IN_USE != 0).then(|| Mapping {
+        (word & (IN_USE | BUSY) == IN_USE).then(|| Mapping {
             granter: DomId::new((word >> 32) as u16),
             gref: GrantRef::new(word as u32),
             flags: MapFlags::from_bits_retain((word >> 48) as u32 & 0xff),
@@ -114,11 +213,46 @@ impl Mapping {
     }
 }
 
+/// What a table lacks to be larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// The frame that lists the others.
+    Directory,
+    /// A status frame.
+    StatusFrame,
+    /// A shared frame and two frames of active entries.
+    SharedFrame,
+}
+
+/// Whose the status frames of a table are at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StatusFrames {
+    /// Taken for version 2, which is not in force yet: the guest cannot reach them.
+    Prepared,
+    /// Shared with the guest.
+    Shared,
+    /// Version 2 is about to end: nobody can get a reference to them any more.
+    Withdrawn,
+}
+
+/// A change of version that has been decided and is carried out in steps. The entries beyond the reserved ones are as good as
+/// gone: nobody uses them, and nobody gets to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub to: Version,
+    /// Shared frames from this one on are clean.
+    pub clean_from: u32,
+}
+
 /// Grant table and mappings of a domain.
 pub struct GrantTable {
-    /// Slots 0 to 63: shared frames; 64 to 191: frames of active entries.
+    /// Slots 0 to 63: shared frames; 64 to 191: frames of active entries; 192 to 199: status frames.
     directory: Option<Mfn>,
     frames: u32,
+    version: Version,
+    pub(super) change: Option<Change>,
+    status_frames: u32,
+    pub(super) status: StatusFrames,
     /// Active entries in use.
     used: u32,
     /// The domain has died: the frames go when the last entry falls out of use.
@@ -138,6 +272,10 @@ impl GrantTable {
         GrantTable {
             directory: None,
             frames: 0,
+            version: Version::V1,
+            change: None,
+            status_frames: 0,
+            status: StatusFrames::Prepared,
             used: 0,
             closed: false,
             maptrack: None,
@@ -152,6 +290,17 @@ impl GrantTable {
     pub fn frames(&self) -> u32 {
         self.frames
     }
+    /// The version in force.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+    /// Status frames that the guest can have: none in version 1.
+    pub fn status_frames(&self) -> u32 {
+        match self.version {
+            Version::V1 => 0,
+            Version::V2 => self.status_frames,
+        }
+    }
     /// Active entries in use.
     pub fn used(&self) -> u32 {
         self.used
@@ -163,13 +312,19 @@ impl GrantTable {
     /// Frames of the hypervisor behind all this.
     pub fn frame_count(&self) -> u32 {
         3 * self.frames
+            + self.status_frames
             + self.maptrack_frames
             + u32::from(self.directory.is_some())
             + u32::from(self.maptrack.is_some())
     }
     /// Entries that a reference can name. A table that nobody used yet counts as one empty frame.
     pub fn entries(&self) -> u32 {
-        self.frames.max(1) * ENTRIES_PER_FRAME
+        self.frames.max(1) * self.version.entries_per_frame()
+    }
+
+    /// Whether `gref` is an entry that nobody may begin to use because a change of version is about to wipe it out.
+    pub(super) fn is_vanishing(&self, gref: GrantRef) -> bool {
+        self.change.is_some() && gref.get() >= GNTTAB_NR_RESERVED_ENTRIES
     }
 
     fn slot<P: Platform>(platform: &P, directory: Option<Mfn>, slot: u32) -> Option<&AtomicU64> {
@@ -187,9 +342,19 @@ impl GrantTable {
 
     // ── entries ──
 
-    /// The directory's frame is needed before the first grant.
-    pub(super) fn needs_directory(&self) -> bool {
-        self.directory.is_none()
+    /// What a table of `frames` shared frames lacks first, if this one is smaller.
+    pub(super) fn missing(&self, frames: u32) -> Option<Missing> {
+        // With the status frames of the shared frame that comes next.
+        let next = if frames > self.frames { self.frames + 1 } else { self.frames };
+        if self.version == Version::V2 && self.needs_status_frame(next) {
+            Some(Missing::StatusFrame)
+        } else if frames <= self.frames {
+            None
+        } else if self.directory.is_none() {
+            Some(Missing::Directory)
+        } else {
+            Some(Missing::SharedFrame)
+        }
     }
     pub(super) fn set_directory(&mut self, mfn: Mfn) {
         self.directory = Some(mfn);
@@ -204,6 +369,40 @@ impl GrantTable {
             }
         }
         self.frames += 1;
+    }
+
+    /// Whether version 2 of a table with this many shared frames needs one status frame more.
+    pub(super) fn needs_status_frame(&self, shared: u32) -> bool {
+        self.status_frames < shared.div_ceil(SHARED_PER_STATUS)
+    }
+
+    /// Adds a zeroed status frame; the directory is there, and room for it.
+    pub(super) fn add_status_frame<P: Platform>(&mut self, platform: &P, mfn: Mfn) {
+        if let Some(word) = GrantTable::slot(platform, self.directory, STATUS_SLOT + self.status_frames) {
+            word.store(mfn.get(), Ordering::Relaxed);
+            self.status_frames += 1;
+        }
+    }
+
+    /// Status frame `index`, whoever can reach it now.
+    pub(super) fn status_frame_at<P: Platform>(&self, platform: &P, index: u32) -> Option<Mfn> {
+        if index >= self.status_frames {
+            return None;
+        }
+        GrantTable::frame_at(platform, self.directory, STATUS_SLOT + index)
+    }
+
+    /// Takes the last status frame out of the table.
+    pub(super) fn take_status_frame<P: Platform>(&mut self, platform: &P) -> Option<Mfn> {
+        let last = self.status_frames.checked_sub(1)?;
+        let mfn = self.status_frame_at(platform, last);
+        self.status_frames = last;
+        mfn
+    }
+
+    /// Makes `version` the one in force. Entries and status frames are as it has them.
+    pub(super) fn set_version(&mut self, version: Version) {
+        self.version = version;
     }
 
     /// Takes the last shared frame and its frames of active entries out of a table that nobody uses.
@@ -228,17 +427,49 @@ impl GrantTable {
         GrantTable::frame_at(platform, self.directory, index)
     }
 
-    /// The shared entry. `None` when its frame is not there.
-    pub fn shared<'p, P: Platform>(&self, platform: &'p P, gref: GrantRef) -> Option<&'p AtomicU64> {
-        let frame = gref.get() / ENTRIES_PER_FRAME;
+    /// Status frame number `index`. `None` in version 1.
+    pub fn status_frame<P: Platform>(&self, platform: &P, index: u32) -> Option<Mfn> {
+        if index >= self.status_frames() {
+            return None;
+        }
+        self.status_frame_at(platform, index)
+    }
+
+    /// The shared entry, in the layout of the version in force. `None` when its frame is not there.
+    pub fn shared<'p, P: Platform>(&self, platform: &'p P, gref: GrantRef) -> Option<Entry<'p>> {
+        self.entry_as(platform, gref, self.version)
+    }
+
+    /// The shared entry in the layout of `version`.
+    pub(super) fn entry_as<'p, P: Platform>(
+        &self,
+        platform: &'p P,
+        gref: GrantRef,
+        version: Version,
+    ) -> Option<Entry<'p>> {
+        let per_frame = version.entries_per_frame();
+        let (frame, index) = (gref.get() / per_frame, gref.get() % per_frame);
         if frame >= self.frames {
             return None;
         }
-        GrantTable::word(platform, self.directory, frame, gref.get() % ENTRIES_PER_FRAME)
+        let word = |index| GrantTable::word(platform, self.directory, frame, index);
+        match version {
+            Version::V1 => Some(Entry::V1(word(index)?)),
+            Version::V2 => {
+                let slot = STATUS_SLOT + gref.get() / STATUS_PER_FRAME;
+                let at = gref.get() % STATUS_PER_FRAME;
+                let status = GrantTable::word(platform, self.directory, slot, at / 4)?;
+                Some(Entry::V2 {
+                    words: [word(2 * index)?, word(2 * index + 1)?],
+                    status: Status::new(status, at % 4),
+                })
+            }
+        }
     }
 
     fn active_words<'p, P: Platform>(&self, platform: &'p P, gref: GrantRef) -> Option<[&'p AtomicU64; 2]> {
-        if gref.get() / ENTRIES_PER_FRAME >= self.frames {
+        // As many as version 1 has, the larger number.
+        if gref.get() / Version::V1.entries_per_frame() >= self.frames {
             return None;
         }
         let slot = ACTIVE_SLOT + gref.get() / ACTIVE_PER_FRAME;
@@ -251,48 +482,45 @@ impl GrantTable {
 
     /// The active entry. [`Error::BadReference`] when there is none.
     pub fn active<P: Platform>(&self, platform: &P, gref: GrantRef) -> Result<Active, Error> {
-        let [pins, frame] = self.active_words(platform, gref).ok_or(Error::BadReference)?;
-        let word = pins.load(Ordering::Relaxed);
-        Ok(Active {
-            pins: Pins(word as u32),
-            user: DomId::new((word >> 32) as u16),
-            frame: Mfn::new(frame.load(Ordering::Relaxed)),
-        })
+        let words = self.active_words(platform, gref).ok_or(Error::BadReference)?;
+        Ok(Active::from_words(words.map(|word| word.load(Ordering::Relaxed))))
     }
 
     /// Stores an active entry and keeps the count of those in use.
     pub(super) fn set_active<P: Platform>(&mut self, platform: &P, gref: GrantRef, active: Active) {
-        let Some([pins, frame]) = self.active_words(platform, gref) else { return };
-        let before = Pins(pins.load(Ordering::Relaxed) as u32);
+        let Some(words) = self.active_words(platform, gref) else { return };
+        let before = Pins(words[0].load(Ordering::Relaxed) as u32);
         match (before.is_none(), active.pins.is_none()) {
             (true, false) => self.used += 1,
             (false, true) => self.used -= 1,
             _ => {}
         }
-        pins.store(u64::from(active.user.get()) << 32 | u64::from(active.pins.0), Ordering::Relaxed);
-        frame.store(active.frame.get(), Ordering::Relaxed);
+        for (word, value) in words.into_iter().zip(active.to_words()) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an entry beyond the reserved ones is in use.
+    pub(super) fn uses_beyond_reserved<P: Platform>(&self, platform: &P) -> bool {
+        let reserved = (0..GNTTAB_NR_RESERVED_ENTRIES)
+            .filter(|n| self.active(platform, GrantRef::new(*n)).is_ok_and(|a| !a.pins.is_none()))
+            .count();
+        self.used as usize > reserved
     }
 
     // ── handles ──
 
-    /// Whether the next handle needs a frame first, and whether the directory of those frames is missing too.
-    /// [`Error::NoSpace`] when there can be no more.
-    pub(super) fn maptrack_needs(&self) -> Result<(bool, bool), Error> {
-        if self.free_handle != NO_HANDLE {
-            return Ok((false, false));
-        }
-        if self.maptrack_frames >= MAX_MAPTRACK_FRAMES {
-            return Err(Error::NoSpace);
-        }
-        Ok((true, self.maptrack.is_none()))
+    /// Whether there are as many handles as there may be, all in use.
+    pub(super) fn is_out_of_handles(&self) -> bool {
+        self.free_handle == NO_HANDLE && self.maptrack_frames >= MAX_MAPTRACK_FRAMES
     }
 
-    pub(super) fn set_maptrack_directory(&mut self, mfn: Mfn) {
-        self.maptrack = Some(mfn);
-    }
-
-    /// Adds a frame of handles, all free.
+    /// Adds a zeroed frame: as the directory of the frames of handles if there is none yet, else with free handles.
     pub(super) fn add_maptrack_frame<P: Platform>(&mut self, platform: &P, mfn: Mfn) {
+        if self.maptrack.is_none() {
+            self.maptrack = Some(mfn);
+            return;
+        }
         let first = self.maptrack_frames * HANDLES_PER_FRAME;
         for (word, next) in platform.frame(mfn).iter().zip(first + 1..) {
             let last = next == first + HANDLES_PER_FRAME;
@@ -313,22 +541,36 @@ impl GrantTable {
         GrantTable::word(platform, self.maptrack, frame, handle % HANDLES_PER_FRAME)
     }
 
-    /// Takes a free handle for `mapping`; [`GrantTable::maptrack_needs`] said that there is one.
-    pub(super) fn take_handle<P: Platform>(&mut self, platform: &P, mapping: Mapping) -> Result<u32, Error> {
+    /// Takes a free handle for `mapping`, busy until [`GrantTable::set_mapping`] says how it ended. `None` when a frame of
+    /// handles is needed first.
+    pub(super) fn take_handle<P: Platform>(&mut self, platform: &P, mapping: Mapping) -> Option<u32> {
         let handle = self.free_handle;
-        let word = self.handle_word(platform, handle).ok_or(Error::NoSpace)?;
-        self.free_handle = word.swap(mapping.to_word(), Ordering::Relaxed) as u32;
+        let word = self.handle_word(platform, handle)?;
+        self.free_handle = word.swap(mapping.to_word() | BUSY, Ordering::Relaxed) as u32;
         self.mappings += 1;
-        Ok(handle)
+        Some(handle)
     }
 
-    /// What a handle names. [`Error::BadHandle`] when it is not in use.
+    /// What a handle names. [`Error::BadHandle`] when it is not in use, or busy.
     pub fn mapping<P: Platform>(&self, platform: &P, handle: u32) -> Result<Mapping, Error> {
         let word = self.handle_word(platform, handle).ok_or(Error::BadHandle)?;
         Mapping::from_word(word.load(Ordering::Relaxed)).ok_or(Error::BadHandle)
     }
 
-    /// Stores what is left of a mapping; one that is mapped in no way any more is freed.
+    /// As [`GrantTable::mapping`], and makes the handle the caller's alone until [`GrantTable::set_mapping`].
+    pub(super) fn claim_mapping<P: Platform>(
+        &mut self,
+        platform: &P,
+        handle: u32,
+    ) -> Result<Mapping, Error> {
+        let mapping = self.mapping(platform, handle)?;
+        if let Some(word) = self.handle_word(platform, handle) {
+            word.fetch_or(BUSY, Ordering::Relaxed);
+        }
+        Ok(mapping)
+    }
+
+    /// Stores what is left of a mapping and ends the claim on it; one that is mapped in no way any more is freed.
     pub(super) fn set_mapping<P: Platform>(&mut self, platform: &P, handle: u32, mapping: Mapping) {
         let Some(word) = self.handle_word(platform, handle) else { return };
         if mapping.flags.intersects(MapFlags::HOST_MAP | MapFlags::DEVICE_MAP) {
@@ -357,5 +599,35 @@ impl GrantTable {
 impl Default for GrantTable {
     fn default() -> Self {
         GrantTable::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn active_entries_keep_what_they_are_told() {
+        for reach in
+            [Reach::Page, Reach::Through, Reach::Part { start: 4096, end: 4096 }, Reach::Part { start: 1, end: 9 }]
+        {
+            let active = Active {
+                pins: Pins::DEVICE_WRITE.plus(Pins::HOST_READ).unwrap(),
+                user: DomId::new(0x7fef),
+                frame: Mfn::new((1 << FRAME_BITS) - 1),
+                reach,
+            };
+            assert_eq!(Active::from_words(active.to_words()), active);
+        }
+        assert_eq!(Active::from_words([0, 0]).reach, Reach::Page);
+    }
+
+    #[test]
+    fn a_busy_handle_names_nothing() {
+        let mapping =
+            Mapping { granter: DomId::new(3), gref: GrantRef::new(u32::MAX), flags: MapFlags::HOST_MAP };
+        assert_eq!(Mapping::from_word(mapping.to_word()), Some(mapping));
+        assert_eq!(Mapping::from_word(mapping.to_word() | BUSY), None);
+        assert_eq!(Mapping::from_word(7), None);
     }
 }

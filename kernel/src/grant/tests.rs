@@ -14,16 +14,16 @@ use hypercall_abi::{DomId, Errno, GrantRef, GuestHandle, Mfn, VcpuId};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::Error;
-use super::entry::Entry;
-use super::table::Pins;
+use super::table::{Pins, Version};
+use super::entry::{self, Entry};
+use super::{Copier, Error, VersionRefused};
 use crate::access::Rights;
 use crate::domain::{Current, Domain, Life, VcpuRef, VcpuState};
 use crate::evtchn::tests::{add_domain, hypervisor};
 use crate::hypercall::grant_table_op::grant_table_op;
 use crate::hypercall::{Budget, Exit};
 use crate::hypervisor::Hypervisor;
-use crate::mm::{Level, TlbDebt};
+use crate::mm::{Level, Owner, TlbDebt};
 use crate::platform::Platform;
 use crate::platform::sim::SimMachine;
 
@@ -74,20 +74,32 @@ impl Guest {
         Current { vcpu: VcpuRef::new(&self.domain, VcpuId::new(0)).unwrap(), state }
     }
 
-    /// What the guest sees and writes in its shared table.
-    fn entry(&self, hv: &Hv, gref: u32) -> u64 {
-        let table = self.domain.grants.lock();
-        table.shared(&hv.platform, GrantRef::new(gref)).unwrap().load(Ordering::SeqCst)
+    /// What the guest sees and writes in its shared table: flags and domain, and the frame.
+    fn entry(&self, hv: &Hv, gref: u32) -> (u64, u64) {
+        self.domain.grants.lock().shared(&hv.platform, GrantRef::new(gref)).unwrap().load()
     }
-    fn set_entry(&self, hv: &Hv, gref: u32, word: u64) {
+    fn set_entry(&self, hv: &Hv, gref: u32, header: u64, frame: u64) {
         let table = self.domain.grants.lock();
-        table.shared(&hv.platform, GrantRef::new(gref)).unwrap().store(word, Ordering::SeqCst);
+        table.shared(&hv.platform, GrantRef::new(gref)).unwrap().store(header, frame);
     }
     fn permit(&self, hv: &Hv, gref: u32, frame: Mfn, peer: DomId, readonly: bool) {
-        self.set_entry(hv, gref, Entry::permit(frame, peer, readonly).unwrap().word());
+        let (header, frame) = entry::permit(frame, peer, readonly).unwrap();
+        self.set_entry(hv, gref, header, frame);
     }
     fn marks(&self, hv: &Hv, gref: u32) -> GrantFlags {
-        Entry::from_word(self.entry(hv, gref)).flags() & (GrantFlags::READING | GrantFlags::WRITING)
+        let table = self.domain.grants.lock();
+        let flags = match table.shared(&hv.platform, GrantRef::new(gref)).unwrap() {
+            entry @ Entry::V1(_) => GrantFlags::from_bits_retain(entry.load().0 as u16),
+            Entry::V2 { status, .. } => status.get(),
+        };
+        flags & (GrantFlags::READING | GrantFlags::WRITING)
+    }
+    fn set_version(&self, hv: &Hv, version: Version) {
+        let result = hv.set_grant_version(&self.domain, version, &mut Budget::unlimited());
+        assert_eq!(result, Ok(Ok(())));
+    }
+    fn copy(&self, hv: &Hv, op: &GnttabCopy) -> Result<(), Error> {
+        Copier::new(hv, &self.domain).copy(op)
     }
     fn pte(&self, hv: &Hv, slot: usize) -> u64 {
         hv.platform.frame(self.l1)[slot].load(Ordering::SeqCst)
@@ -153,7 +165,7 @@ impl Guest {
 
     fn unmap(&self, hv: &Hv, handle: u32, host: Option<u64>, device: Option<u64>) -> Result<bool, Error> {
         let host = host.map(|address| (address, Some(self.root)));
-        match hv.grant_unmap(&self.domain, handle, host, device)? {
+        match hv.grant_unmap(&self.domain, handle, host, device, None)? {
             Some(unmapping) => {
                 hv.mm.settle(TlbDebt::everywhere(), &hv.platform);
                 hv.grant_unmap_complete(unmapping);
@@ -161,6 +173,19 @@ impl Guest {
             }
             None => Ok(false),
         }
+    }
+
+    /// `unmap_and_replace`.
+    fn replace(&self, hv: &Hv, handle: u32, host: u64, from: u64) -> Result<bool, Error> {
+        let result = hv.grant_unmap(&self.domain, handle, Some((host, Some(self.root))), None, Some(from));
+        hv.mm.settle(TlbDebt::everywhere(), &hv.platform);
+        Ok(result?.map(|unmapping| hv.grant_unmap_complete(unmapping)).is_some())
+    }
+
+    /// What a mapping at free slot `slot` is called.
+    fn host_address(&self, slot: usize, pte: bool) -> u64 {
+        let slot = (FREE_SLOT + slot) as u64;
+        if pte { self.l1.get() << 12 | slot << 3 } else { slot << 12 }
     }
 
     /// Takes the domain down as the lifecycle does, as far as memory is concerned.
@@ -221,7 +246,7 @@ fn the_granter_sees_an_entry_in_use_until_the_flush() {
     granter.permit(&hv, 1, granter.data[0], user.id(), false);
     let handle = user.map(&hv, &granter, 1, RW, FREE_SLOT).unwrap();
     let host = Some(((FREE_SLOT as u64) << 12, Some(user.root)));
-    let unmapping = hv.grant_unmap(&user.domain, handle, host, None).unwrap().unwrap();
+    let unmapping = hv.grant_unmap(&user.domain, handle, host, None, None).unwrap().unwrap();
     assert_eq!(user.pte(&hv, FREE_SLOT), 0);
     assert_eq!(granter.marks(&hv, 1), GrantFlags::READING | GrantFlags::WRITING);
     assert_eq!(user.map(&hv, &granter, 2, RW, FREE_SLOT), Err(Error::Refused));
@@ -436,11 +461,9 @@ fn tables_grow_are_listed_and_limited() {
         assert_eq!(user.call(&hv, GnttabOp::SetupTable, &mut setup, 64), Ok(0));
         assert_eq!(setup[0].status, expected);
     }
-    let mut version = [GnttabSetVersion { version: 2 }];
-    assert_eq!(user.call(&hv, GnttabOp::SetVersion, &mut version, 64), Err(Errno::ENOSYS));
-    assert_eq!(version[0].version, 1);
-    version[0].version = 3;
+    let mut version = [GnttabSetVersion { version: 3 }];
     assert_eq!(user.call(&hv, GnttabOp::SetVersion, &mut version, 64), Err(Errno::EINVAL));
+    assert_eq!(version[0].version, 1);
     assert_eq!(user.call(&hv, GnttabOp::SetVersion, &mut version, 64), Ok(0));
     let mut get = [GnttabGetVersion { dom: granter.id(), ..Default::default() }];
     assert_eq!(user.call(&hv, GnttabOp::GetVersion, &mut get, 64), Err(Errno::EPERM));
@@ -465,13 +488,16 @@ fn tables_grow_are_listed_and_limited() {
 fn unused_entries_swap() {
     let (hv, granter, user) = two_guests();
     granter.permit(&hv, 20, granter.data[0], user.id(), false);
-    let word = granter.entry(&hv, 20);
+    let entry = granter.entry(&hv, 20);
     let swap = |a, b| {
         [GnttabSwapGrantRef { ref_a: GrantRef::new(a), ref_b: GrantRef::new(b), ..Default::default() }]
     };
     let mut list = swap(20, 21);
     assert_eq!(granter.call(&hv, GnttabOp::SwapGrantRef, &mut list, 64), Ok(0));
-    assert_eq!((list[0].status, granter.entry(&hv, 20), granter.entry(&hv, 21)), (GNTST_OKAY, 0, word));
+    assert_eq!(
+        (list[0].status, granter.entry(&hv, 20), granter.entry(&hv, 21)),
+        (GNTST_OKAY, (0, 0), entry)
+    );
     user.map(&hv, &granter, 21, RO, FREE_SLOT).unwrap();
     for (mut list, expected) in
         [(swap(20, 21), GNTST_EAGAIN), (swap(20, 512), GNTST_BAD_GNTREF), (swap(21, 21), GNTST_OKAY)]
@@ -606,8 +632,11 @@ fn counts_stop_before_they_overflow() {
 
 const GUESTS: usize = 3;
 const IDS: [u16; GUESTS] = [6, 2, 11];
-const GREFS: u32 = 6;
+/// Reserved entries, others, and one that version 2 does not have in a table of one frame.
+const GREFS: [u32; 6] = [0, 1, 5, 8, 9, 300];
 const SLOTS: usize = 5;
+/// Frames of each guest at the start that nothing refers to.
+const LOOSE: usize = 2;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -619,6 +648,19 @@ enum Op {
         of: usize,
         peer: usize,
         flags: u16,
+        place: u32,
+    },
+    /// The granter writes an entry that stands for another.
+    WriteThrough {
+        granter: usize,
+        gref: u32,
+        peer: usize,
+        to: usize,
+        target: u32,
+    },
+    SetVersion {
+        guest: usize,
+        to: Version,
     },
     Map {
         user: usize,
@@ -633,11 +675,22 @@ enum Op {
         host: bool,
         device: bool,
     },
+    Replace {
+        user: usize,
+        nth: usize,
+        slot: usize,
+    },
     Copy {
         user: usize,
         granter: usize,
         gref: u32,
         to_grant: bool,
+    },
+    Transfer {
+        giver: usize,
+        frame: usize,
+        receiver: usize,
+        gref: u32,
     },
     Die {
         guest: usize,
@@ -646,6 +699,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let g = || 0..GUESTS;
+    let gref = || prop::sample::select(&GREFS[..]);
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
         |(host, device, readonly, pte)| {
             let mut flags = MapFlags::empty();
@@ -656,17 +710,27 @@ fn op() -> impl Strategy<Value = Op> {
             flags
         },
     );
-    let entry_flags = prop_oneof![5 => Just(1u16), 2 => Just(5), 1 => Just(0), 1 => Just(2), 1 => Just(0x101), 1 => Just(0x19)];
+    let entry_flags = prop_oneof![10 => Just(1u16), 4 => Just(5), 1 => Just(0), 6 => Just(2), 3 => Just(0x101), 2 => Just(0x19)];
+    let place = prop_oneof![Just(0u32), Just(0x1000_0000), Just(0x0008_0008), Just(0x0008_0009)];
     prop_oneof![
-        6 => (g(), 0..GREFS, 0..3usize, prop_oneof![5 => Just(0usize), 1 => Just(1)], g(), entry_flags).prop_map(
-            |(granter, gref, frame, of, peer, flags)| Op::Write { granter, gref, frame, of: (granter + of) % GUESTS, peer, flags }
+        6 => (g(), gref(), 0..5usize, prop_oneof![5 => Just(0usize), 1 => Just(1)], g(), entry_flags, place).prop_map(
+            |(granter, gref, frame, of, peer, flags, place)|
+                Op::Write { granter, gref, frame, of: (granter + of) % GUESTS, peer, flags, place }
         ),
-        8 => (g(), g(), 0..GREFS, flags, 0..SLOTS)
+        3 => (g(), gref(), g(), g(), gref()).prop_map(
+            |(granter, gref, peer, to, target)| Op::WriteThrough { granter, gref, peer, to, target }
+        ),
+        2 => (g(), prop_oneof![1 => Just(Version::V1), 2 => Just(Version::V2)])
+            .prop_map(|(guest, to)| Op::SetVersion { guest, to }),
+        8 => (g(), g(), gref(), flags, 0..SLOTS)
             .prop_map(|(user, granter, gref, flags, slot)| Op::Map { user, granter, gref, flags, slot }),
         5 => (g(), 0..8usize, any::<bool>(), any::<bool>())
             .prop_map(|(user, nth, host, device)| Op::Unmap { user, nth, host, device }),
-        3 => (g(), g(), 0..GREFS, any::<bool>())
+        2 => (g(), 0..8usize, 0..SLOTS).prop_map(|(user, nth, slot)| Op::Replace { user, nth, slot }),
+        4 => (g(), g(), gref(), any::<bool>())
             .prop_map(|(user, granter, gref, to_grant)| Op::Copy { user, granter, gref, to_grant }),
+        3 => (g(), 0..GUESTS * LOOSE, g(), gref())
+            .prop_map(|(giver, frame, receiver, gref)| Op::Transfer { giver, frame, receiver, gref }),
         1 => g().prop_map(|guest| Op::Die { guest }),
     ]
 }
@@ -686,6 +750,7 @@ struct World {
     hv: Hv,
     guests: Vec<Guest>,
     dead: [bool; GUESTS],
+    versions: [Version; GUESTS],
     mappings: Vec<Vec<ModelMapping>>,
     /// Frame and user of entries in use.
     active: BTreeMap<(usize, u32), (Mfn, usize)>,
@@ -693,80 +758,114 @@ struct World {
     untouched: BTreeSet<(usize, u32)>,
     /// What each slot of each guest's L1 table maps.
     slots: BTreeMap<(usize, usize), (Mfn, bool)>,
-    base: BTreeMap<Mfn, (u32, u32)>,
+    /// References to frames that have an owner for ever, not counting grants.
+    base: BTreeMap<Mfn, (usize, u32, u32)>,
+    /// Frames that change hands, and whose they are; nobody's when a transfer failed.
+    loose: Vec<(Mfn, Option<usize>)>,
     free: usize,
 }
 
 impl World {
     fn new() -> World {
-        let hv = hypervisor(160);
+        let hv = hypervisor(200);
         let free = hv.mm.free_frames();
         let guests: Vec<Guest> = IDS.iter().map(|id| Guest::new(&hv, *id)).collect();
         let mut base = BTreeMap::new();
-        for guest in &guests {
+        let mut loose = Vec::new();
+        for (g, guest) in guests.iter().enumerate() {
             for mfn in guest.data.iter().chain([&guest.l1]) {
-                base.insert(*mfn, (hv.mm.general_count(*mfn), hv.mm.type_word(*mfn).unwrap().count()));
+                let counts = (hv.mm.general_count(*mfn), hv.mm.type_word(*mfn).unwrap().count());
+                base.insert(*mfn, (g, counts.0, counts.1));
+            }
+            for _ in 0..LOOSE {
+                loose.push((hv.give_frames(&guest.domain, 0, u64::MAX).unwrap(), Some(g)));
             }
         }
         World {
             hv,
             guests,
             dead: [false; GUESTS],
+            versions: [Version::V1; GUESTS],
             mappings: vec![Vec::new(); GUESTS],
             active: BTreeMap::new(),
             untouched: BTreeSet::new(),
             slots: BTreeMap::new(),
             base,
+            loose,
             free,
         }
     }
 
-    /// Frame 2 of a guest is its L1 table.
+    /// Frame 2 of a guest is its L1 table; 3 and 4 are those that were its loose ones.
     fn frame(&self, guest: usize, index: usize) -> Mfn {
-        if index == 2 { self.guests[guest].l1 } else { self.guests[guest].data[index] }
+        match index {
+            0 | 1 => self.guests[guest].data[index],
+            2 => self.guests[guest].l1,
+            _ => self.loose[guest * LOOSE + index - 3].0,
+        }
+    }
+
+    fn owns(&self, guest: usize, frame: Mfn) -> bool {
+        self.base.get(&frame).is_some_and(|(owner, ..)| *owner == guest)
+            || self.loose.contains(&(frame, Some(guest)))
+            // A frame that was lost may have become one of a grant table.
+            || self.hv.mm.owner(frame) == Owner::Hypervisor(DomId::new(IDS[guest]))
     }
 
     fn uses(&self, granter: usize, gref: u32) -> impl Iterator<Item = &ModelMapping> {
         self.mappings.iter().flatten().filter(move |m| (m.granter, m.gref) == (granter, gref))
     }
 
-    /// Whether the entry allows this use: the frame, or why not.
+    /// Whether the entry allows this use: the frame and the bytes of it, or why not. `hops` is how many entries a copy has come
+    /// through, `None` for a mapping.
     fn allows(
         &self,
         user: usize,
         granter: usize,
         gref: u32,
         readonly: bool,
-        mapping: bool,
-    ) -> Result<Mfn, Error> {
+        hops: Option<u32>,
+    ) -> Result<(Mfn, core::ops::Range<u64>), Error> {
         if self.dead[granter] {
             return Err(Error::BadDomain);
         }
-        let entry = self.guests[granter].entry(&self.hv, gref);
-        let flags = entry as u16;
+        let v2 = self.versions[granter] == Version::V2;
+        if v2 && gref >= 256 {
+            return Err(Error::BadReference);
+        }
+        let (header, frame) = self.guests[granter].entry(&self.hv, gref);
+        let flags = header as u16;
         let written = self.uses(granter, gref).any(|m| !m.readonly);
         match self.active.get(&(granter, gref)) {
-            Some((_, other)) if *other != user => Err(Error::Refused),
-            Some((frame, _)) if readonly || written => Ok(*frame),
-            Some((frame, _)) => {
-                if flags & 4 != 0 {
-                    Err(Error::Refused)
-                } else {
-                    Ok(*frame)
-                }
-            }
-            None => {
-                if flags & 3 != 1 || mapping && flags & 0x100 != 0 || (entry >> 16) as u16 != IDS[user] {
-                    return Err(Error::Refused);
-                }
-                if !readonly && flags & 4 != 0 {
-                    return Err(Error::Refused);
-                }
-                let frame = Mfn::new(entry >> 32);
-                let own = (0..3).any(|i| self.frame(granter, i) == frame);
-                if own { Ok(frame) } else { Err(Error::BadPage) }
-            }
+            Some((_, other)) if *other != user => return Err(Error::Refused),
+            Some((frame, _)) if readonly || written || flags & 4 == 0 => return Ok((*frame, 0..4096)),
+            Some(_) => return Err(Error::Refused),
+            None => {}
         }
+        if (header >> 16) as u16 != IDS[user] || !readonly && flags & 4 != 0 {
+            return Err(Error::Refused);
+        }
+        if v2 && flags & 3 == 3 {
+            let to = IDS.iter().position(|id| *id == (header >> 32) as u16);
+            return match to {
+                Some(to) if hops == Some(0) && to != granter => {
+                    self.allows(granter, to, frame as u32, readonly, Some(1))
+                }
+                _ => Err(Error::Refused),
+            };
+        }
+        if flags & 3 != 1 || hops.is_none() && flags & 0x100 != 0 {
+            return Err(Error::Refused);
+        }
+        let frame = Mfn::new(frame);
+        if !self.owns(granter, frame) {
+            return Err(Error::BadPage);
+        }
+        if v2 && flags & 0x100 != 0 {
+            let start = header >> 32 & 0xffff;
+            return Ok((frame, start..(start + (header >> 48)).min(4096)));
+        }
+        Ok((frame, 0..4096))
     }
 
     fn is_table(&self, frame: Mfn) -> bool {
@@ -775,14 +874,15 @@ impl World {
 
     fn run(&mut self, op: &Op) {
         match *op {
-            Op::Write { granter, gref, frame, of, peer, flags } => {
-                if !self.dead[granter] {
-                    self.untouched.remove(&(granter, gref));
-                    let word =
-                        self.frame(of, frame).get() << 32 | u64::from(IDS[peer]) << 16 | u64::from(flags);
-                    self.guests[granter].set_entry(&self.hv, gref, word);
-                }
+            Op::Write { granter, gref, frame, of, peer, flags, place } => {
+                let header = u64::from(place) << 32 | u64::from(IDS[peer]) << 16 | u64::from(flags);
+                self.write(granter, gref, header, self.frame(of, frame).get());
             }
+            Op::WriteThrough { granter, gref, peer, to, target } => {
+                let header = u64::from(IDS[to]) << 32 | u64::from(IDS[peer]) << 16 | 3;
+                self.write(granter, gref, header, target.into());
+            }
+            Op::SetVersion { guest, to } => self.change_version(guest, to),
             Op::Map { user, granter, gref, flags, slot } => {
                 if self.dead[user] {
                     return;
@@ -791,7 +891,7 @@ impl World {
                 let expected = if !flags.intersects(MapFlags::HOST_MAP | MapFlags::DEVICE_MAP) {
                     Err(Error::BadReference)
                 } else {
-                    self.allows(user, granter, gref, readonly, true).and_then(|frame| {
+                    self.allows(user, granter, gref, readonly, None).and_then(|(frame, _)| {
                         if !readonly && self.is_table(frame) { Err(Error::Refused) } else { Ok(frame) }
                     })
                 };
@@ -828,15 +928,10 @@ impl World {
                 };
                 let (frame, _) = self.active[&(mapping.granter, mapping.gref)];
                 let slot = mapping.host.unwrap_or(0);
-                let address = if mapping.pte {
-                    guest.l1.get() << 12 | (FREE_SLOT as u64 + slot as u64) << 3
-                } else {
-                    (FREE_SLOT as u64 + slot as u64) << 12
-                };
                 let got = guest.unmap(
                     &self.hv,
                     mapping.handle,
-                    host.then_some(address),
+                    host.then_some(guest.host_address(slot, mapping.pte)),
                     device.then_some(frame.get() << 12),
                 );
                 let host = host && mapping.host.is_some();
@@ -848,21 +943,46 @@ impl World {
                 assert_eq!(got, Ok(host || device));
                 if host {
                     self.slots.remove(&(user, slot));
-                    self.mappings[user][nth].host = None;
                 }
-                if device {
-                    self.mappings[user][nth].device = false;
+                self.unmapped(user, nth, host, device);
+            }
+            Op::Replace { user, nth, slot } => {
+                let Some(mapping) = self.mappings[user].get(nth).copied() else { return };
+                let guest = &self.guests[user];
+                let (frame, _) = self.active[&(mapping.granter, mapping.gref)];
+                let from = guest.host_address(slot, false);
+                let host = mapping.host.unwrap_or(0);
+                let got = guest.replace(
+                    &self.hv,
+                    mapping.handle,
+                    guest.host_address(host, mapping.pte),
+                    from,
+                );
+                if mapping.host.is_none() {
+                    assert_eq!(got, Ok(false));
+                    return;
                 }
-                if self.mappings[user][nth].host.is_none() && !self.mappings[user][nth].device {
-                    self.mappings[user].swap_remove(nth);
+                if mapping.pte {
+                    assert_eq!(got, Err(Error::Refused), "not for entries named by machine address");
+                    return;
                 }
-                self.settle_active();
+                let taken = self.slots.remove(&(user, slot));
+                if self.slots.get(&(user, host)) != Some(&(frame, !mapping.readonly)) {
+                    assert_eq!(got, Err(Error::Refused));
+                    return;
+                }
+                assert_eq!(got, Ok(true));
+                match taken {
+                    Some(entry) => self.slots.insert((user, host), entry),
+                    None => self.slots.remove(&(user, host)),
+                };
+                self.unmapped(user, nth, true, false);
             }
             Op::Copy { user, granter, gref, to_grant } => {
                 if self.dead[user] {
                     return;
                 }
-                let allowed = self.allows(user, granter, gref, !to_grant, false);
+                let allowed = self.allows(user, granter, gref, !to_grant, Some(0));
                 let granted = GnttabCopyPtr::granted(GrantRef::new(gref), DomId::new(IDS[granter]), 8);
                 let own = GnttabCopyPtr::own(self.guests[user].data[3], 16);
                 let op = if to_grant {
@@ -870,11 +990,18 @@ impl World {
                 } else {
                     copy_op(granted, own, 8, GNTCOPY_SOURCE_GREF)
                 };
-                let expected = match allowed {
-                    Ok(frame) if to_grant && self.is_table(frame) => Err(Error::Refused),
-                    other => other.map(|_| ()),
-                };
-                assert_eq!(self.hv.grant_copy(&self.guests[user].domain, &op), expected);
+                let expected = allowed.and_then(|(frame, range)| {
+                    let fits = range.start <= 8 && 16 <= range.end;
+                    let refused = to_grant && self.is_table(frame) || !fits;
+                    if refused { Err(Error::Refused) } else { Ok(()) }
+                });
+                assert_eq!(self.guests[user].copy(&self.hv, &op), expected);
+            }
+            Op::Transfer { giver, frame, receiver, gref } => {
+                if self.dead[giver] {
+                    return;
+                }
+                self.transfer(giver, frame, receiver, gref);
             }
             Op::Die { guest } => {
                 if self.dead[guest] {
@@ -889,6 +1016,115 @@ impl World {
         }
     }
 
+    fn write(&mut self, granter: usize, gref: u32, header: u64, frame: u64) {
+        let v2 = self.versions[granter] == Version::V2;
+        if !self.dead[granter] && !(v2 && gref >= 256) {
+            self.untouched.remove(&(granter, gref));
+            self.guests[granter].set_entry(&self.hv, gref, header, frame);
+        }
+    }
+
+    fn change_version(&mut self, guest: usize, to: Version) {
+        if self.dead[guest] {
+            return;
+        }
+        let entries: Vec<_> =
+            (0..8).map(|gref| self.guests[guest].entry(&self.hv, gref)).collect();
+        let expected = if self.versions[guest] == to {
+            Ok(())
+        } else if self.active.keys().any(|(g, gref)| *g == guest && *gref >= 8) {
+            Err(VersionRefused::InUse)
+        } else if to == Version::V1 && entries.iter().any(|(header, _)| header & 3 == 3) {
+            Err(VersionRefused::NotRepresentable)
+        } else {
+            Ok(())
+        };
+        let mut budget = Budget::new(1);
+        let got = loop {
+            match self.hv.set_grant_version(&self.guests[guest].domain, to, &mut budget) {
+                Ok(Ok(())) => break Ok(()),
+                Ok(Err(_)) => budget = Budget::new(1),
+                Err(refused) => break Err(refused),
+            }
+        };
+        assert_eq!(got, expected);
+        if got.is_err() || self.versions[guest] == to {
+            return;
+        }
+        self.versions[guest] = to;
+        for (gref, (header, frame)) in (0..).zip(entries) {
+            let kept = header & 3 == 1 || to == Version::V2;
+            let marks = u64::from(self.guests[guest].marks(&self.hv, gref).bits());
+            let header = if kept { header & 0xffff_ffe7 } else { 0 };
+            let in_header = if to == Version::V1 { marks } else { 0 };
+            let expected = (header | in_header, if kept { frame } else { 0 });
+            assert_eq!(self.guests[guest].entry(&self.hv, gref), expected, "entry {gref}");
+            if self.active.contains_key(&(guest, gref)) {
+                self.untouched.insert((guest, gref));
+            }
+        }
+        for gref in GREFS.into_iter().filter(|gref| (8..256).contains(gref)) {
+            assert_eq!(self.guests[guest].entry(&self.hv, gref), (0, 0), "entry {gref} is empty");
+            assert_eq!(self.guests[guest].marks(&self.hv, gref), GrantFlags::empty());
+        }
+    }
+
+    fn transfer(&mut self, giver: usize, frame: usize, receiver: usize, gref: u32) {
+        let (mfn, owner) = self.loose[frame];
+        if owner.is_none() {
+            return;
+        }
+        let op = GnttabTransfer {
+            mfn,
+            domid: DomId::new(IDS[receiver]),
+            gref: GrantRef::new(gref),
+            ..Default::default()
+        };
+        let in_use = self.active.values().any(|(f, _)| *f == mfn) || self.slots.values().any(|(f, _)| *f == mfn);
+        let header = u64::from(IDS[giver]) << 16 | 2;
+        let in_table = self.versions[receiver] == Version::V1 || gref < 256;
+        let expected = if owner != Some(giver) || in_use {
+            Err(Error::BadPage)
+        } else if self.dead[receiver]
+            || !in_table
+            || self.guests[receiver].entry(&self.hv, gref).0 & 0xffff_ffff != header
+        {
+            Err(Error::Refused)
+        } else {
+            Ok(())
+        };
+        let pfn = if expected.is_ok() { self.guests[receiver].entry(&self.hv, gref).1 } else { 0 };
+        self.hv.platform.frame(mfn)[7].store(0x7777, Ordering::SeqCst);
+        assert_eq!(self.hv.grant_transfer(&self.guests[giver].domain, &op), expected);
+        match expected {
+            Ok(()) => {
+                self.loose[frame].1 = Some(receiver);
+                self.untouched.remove(&(receiver, gref));
+                let done = u64::from(IDS[giver]) << 16 | 0xe;
+                assert_eq!(self.guests[receiver].entry(&self.hv, gref), (done, mfn.get()));
+                assert_eq!(self.hv.mm.m2p().get(mfn), pfn);
+                assert_eq!(self.hv.platform.frame(mfn)[7].load(Ordering::SeqCst), 0x7777, "with its content");
+            }
+            Err(Error::BadPage) => {}
+            // Lost, as the interface says.
+            Err(_) => self.loose[frame].1 = None,
+        }
+    }
+
+    fn unmapped(&mut self, user: usize, nth: usize, host: bool, device: bool) {
+        let mapping = &mut self.mappings[user][nth];
+        if host {
+            mapping.host = None;
+        }
+        if device {
+            mapping.device = false;
+        }
+        if mapping.host.is_none() && !mapping.device {
+            self.mappings[user].swap_remove(nth);
+        }
+        self.settle_active();
+    }
+
     fn settle_active(&mut self) {
         let used: Vec<(usize, u32)> = self.mappings.iter().flatten().map(|m| (m.granter, m.gref)).collect();
         self.active.retain(|key, _| used.contains(key));
@@ -897,11 +1133,15 @@ impl World {
     fn compare(&self) {
         for (g, guest) in self.guests.iter().enumerate() {
             let used = self.active.keys().filter(|(granter, _)| *granter == g).count();
-            let table = guest.domain.grants.lock();
-            assert_eq!(table.used() as usize, used);
-            assert_eq!(table.mappings() as usize, self.mappings[g].len());
-            for gref in 0..GREFS {
-                let Ok(active) = table.active(&self.hv.platform, GrantRef::new(gref)) else { continue };
+            {
+                let table = guest.domain.grants.lock();
+                assert_eq!(table.used() as usize, used);
+                assert_eq!(table.mappings() as usize, self.mappings[g].len());
+                assert!(table.closed || table.version() == self.versions[g]);
+            }
+            for gref in GREFS {
+                let active = guest.domain.grants.lock().active(&self.hv.platform, GrantRef::new(gref));
+                let Ok(active) = active else { continue };
                 let pins: u32 =
                     self.uses(g, gref).map(|m| u32::from(m.host.is_some()) + u32::from(m.device)).sum();
                 assert_eq!(active.pins.total(), pins, "guest {g} entry {gref}");
@@ -910,11 +1150,10 @@ impl World {
                     && self.untouched.contains(&(g, gref))
                     && !self.dead[g]
                 {
-                    let entry = table.shared(&self.hv.platform, GrantRef::new(gref)).unwrap();
-                    let flags = Entry::from_word(entry.load(Ordering::SeqCst)).flags();
-                    assert!(flags.contains(GrantFlags::READING), "guest {g} entry {gref} looks unused");
+                    let marks = guest.marks(&self.hv, gref);
+                    assert!(marks.contains(GrantFlags::READING), "guest {g} entry {gref} looks unused");
                     assert!(
-                        !active.pins.writes() || flags.contains(GrantFlags::WRITING),
+                        !active.pins.writes() || marks.contains(GrantFlags::WRITING),
                         "guest {g} entry {gref}"
                     );
                 }
@@ -923,27 +1162,24 @@ impl World {
                 }
             }
         }
-        for (mfn, (general, typed)) in &self.base {
-            let owner = self.guests.iter().position(|g| g.l1 == *mfn || g.data.contains(mfn)).unwrap();
-            let ptes = self.slots.values().filter(|(frame, _)| frame == mfn);
+        let loose = self.loose.iter().filter_map(|(mfn, owner)| Some((*mfn, ((*owner)?, 1, 0))));
+        for (mfn, (owner, general, typed)) in self.base.iter().map(|(m, b)| (*m, *b)).chain(loose) {
+            let ptes = self.slots.values().filter(|(frame, _)| *frame == mfn);
             let writable_ptes = ptes.clone().filter(|(_, writable)| *writable).count() as u32;
             let devices = self
                 .mappings
                 .iter()
                 .flatten()
-                .filter(|m| m.device && self.active[&(m.granter, m.gref)].0 == *mfn)
+                .filter(|m| m.device && self.active[&(m.granter, m.gref)].0 == mfn)
                 .map(|m| u32::from(!m.readonly));
-            let held = self.active.values().filter(|(frame, _)| frame == mfn).count() as u32;
+            let held = self.active.values().filter(|(frame, _)| *frame == mfn).count() as u32;
             let writable = writable_ptes + devices.clone().sum::<u32>();
-            let own = if self.dead[owner] { (0, 0) } else { (*general, *typed) };
+            let own = if self.dead[owner] { (0, 0) } else { (general, typed) };
             let expected = own.0 + ptes.count() as u32 + devices.count() as u32 + held;
             if !self.dead[owner] || held > 0 {
-                assert_eq!(self.hv.mm.general_count(*mfn), expected, "references of {mfn:?}");
-                assert_eq!(
-                    self.hv.mm.type_word(*mfn).unwrap().count(),
-                    own.1 + writable,
-                    "writers of {mfn:?}"
-                );
+                assert_eq!(self.hv.mm.owner(mfn), Owner::Domain(DomId::new(IDS[owner])), "{mfn:?}");
+                assert_eq!(self.hv.mm.general_count(mfn), expected, "references of {mfn:?}");
+                assert_eq!(self.hv.mm.type_word(mfn).unwrap().count(), own.1 + writable, "writers of {mfn:?}");
             }
         }
     }

@@ -174,6 +174,10 @@ fn argument(call: Hypercall, random: &mut Random, frames: &[Mfn]) -> Vec<u64> {
                 words.extend(side(random));
                 words.push(random.below(4097) | random.below(4) << 16);
             }
+            Hypercall::GrantTableOp if random.below(4) == 0 => {
+                // A version; a transfer.
+                words.extend([random.of(&[1, 2, frame]), peer(random) | random.below(8) << 32, 0]);
+            }
             Hypercall::GrantTableOp if random.below(2) == 0 => {
                 words.extend([slot(random), random.of(&[0, frame << 12]), random.below(8)]);
             }
@@ -205,13 +209,14 @@ fn one_call(hv: &Hv, guest: &mut Hostile, random: &mut Random, frames: &[Mfn], c
             let _unmapped = hv.write_guest(page << 12 | (word as u64) << 3, value);
         }
     }
-    if let Some(word) =
+    if let Some(entry) =
         current.domain().grants.lock().shared(&hv.platform, GrantRef::new(random.0 as u32 % 8))
     {
-        word.store(
-            random.of(frames).get() << 32 | random.of(&[1, 3]) << 16 | random.of(&[1, 1, 5]),
-            Ordering::Relaxed,
-        );
+        // For this domain or another; whole, read-only, a part, for a transfer, another's.
+        let header = random.of(&[1, 3]) << 16 | random.of(&[1, 1, 5, 2, 3, 0x101]);
+        let place = random.of(&[0, 8 << 32 | 16 << 48, 3 << 32]);
+        let frame = if random.below(4) == 0 { random.below(10) } else { random.of(frames).get() };
+        entry.store(header | place, frame);
     }
     let mut args: Args = core::array::from_fn(|_| random.value(frames));
     // Commands are small, lists short, mostly.
@@ -223,7 +228,7 @@ fn one_call(hv: &Hv, guest: &mut Hostile, random: &mut Random, frames: &[Mfn], c
             }
             Hypercall::Multicall => args[..2].copy_from_slice(&[list, random.below(6)]),
             Hypercall::UpdateVaMapping => args[0] = random.below(300) << 12,
-            Hypercall::GrantTableOp => args[..3].copy_from_slice(&[random.below(12), list, random.below(4)]),
+            Hypercall::GrantTableOp => args[..3].copy_from_slice(&[random.below(13), list, random.below(4)]),
             _ => args[..2].copy_from_slice(&[random.below(34), list]),
         }
     }

@@ -1,4 +1,4 @@
-//! `grant_table_op`: grants, version 1 (public/grant_table.h).
+//! `grant_table_op`: grants (public/grant_table.h).
 //!
 //! Most commands work on a list, one step for each element, and answer in a status of each: the call itself succeeds. A list
 //! that is preempted is called again with what is left of it.
@@ -14,15 +14,21 @@ use hypercall_abi::{DomId, Errno, MachAddr};
 use super::{Args, Exit, HcResult, Preempted};
 use crate::access::Verbs;
 use crate::domain::{Current, Domain};
-use crate::grant::{Error, MAX_FRAMES, Unmapping};
+use crate::grant::{
+    Copier, Error, FLUSH_SEARCH_UNIT, FlushRefused, Frames, MAX_FRAMES, Unmapping, Version, VersionRefused,
+};
 use crate::hypervisor::Hypervisor;
 use crate::mm::TlbDebt;
 use crate::platform::Platform;
 
+use super::guest_memory::{is_guest_list, item_address};
+
 /// Unmappings between two TLB flushes, as on Xen.
 const UNMAP_BATCH: usize = 32;
-/// Bits of the command register above the command, which must be clear.
-const CMD_SPARE: u64 = !0xfff & 0xffff_ffff;
+/// Bits of the command register for the command.
+const CMD_BITS: u32 = 12;
+/// Those above it, where a preempted cache_flush says where its search goes on. For others they must be clear.
+const CMD_SPARE: u64 = !((1 << CMD_BITS) - 1) & 0xffff_ffff;
 
 /// The `GNTST_*` of an error.
 fn status(error: Error) -> i16 {
@@ -64,30 +70,61 @@ impl From<Error> for Exit {
     }
 }
 
+impl From<VersionRefused> for Errno {
+    fn from(refused: VersionRefused) -> Errno {
+        match refused {
+            VersionRefused::InUse => Errno::EBUSY,
+            VersionRefused::CopyUnderWay => Errno::EAGAIN,
+            VersionRefused::NotRepresentable => Errno::ERANGE,
+            VersionRefused::NoMemory => Errno::ENOMEM,
+        }
+    }
+}
+
+impl From<FlushRefused> for Errno {
+    fn from(refused: FlushRefused) -> Errno {
+        match refused {
+            FlushRefused::Invalid => Errno::EINVAL,
+            FlushRefused::NotOwned => Errno::EPERM,
+            FlushRefused::Unsupported => Errno::EOPNOTSUPP,
+            FlushRefused::NotBegun => Errno::EILSEQ,
+        }
+    }
+}
+
 /// `grant_table_op(cmd, operations, count)`.
 ///
-/// `ENOSYS` unknown command, or one that is not there yet (transfer, cache_flush); `EINVAL` a count above 2^31 - 1, or not 1 where
-/// it must be; `EFAULT` an element that cannot be read or answered: those before it are done.
+/// `EINVAL` a count above 2^31 - 1, or not 1 where it must be, or bits above the command; `ENOSYS` unknown command, which
+/// `dump_table` is too; `EFAULT` a list in the hypervisor's part, or an element that cannot be read or answered: those before it
+/// are done.
 pub fn grant_table_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
-    let [cmd, _, count, ..] = args;
+    let [cmd, list, count, ..] = args;
     // As Xen's prototype has it, command and count are 32-bit values.
     let count = count & 0xffff_ffff;
-    if count > i32::MAX as u64 || cmd & CMD_SPARE != 0 {
+    let command = GnttabOp::accept(cmd & ((1 << CMD_BITS) - 1));
+    if count > i32::MAX as u64 || cmd & CMD_SPARE != 0 && command != Ok(GnttabOp::CacheFlush) {
         return Err(Errno::EINVAL.into());
     }
-    match GnttabOp::accept(cmd & 0xfff)? {
+    let command = command?;
+    if !is_guest_list(list) {
+        return Err(Errno::EFAULT.into());
+    }
+    match command {
         GnttabOp::MapGrantRef => for_each::<P, GnttabMapGrantRef>(hv, current, args, map),
-        GnttabOp::UnmapGrantRef => unmap_all(hv, current, args),
+        GnttabOp::UnmapGrantRef => unmap_all(hv, current, args, unmap, size_of::<GnttabUnmapGrantRef>()),
+        GnttabOp::UnmapAndReplace => {
+            unmap_all(hv, current, args, unmap_and_replace, size_of::<GnttabUnmapAndReplace>())
+        }
         GnttabOp::SetupTable => setup_table(hv, current, args),
-        GnttabOp::Copy => for_each::<P, GnttabCopy>(hv, current, args, copy),
+        GnttabOp::Transfer => for_each::<P, GnttabTransfer>(hv, current, args, transfer),
+        GnttabOp::Copy => copy_all(hv, current, args),
         GnttabOp::QuerySize => query_size(hv, current, args),
-        GnttabOp::SetVersion => set_version(hv, args),
+        GnttabOp::SetVersion => set_version(hv, current, args),
         GnttabOp::GetStatusFrames => get_status_frames(hv, current, args),
         GnttabOp::GetVersion => get_version(hv, current, args),
         GnttabOp::SwapGrantRef => for_each::<P, GnttabSwapGrantRef>(hv, current, args, swap),
-        GnttabOp::DumpTable | GnttabOp::Transfer | GnttabOp::UnmapAndReplace | GnttabOp::CacheFlush => {
-            Err(Errno::ENOSYS.into())
-        }
+        GnttabOp::CacheFlush => cache_flush(hv, current, args),
+        refused @ GnttabOp::DumpTable => Err(refused.refusal().into()),
     }
 }
 
@@ -104,17 +141,17 @@ fn for_each<P: Platform, T>(
     let [cmd, list, count, ..] = args;
     let count = count & 0xffff_ffff;
     for index in 0..count {
-        each(hv, current, super::guest_memory::item_address::<T>(list, index)?)?;
+        each(hv, current, item_address::<T>(list, index)?)?;
         if current.state.budget.step() == Err(Preempted) && index + 1 < count {
-            return Err(rest::<T>(cmd, list, count, index + 1));
+            return Err(rest(cmd, list, count, index + 1, size_of::<T>()));
         }
     }
     Ok(0)
 }
 
-/// To be called again for the list without its first `done` elements.
-fn rest<T>(cmd: u64, list: u64, count: u64, done: u64) -> Exit {
-    Exit::Preempted([cmd, list.wrapping_add(done * size_of::<T>() as u64), count - done, 0, 0, 0])
+/// To be called again for the list without its first `done` elements of `size` bytes.
+fn rest(cmd: u64, list: u64, count: u64, done: u64, size: usize) -> Exit {
+    Exit::Preempted([cmd, list.wrapping_add(done * size as u64), count - done, 0, 0, 0])
 }
 
 fn map<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, at: u64) -> Result<(), Errno> {
@@ -131,11 +168,28 @@ fn map<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, at: u64) -> Resul
     hv.write_guest(at, &op)
 }
 
-fn copy<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, at: u64) -> Result<(), Errno> {
-    let op: GnttabCopy = hv.read_guest(at)?;
+/// As [`for_each`], with what one element claimed kept for the next.
+fn copy_all<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+    let [cmd, list, count, ..] = args;
+    let count = count & 0xffff_ffff;
     let domain = current.domain().clone();
-    let result = hv.grant_copy(&domain, &op).map_or_else(status, |()| GNTST_OKAY);
-    hv.write_guest(at.wrapping_add(offset_of!(GnttabCopy, status) as u64), &result)
+    let mut copier = Copier::new(hv, &domain);
+    for index in 0..count {
+        let at = item_address::<GnttabCopy>(list, index)?;
+        let op: GnttabCopy = hv.read_guest(at)?;
+        let result = copier.copy(&op).map_or_else(status, |()| GNTST_OKAY);
+        hv.write_guest(at.wrapping_add(offset_of!(GnttabCopy, status) as u64), &result)?;
+        if current.state.budget.step() == Err(Preempted) && index + 1 < count {
+            return Err(rest(cmd, list, count, index + 1, size_of::<GnttabCopy>()));
+        }
+    }
+    Ok(0)
+}
+
+fn transfer<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, at: u64) -> Result<(), Errno> {
+    let op: GnttabTransfer = hv.read_guest(at)?;
+    let result = hv.grant_transfer(current.domain(), &op).map_or_else(status, |()| GNTST_OKAY);
+    hv.write_guest(at.wrapping_add(offset_of!(GnttabTransfer, status) as u64), &result)
 }
 
 fn swap<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, at: u64) -> Result<(), Errno> {
@@ -144,9 +198,18 @@ fn swap<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, at: u64) -> Resu
     hv.write_guest(at.wrapping_add(offset_of!(GnttabSwapGrantRef, status) as u64), &result)
 }
 
+/// One unmapping of a list at this address: read, done as far as page tables go, answered.
+type UnmapElement<P> = fn(&Hypervisor<P>, &Current, u64) -> Result<Option<Unmapping>, Errno>;
+
 /// Unmaps a list in batches: page-table entries first, then one flush for all of them, then the granters' entries. A granter
 /// never sees an entry unused that a TLB still translates.
-fn unmap_all<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+fn unmap_all<P: Platform>(
+    hv: &Hypervisor<P>,
+    current: &mut Current,
+    args: Args,
+    each: UnmapElement<P>,
+    size: usize,
+) -> HcResult {
     let [cmd, list, count, ..] = args;
     let count = count & 0xffff_ffff;
     let mut done = 0;
@@ -155,47 +218,74 @@ fn unmap_all<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args)
         let mut outcome = Ok(());
         let mut spent = false;
         while done < count && !batch.is_full() && !spent {
-            outcome = unmap(hv, current, list, done, &mut batch);
-            if outcome.is_err() {
-                break;
+            let at = done.checked_mul(size as u64).and_then(|o| list.checked_add(o));
+            match at.ok_or(Errno::EFAULT).and_then(|at| each(hv, current, at)) {
+                Ok(unmapping) => batch.extend(unmapping),
+                Err(errno) => {
+                    outcome = Err(errno);
+                    break;
+                }
             }
             done += 1;
             spent = current.state.budget.step() == Err(Preempted);
         }
-        if !batch.is_empty() {
-            hv.mm.settle(TlbDebt::everywhere(), &hv.platform);
-        }
+        // Also when nothing was unmapped: a replacement that failed has taken an entry out of its table.
+        hv.mm.settle(TlbDebt::everywhere(), &hv.platform);
         for unmapping in batch {
             hv.grant_unmap_complete(unmapping);
         }
         outcome?;
         if spent && done < count {
-            return Err(rest::<GnttabUnmapGrantRef>(cmd, list, count, done));
+            return Err(rest(cmd, list, count, done, size));
         }
     }
     Ok(0)
 }
 
+/// Answers an unmapping. One that cannot be answered is to be completed all the same.
+fn answer_unmap<P: Platform>(
+    hv: &Hypervisor<P>,
+    result: Result<Option<Unmapping>, Error>,
+    at: u64,
+) -> Result<Option<Unmapping>, Errno> {
+    let (unmapping, status) = match result {
+        Ok(unmapping) => (unmapping, GNTST_OKAY),
+        Err(error) => (None, status(error)),
+    };
+    match hv.write_guest(at, &status) {
+        Ok(()) => Ok(unmapping),
+        Err(errno) => {
+            if let Some(unmapping) = unmapping {
+                hv.mm.settle(TlbDebt::everywhere(), &hv.platform);
+                hv.grant_unmap_complete(unmapping);
+            }
+            Err(errno)
+        }
+    }
+}
+
 fn unmap<P: Platform>(
     hv: &Hypervisor<P>,
     current: &Current,
-    list: u64,
-    index: u64,
-    batch: &mut ArrayVec<Unmapping, UNMAP_BATCH>,
-) -> Result<(), Errno> {
-    let at = super::guest_memory::item_address::<GnttabUnmapGrantRef>(list, index)?;
+    at: u64,
+) -> Result<Option<Unmapping>, Errno> {
     let op: GnttabUnmapGrantRef = hv.read_guest(at)?;
     let host = (op.host_addr != 0).then(|| (op.host_addr, current.state.current_root()));
     let device = (op.dev_bus_addr.get() != 0).then(|| op.dev_bus_addr.get());
-    let result = match hv.grant_unmap(current.domain(), op.handle, host, device) {
-        Ok(Some(unmapping)) => {
-            batch.push(unmapping);
-            GNTST_OKAY
-        }
-        Ok(None) => GNTST_OKAY,
-        Err(error) => status(error),
-    };
-    hv.write_guest(at.wrapping_add(offset_of!(GnttabUnmapGrantRef, status) as u64), &result)
+    let result = hv.grant_unmap(current.domain(), op.handle, host, device, None);
+    answer_unmap(hv, result, at.wrapping_add(offset_of!(GnttabUnmapGrantRef, status) as u64))
+}
+
+fn unmap_and_replace<P: Platform>(
+    hv: &Hypervisor<P>,
+    current: &Current,
+    at: u64,
+) -> Result<Option<Unmapping>, Errno> {
+    let op: GnttabUnmapAndReplace = hv.read_guest(at)?;
+    let host = (op.host_addr != 0).then(|| (op.host_addr, current.state.current_root()));
+    let replacement = (op.new_addr != 0).then_some(op.new_addr);
+    let result = hv.grant_unmap(current.domain(), op.handle, host, None, replacement);
+    answer_unmap(hv, result, at.wrapping_add(offset_of!(GnttabUnmapAndReplace, status) as u64))
 }
 
 /// The domain whose table is meant: the caller's own, or with the control right any other.
@@ -208,13 +298,17 @@ fn target<P: Platform>(hv: &Hypervisor<P>, current: &Current, id: DomId) -> Resu
     if caller.rights.lock().verbs.contains(Verbs::CONTROL) { Ok(domain) } else { Err(Error::NotPermitted) }
 }
 
-/// Grows the table and lists its frames. A frame list that cannot be written is `GNTST_bad_virt_addr`.
+/// Grows the table and lists its frames. A frame list that cannot be written is `GNTST_bad_virt_addr`; one in the
+/// hypervisor's part is `EFAULT`, as on Xen.
 fn setup_table<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [_, at, count, ..] = args;
     if count & 0xffff_ffff != 1 {
         return Err(Errno::EINVAL.into());
     }
     let op: GnttabSetupTable = hv.read_guest(at)?;
+    if !is_guest_list(op.frame_list.addr()) {
+        return Err(Errno::EFAULT.into());
+    }
     let result = match target(hv, current, op.dom) {
         Err(error) => status(error),
         Ok(_) if op.nr_frames > MAX_FRAMES => GNTST_GENERAL_ERROR,
@@ -222,19 +316,24 @@ fn setup_table<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             None => GNTST_GENERAL_ERROR,
             // What was added stays: the same call goes on from there.
             Some(Err(Preempted)) => return Err(Exit::Preempted(args)),
-            Some(Ok(())) => list_frames(hv, &domain, &op),
+            Some(Ok(())) => list_frames(hv, &domain, Frames::Shared, op.nr_frames, op.frame_list.addr()),
         },
     };
     hv.write_guest(at.wrapping_add(offset_of!(GnttabSetupTable, status) as u64), &result)?;
     Ok(0)
 }
 
-fn list_frames<P: Platform>(hv: &Hypervisor<P>, domain: &Domain, op: &GnttabSetupTable) -> i16 {
+fn list_frames<P: Platform>(
+    hv: &Hypervisor<P>,
+    domain: &Domain,
+    kind: Frames,
+    count: u32,
+    list: u64,
+) -> i16 {
     let mut result = GNTST_OKAY;
-    for index in 0..op.nr_frames {
-        let frame = domain.grants.lock().shared_frame(&hv.platform, index);
-        let Some(frame) = frame else { return GNTST_GENERAL_ERROR };
-        if hv.write_guest_item(op.frame_list.addr(), u64::from(index), &frame).is_err() {
+    for index in 0..count {
+        let Some(frame) = hv.grant_frame(domain, kind, index) else { return GNTST_GENERAL_ERROR };
+        if hv.write_guest_item(list, u64::from(index), &frame).is_err() {
             result = GNTST_BAD_VIRT_ADDR;
         }
     }
@@ -260,39 +359,84 @@ fn query_size<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args) ->
     Ok(0)
 }
 
-/// Version 1 is what there is. Version 2 is `ENOSYS`, as on a Xen that was told to offer version 1 only; other numbers are
-/// `EINVAL`. The answer holds the version in force either way.
-fn set_version<P: Platform>(hv: &Hypervisor<P>, args: Args) -> HcResult {
+/// Changes the layout of the caller's table; the answer holds the version in force either way.
+///
+/// `EINVAL` neither 1 nor 2; `EBUSY` an entry beyond the reserved ones is in use, or a status frame is mapped that would go;
+/// `EAGAIN` a copy by a reserved entry is under way; `ERANGE` version 1 cannot express a reserved entry; `ENOMEM`.
+fn set_version<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [_, at, ..] = args;
     let op: GnttabSetVersion = hv.read_guest(at)?;
-    hv.write_guest(at, &GnttabSetVersion { version: 1 })?;
-    match op.version {
-        1 => Ok(0),
-        2 => Err(Errno::ENOSYS.into()),
-        _ => Err(Errno::EINVAL.into()),
-    }
-}
-
-fn get_version<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args) -> HcResult {
-    let [_, at, ..] = args;
-    let op: GnttabGetVersion = hv.read_guest(at)?;
-    target(hv, current, op.dom)?;
-    hv.write_guest(at.wrapping_add(offset_of!(GnttabGetVersion, version) as u64), &1u32)?;
+    let domain = current.domain().clone();
+    let result = match Version::from_number(op.version) {
+        None => Err(Errno::EINVAL),
+        Some(to) => match hv.set_grant_version(&domain, to, &mut current.state.budget) {
+            Ok(Ok(())) => Ok(()),
+            // What was decided stays: the same call goes on from there.
+            Ok(Err(Preempted)) => return Err(Exit::Preempted(args)),
+            Err(refused) => Err(refused.into()),
+        },
+    };
+    let version = domain.grants.lock().version().number();
+    hv.write_guest(at, &GnttabSetVersion { version })?;
+    result?;
     Ok(0)
 }
 
-/// There are no status frames in version 1: a request for some is refused, one for none succeeds.
-fn get_status_frames<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args) -> HcResult {
+/// `ESRCH` no such domain, `EPERM` no right over it.
+fn get_version<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args) -> HcResult {
+    let [_, at, ..] = args;
+    let op: GnttabGetVersion = hv.read_guest(at)?;
+    let version = target(hv, current, op.dom)?.grants.lock().version().number();
+    hv.write_guest(at.wrapping_add(offset_of!(GnttabGetVersion, version) as u64), &version)?;
+    Ok(0)
+}
+
+/// Lists status frames. In version 1 there are none: a request for some is refused, one for none succeeds.
+fn get_status_frames<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [_, at, count, ..] = args;
     if count & 0xffff_ffff != 1 {
         return Err(Errno::EINVAL.into());
     }
     let op: GnttabGetStatusFrames = hv.read_guest(at)?;
+    if !is_guest_list(op.frame_list.addr()) {
+        return Err(Errno::EFAULT.into());
+    }
     let result = match target(hv, current, op.dom) {
         Err(error) => status(error),
-        Ok(_) if op.nr_frames > 0 => GNTST_GENERAL_ERROR,
-        Ok(_) => GNTST_OKAY,
+        Ok(domain) => {
+            let there = domain.grants.lock().status_frames();
+            if op.nr_frames > there {
+                GNTST_GENERAL_ERROR
+            } else {
+                list_frames(hv, &domain, Frames::Status, op.nr_frames, op.frame_list.addr())
+            }
+        }
     };
     hv.write_guest(at.wrapping_add(offset_of!(GnttabGetStatusFrames, status) as u64), &result)?;
+    Ok(0)
+}
+
+/// Works through a list that has no status: the first error ends it. A search that is preempted goes on where the command's
+/// spare bits say.
+fn cache_flush<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+    let [cmd, list, count, ..] = args;
+    let (command, count) = (cmd & ((1 << CMD_BITS) - 1), count & 0xffff_ffff);
+    let mut from = ((cmd & CMD_SPARE) >> CMD_BITS) as u32 * FLUSH_SEARCH_UNIT;
+    let domain = current.domain().clone();
+    for index in 0..count {
+        let op: GnttabCacheFlush = hv.read_guest_item(list, index)?;
+        let budget = &mut current.state.budget;
+        let spent = match hv.grant_cache_flush(&domain, &op, &mut from, budget).map_err(Errno::from)? {
+            Err(Preempted) => {
+                let again = command | u64::from(from / FLUSH_SEARCH_UNIT) << CMD_BITS;
+                return Err(rest(again, list, count, index, size_of::<GnttabCacheFlush>()));
+            }
+            Ok(()) => budget.step() == Err(Preempted),
+        };
+        from = 0;
+        if spent && index + 1 < count {
+            return Err(rest(command, list, count, index + 1, size_of::<GnttabCacheFlush>()));
+        }
+    }
     Ok(0)
 }

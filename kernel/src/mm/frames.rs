@@ -474,6 +474,28 @@ impl Memory {
         self.put_general(mfn);
     }
 
+    /// Keeps everybody from getting a reference to such a page, if nobody has one now. False otherwise: nothing has changed.
+    pub fn withdraw_hypervisor_page(&self, mfn: Mfn) -> bool {
+        let record = self.record(mfn);
+        record.flags() & HYPERVISOR_PAGE != 0
+            && record.count.compare_exchange(ALLOCATED | 1, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Takes [`Memory::withdraw_hypervisor_page`] back.
+    pub fn restore_hypervisor_page(&self, mfn: Mfn) {
+        let record = self.record(mfn);
+        debug_assert!(record.flags() & HYPERVISOR_PAGE != 0 && record.count.load(Ordering::Relaxed) == 0);
+        record.count.store(ALLOCATED | 1, Ordering::Release);
+    }
+
+    /// Ends the hypervisor's own use of a withdrawn page: it is free when no translation to it can be left.
+    pub fn retire_hypervisor_page(&self, mfn: Mfn) {
+        let record = self.record(mfn);
+        debug_assert!(record.flags() & HYPERVISOR_PAGE != 0 && record.count.load(Ordering::Relaxed) == 0);
+        self.sure_step(mfn, Event::Put { linear: false, stamp: self.clock.now() });
+        self.quarantine(mfn, record);
+    }
+
     /// Gives the owner's own reference back: the frame is freed when the last other reference goes. `page` keeps it until
     /// then. False when that was done before, or the frame is a page of the hypervisor.
     pub fn release(&self, page: &PageRef<'_>) -> bool {

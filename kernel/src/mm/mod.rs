@@ -64,5 +64,5 @@ pub use page_kind::{Kind, Level};
 pub use pte::{Pte, PteFlags};
 pub use tlb_clock::TlbClock;
 pub use tlb_debt::TlbDebt;
-pub use update::{Store, Updated};
+pub use update::{Store, TakenEntry, Updated};
 pub use validate::{MapRights, Pager, Stop, Unfinished};

@@ -42,6 +42,21 @@ impl Updated {
     const PLAIN: Updated = Updated { debt: TlbDebt::NONE, unfinished: None };
 }
 
+/// How often an exchange of an entry is tried against the processor's accessed and dirty bits.
+const REPLACE_ATTEMPTS: u32 = 4;
+
+/// An L1 entry that is in no table, with its references. Dropping it gives them back.
+#[must_use = "an entry that is not put anywhere gives its references back at once"]
+pub struct TakenEntry<'a> {
+    pte: Pte,
+    refs: EntryRef<'a>,
+}
+
+impl TakenEntry<'_> {
+    /// An entry that maps nothing.
+    pub const EMPTY: TakenEntry<'static> = TakenEntry { pte: Pte::EMPTY, refs: EntryRef::Nothing };
+}
+
 /// Why an entry was not written. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotUpdated {
@@ -114,6 +129,54 @@ impl<'a, P: Platform> Pager<'a, P> {
         };
         self.memory.sure_step(mfn, Event::Unlock);
         result.map(|Updated { debt, .. }| self.pay(debt))
+    }
+
+    /// Takes an entry out of an L1 table, with the references it holds: the entry is empty then. Translations through it may
+    /// be left in TLBs.
+    pub fn take_l1(&self, table: &PageRef<'_>, index: usize) -> Result<TakenEntry<'a>, Failure> {
+        let word = self.platform.frame(table.mfn()).get(index).ok_or(Failure::Invalid)?;
+        self.with_l1(table.mfn(), || {
+            let pte = Pte::from_bits(word.swap(0, Ordering::AcqRel));
+            Ok(TakenEntry { pte, refs: EntryRef::from_pte(self.memory, pte) })
+        })
+    }
+
+    /// Puts an entry taken out of an L1 table of the same owner in the place of one that `matches`; that one's references are
+    /// given back. On `Err` those of `entry` are.
+    pub fn replace_l1(
+        &self,
+        table: &PageRef<'_>,
+        index: usize,
+        entry: TakenEntry<'a>,
+        matches: impl Fn(Pte) -> bool,
+    ) -> Result<(), Failure> {
+        let word = self.platform.frame(table.mfn()).get(index).ok_or(Failure::Invalid)?;
+        self.with_l1(table.mfn(), || {
+            // The processor sets accessed and dirty bits at any time, each once.
+            for _ in 0..REPLACE_ATTEMPTS {
+                let old = Pte::from_bits(word.load(Ordering::Acquire));
+                if !matches(old) {
+                    break;
+                }
+                if write(word, entry.pte, Store::IfEqual(old)).is_ok() {
+                    entry.refs.into_pte();
+                    drop(EntryRef::from_pte(self.memory, old));
+                    return Ok(());
+                }
+            }
+            Err(Failure::Invalid)
+        })
+    }
+
+    /// Works on an L1 table in force, locked.
+    fn with_l1<T>(&self, mfn: Mfn, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+        if !self.lock_table(mfn) {
+            return Err(Failure::Invalid);
+        }
+        let is_l1 = self.memory.type_word(mfn).is_some_and(|w| w.kind() == Kind::L1);
+        let result = if is_l1 { work() } else { Err(Failure::Invalid) };
+        self.memory.sure_step(mfn, Event::Unlock);
+        result
     }
 
     /// Keeps others from changing entries of this frame. False when it has no kind in force.

@@ -31,6 +31,8 @@ pub struct SimMachine {
     pub console: Mutex<Vec<u8>>,
     /// TLB flushes asked for, in order.
     pub flushes: Mutex<Vec<TlbFlush>>,
+    /// Cache lines flushed: frame, first byte, bytes.
+    pub cache_flushes: Mutex<Vec<(Mfn, usize, usize)>>,
     flush_hook: spin::Once<FlushHook>,
     /// What the heap is said to hold.
     pub heap_used: AtomicU64,
@@ -47,6 +49,7 @@ impl SimMachine {
             bad_selector: AtomicU8::new(0),
             console: Mutex::new(Vec::new()),
             flushes: Mutex::new(Vec::new()),
+            cache_flushes: Mutex::new(Vec::new()),
             flush_hook: spin::Once::new(),
             heap_used: AtomicU64::new(0),
         }
@@ -149,12 +152,20 @@ impl Platform for SimMachine {
     fn fill_hypervisor_slots(&self, _l4: Mfn) {}
     fn request_flush(&self, _cpus: CpuSet) {}
     fn flush_tlb(&self, what: TlbFlush) {
+        #[cfg(all(test, debug_assertions))]
+        assert!(
+            !crate::sync::holds(crate::sync::rank::GRANTS),
+            "a flush is waited for with a grant table locked"
+        );
         match self.flush_hook.get() {
             Some(hook) => hook(what),
             None => self.flushes.lock().push(what),
         }
     }
     fn flush_caches(&self) {}
+    fn flush_cache_lines(&self, mfn: Mfn, offset: usize, len: usize) {
+        self.cache_flushes.lock().push((mfn, offset, len));
+    }
     fn now_ns(&self) -> u64 {
         self.now.load(Ordering::SeqCst)
     }

@@ -6,6 +6,9 @@
 mod order;
 pub mod rank;
 
+#[cfg(all(debug_assertions, test))]
+pub use order::holds;
+
 use core::hint;
 use core::ops::{Deref, DerefMut};
 

@@ -24,6 +24,11 @@ mod held {
         });
     }
 
+    /// Whether a lock of `rank` is held.
+    pub fn holds(rank: u8) -> bool {
+        HELD.with_borrow(|held| held.contains(&rank))
+    }
+
     /// Notes that a lock of `rank` was given back.
     pub fn release(rank: u8) {
         HELD.with_borrow_mut(|held| {
@@ -35,7 +40,7 @@ mod held {
 }
 
 #[cfg(all(debug_assertions, test))]
-pub use held::{release, take};
+pub use held::{holds, release, take};
 
 /// Notes that a lock of this rank is about to be taken.
 #[cfg(not(all(debug_assertions, test)))]

@@ -4,10 +4,8 @@
 pub const TEARDOWN: u8 = 10;
 /// State of a vCPU that is not running.
 pub const VCPU_PARKED: u8 = 15;
-/// Grant tables; two domains' at once are taken in the order of their numbers, see `grant`.
+/// Grant table of a domain; never two at once.
 pub const GRANTS: u8 = 20;
-/// The second grant table of a pair.
-pub const GRANTS_SECOND: u8 = 21;
 /// Event channels of a domain.
 pub const EVENTS: u8 = 30;
 /// The second port table of a pair.

@@ -125,6 +125,20 @@ impl Platform for Machine {
         unsafe { core::arch::asm!("wbinvd", options(nostack, preserves_flags)) };
     }
 
+    fn flush_cache_lines(&self, mfn: Mfn, offset: usize, len: usize) {
+        // CPUID leaf 1: EBX bits 8-15 are the size of a line in units of 8 bytes.
+        let line = ((self.cpuid(1, 0)[1] >> 8 & 0xff) as usize * 8).max(16);
+        let first = frame_pointer(mfn) as usize + offset;
+        let mut at = first & !(line - 1);
+        while at < first + len {
+            // SAFETY: an address in the direct map; writes the line back, memory as programs see it does not change.
+            unsafe { core::arch::asm!("clflush [{}]", in(reg) at, options(nostack, preserves_flags)) };
+            at += line;
+        }
+        // SAFETY: orders the flushes before whatever tells a device to look.
+        unsafe { core::arch::asm!("mfence", options(nostack, preserves_flags)) };
+    }
+
     fn now_ns(&self) -> u64 {
         clock::now_ns()
     }

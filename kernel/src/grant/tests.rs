@@ -129,7 +129,11 @@ impl Guest {
             match grant_table_op(hv, &mut current, args) {
                 Ok(value) => break Ok(value),
                 Err(Exit::Preempted(again)) => {
-                    assert!(cmd == GnttabOp::SetupTable || again[2] < args[2], "no progress");
+                    let counts_on = !matches!(
+                        cmd,
+                        GnttabOp::SetupTable | GnttabOp::SetVersion | GnttabOp::CacheFlush
+                    );
+                    assert!(!counts_on || again[2] < args[2], "no progress");
                     args = again;
                     current.state.budget = Budget::new(budget);
                 }
@@ -626,6 +630,307 @@ fn counts_stop_before_they_overflow() {
     assert!(!pins.writes());
     assert!(pins.plus(Pins::DEVICE_WRITE).unwrap().writes());
     assert_eq!(pins.total(), 128);
+}
+
+// ── version 2, transfers, caches ──
+
+fn get_version(hv: &Hv, guest: &Guest) -> u32 {
+    let mut get = [GnttabGetVersion { dom: DomId::SELF, ..Default::default() }];
+    assert_eq!(guest.call(hv, GnttabOp::GetVersion, &mut get, 64), Ok(0));
+    get[0].version
+}
+
+#[test]
+fn versions_change_in_steps_and_keep_the_reserved_entries() {
+    for budget in [1, 3, 1000] {
+        let (hv, granter, user) = two_guests();
+        assert_eq!(hv.grow_grant_table(&granter.domain, 10, &mut Budget::unlimited()), Some(Ok(())));
+        let free = hv.mm.free_frames();
+        granter.permit(&hv, 1, granter.data[0], user.id(), false);
+        granter.permit(&hv, 3000, granter.data[1], user.id(), false);
+        let handle = user.map(&hv, &granter, 1, RW, FREE_SLOT).unwrap();
+        let mut set = [GnttabSetVersion { version: 2 }];
+        assert_eq!(granter.call(&hv, GnttabOp::SetVersion, &mut set, budget), Ok(0));
+        assert_eq!((set[0].version, get_version(&hv, &granter)), (2, 2));
+        assert_eq!(granter.domain.grants.lock().status_frames(), 2, "10 frames of 256 entries");
+        assert_eq!(granter.entry(&hv, 1), (u64::from(user.id().get()) << 16 | 1, granter.data[0].get()));
+        assert_eq!(granter.marks(&hv, 1), GrantFlags::READING | GrantFlags::WRITING);
+        assert_eq!(granter.entry(&hv, 2559), (0, 0));
+        assert_eq!(user.map(&hv, &granter, 2560, RW, FREE_SLOT + 1), Err(Error::BadReference));
+        assert_eq!(user.map(&hv, &granter, 2559, RW, FREE_SLOT + 1), Err(Error::Refused));
+        assert_eq!(user.unmap(&hv, handle, Some((FREE_SLOT as u64) << 12), None), Ok(true));
+        assert_eq!(granter.marks(&hv, 1), GrantFlags::empty());
+        set[0].version = 1;
+        assert_eq!(granter.call(&hv, GnttabOp::SetVersion, &mut set, budget), Ok(0));
+        assert_eq!(granter.entry(&hv, 1).1, granter.data[0].get());
+        assert_eq!(granter.entry(&hv, 3000), (0, 0));
+        assert!(user.map(&hv, &granter, 1, RW, FREE_SLOT).is_ok());
+        assert!(hv.mm.free_frames() >= free - 2, "the status frames are back");
+        granter.destroy(&hv, 5);
+        user.destroy(&hv, 5);
+    }
+}
+
+#[test]
+fn status_frames_that_somebody_maps_keep_version_2() {
+    let (hv, granter, user) = two_guests();
+    granter.set_version(&hv, Version::V2);
+    let status = granter.domain.grants.lock().status_frame(&hv.platform, 0).unwrap();
+    let own = hv.mm.get_page(status, granter.id()).expect("the guest can map it");
+    let refused = |guest: &Guest| {
+        let mut set = [GnttabSetVersion { version: 1 }];
+        assert_eq!(guest.call(&hv, GnttabOp::SetVersion, &mut set, 64), Err(Errno::EBUSY));
+        assert_eq!(set[0].version, 2);
+    };
+    refused(&granter);
+    // It may also grant it, as any frame of its own.
+    granter.permit(&hv, 5, status, user.id(), true);
+    let handle = user.map(&hv, &granter, 5, RO, FREE_SLOT).unwrap();
+    drop(own);
+    refused(&granter);
+    assert_eq!(user.unmap(&hv, handle, Some((FREE_SLOT as u64) << 12), None), Ok(true));
+    hv.platform.flushes.lock().clear();
+    granter.set_version(&hv, Version::V1);
+    assert!(hv.mm.get_page(status, granter.id()).is_none(), "nobody gets to it any more");
+    assert!(hv.platform.flushes.lock().is_empty());
+    while hv.drain_quarantine() {}
+    assert!(!hv.platform.flushes.lock().is_empty(), "no translation is left when it is free");
+    assert_eq!(hv.mm.owner(status), Owner::Nobody);
+}
+
+#[test]
+fn a_change_that_was_decided_is_finished_by_whatever_comes_next() {
+    let (hv, granter, user) = two_guests();
+    assert_eq!(hv.grow_grant_table(&granter.domain, 4, &mut Budget::unlimited()), Some(Ok(())));
+    granter.permit(&hv, 2, granter.data[0], user.id(), true);
+    granter.permit(&hv, 100, granter.data[0], user.id(), true);
+    // Stopped before the first frame, which would change the version.
+    let mut stops = 0;
+    while granter.domain.grants.lock().change.is_none_or(|change| change.clean_from > 1) {
+        let stopped = hv.set_grant_version(&granter.domain, Version::V2, &mut Budget::new(1));
+        assert_eq!(stopped, Ok(Err(crate::hypercall::Preempted)));
+        stops += 1;
+    }
+    assert!(stops >= 3, "{stops}");
+    assert_eq!(granter.domain.grants.lock().version(), Version::V1);
+    assert_eq!(user.map(&hv, &granter, 100, RO, FREE_SLOT), Err(Error::Refused), "as good as gone");
+    let handle = user.map(&hv, &granter, 2, RO, FREE_SLOT).unwrap();
+    // The guest has changed its mind, and it had better not.
+    granter.set_version(&hv, Version::V1);
+    assert_eq!(granter.domain.grants.lock().version(), Version::V1);
+    assert_eq!(granter.entry(&hv, 100), (0, 0));
+    assert_eq!(granter.marks(&hv, 2), GrantFlags::READING);
+    assert_eq!(user.unmap(&hv, handle, Some((FREE_SLOT as u64) << 12), None), Ok(true));
+}
+
+#[test]
+fn a_domain_may_die_in_the_middle_of_a_change() {
+    for (to, steps) in [(Version::V2, 1), (Version::V2, 3), (Version::V1, 1), (Version::V1, 2)] {
+        let hv = hypervisor(128);
+        let free = hv.mm.free_frames();
+        let granter = Guest::new(&hv, 3);
+        assert_eq!(hv.grow_grant_table(&granter.domain, 4, &mut Budget::unlimited()), Some(Ok(())));
+        if to == Version::V1 {
+            granter.set_version(&hv, Version::V2);
+        }
+        for _ in 0..steps {
+            let stopped = hv.set_grant_version(&granter.domain, to, &mut Budget::new(1));
+            assert_eq!(stopped, Ok(Err(crate::hypercall::Preempted)));
+        }
+        granter.destroy(&hv, 5);
+        assert_eq!(hv.mm.free_frames(), free);
+    }
+}
+
+#[test]
+fn version_1_must_be_able_to_express_what_stays() {
+    let (hv, granter, user) = two_guests();
+    granter.set_version(&hv, Version::V2);
+    let peer = u64::from(user.id().get()) << 16;
+    let refused = |errno| {
+        let mut set = [GnttabSetVersion { version: 1 }];
+        assert_eq!(granter.call(&hv, GnttabOp::SetVersion, &mut set, 64), Err(errno));
+        assert_eq!(set[0].version, 2);
+    };
+    granter.set_entry(&hv, 3, peer | 3, 0);
+    refused(Errno::ERANGE);
+    granter.set_entry(&hv, 3, peer | 1, 1 << 32);
+    refused(Errno::ERANGE);
+    granter.permit(&hv, 3, granter.data[0], user.id(), true);
+    granter.permit(&hv, 8, granter.data[0], user.id(), true);
+    let handle = user.map(&hv, &granter, 8, RO, FREE_SLOT).unwrap();
+    refused(Errno::EBUSY);
+    assert_eq!(user.unmap(&hv, handle, Some((FREE_SLOT as u64) << 12), None), Ok(true));
+    // What waits for a transfer does not stay.
+    granter.set_entry(&hv, 4, peer | 2, 7);
+    granter.set_version(&hv, Version::V1);
+    assert_eq!(granter.entry(&hv, 4), (0, 0));
+    assert_eq!(granter.entry(&hv, 3).1, granter.data[0].get());
+}
+
+#[test]
+fn copies_go_through_another_domains_entry_but_not_through_two() {
+    let (hv, owner, user) = two_guests();
+    let between = Guest::new(&hv, 8);
+    owner.set_version(&hv, Version::V2);
+    between.set_version(&hv, Version::V2);
+    let header = |user: &Guest, kind: u64, place: u64| place << 32 | u64::from(user.id().get()) << 16 | kind;
+    let through = |of: &Guest| u64::from(of.id().get());
+    owner.set_word(&hv, 0, 1, 0x1234_5678);
+    // Bytes 8 to 16 of the owner's page, for the one between, who lets the user have them.
+    owner.set_entry(&hv, 10, header(&between, 0x101, 8 | 8 << 16), owner.data[0].get());
+    between.set_entry(&hv, 20, header(&user, 3, through(&owner)), 10);
+    let op = |gref, offset, len| {
+        let source = GnttabCopyPtr::granted(GrantRef::new(gref), between.id(), offset);
+        copy_op(source, GnttabCopyPtr::own(user.data[0], 0), len, GNTCOPY_SOURCE_GREF)
+    };
+    assert_eq!(user.copy(&hv, &op(20, 8, 8)), Ok(()));
+    assert_eq!(user.word(&hv, 0, 0), 0x1234_5678);
+    for (offset, len) in [(8, 9), (7, 8), (0, 1), (16, 1)] {
+        assert_eq!(user.copy(&hv, &op(20, offset, len)), Err(Error::Refused), "{offset} {len}");
+    }
+    // Both entries are in use while the copier keeps its sides.
+    let mut copier = Copier::new(&hv, &user.domain);
+    assert_eq!(copier.copy(&op(20, 8, 8)), Ok(()));
+    assert_eq!((owner.marks(&hv, 10), between.marks(&hv, 20)), (GrantFlags::READING, GrantFlags::READING));
+    assert_eq!(
+        hv.set_grant_version(&between.domain, Version::V1, &mut Budget::unlimited()),
+        Err(VersionRefused::InUse)
+    );
+    assert_eq!(user.map(&hv, &between, 20, RO, FREE_SLOT), Err(Error::Refused), "never mapped");
+    drop(copier);
+    assert_eq!((owner.marks(&hv, 10), between.marks(&hv, 20)), (GrantFlags::empty(), GrantFlags::empty()));
+    // A reserved one that is copied by keeps version 2 in another way.
+    between.set_entry(&hv, 2, header(&user, 3, through(&owner)), 10);
+    let mut copier = Copier::new(&hv, &user.domain);
+    assert_eq!(copier.copy(&op(2, 8, 8)), Ok(()));
+    assert_eq!(
+        hv.set_grant_version(&between.domain, Version::V1, &mut Budget::unlimited()),
+        Err(VersionRefused::CopyUnderWay)
+    );
+    drop(copier);
+    // Two in a row, in a circle, or to oneself: no.
+    owner.set_entry(&hv, 11, header(&between, 3, through(&between)), 20);
+    between.set_entry(&hv, 21, header(&user, 3, through(&owner)), 11);
+    between.set_entry(&hv, 22, header(&user, 3, through(&between)), 20);
+    between.set_entry(&hv, 23, header(&user, 3, 777), 10);
+    between.set_entry(&hv, 24, header(&user, 3, through(&owner)), 600);
+    for (gref, expected) in
+        [(21, Error::Refused), (22, Error::Refused), (23, Error::Refused), (24, Error::BadReference)]
+    {
+        assert_eq!(user.copy(&hv, &op(gref, 8, 8)), Err(expected), "entry {gref}");
+    }
+    assert_eq!(owner.domain.grants.lock().used(), 0);
+    assert_eq!(between.domain.grants.lock().used(), 0);
+}
+
+#[test]
+fn a_transferred_frame_is_in_no_tlb_before_it_is_the_receivers() {
+    let (hv, receiver, giver) = two_guests();
+    let frame = hv.give_frames(&giver.domain, 0, u64::MAX).unwrap();
+    let totals = || [&giver, &receiver].map(|guest| guest.domain.pages.lock().total());
+    let before = totals();
+    hv.platform.frame(frame)[0].store(99, Ordering::SeqCst);
+    let header = u64::from(giver.id().get()) << 16 | 2;
+    receiver.set_entry(&hv, 9, header, 0x55);
+    let op = |mfn, domid, gref| {
+        [GnttabTransfer { mfn, domid, gref: GrantRef::new(gref), status: 77, ..Default::default() }]
+    };
+    hv.platform.flushes.lock().clear();
+    let mut list = op(frame, receiver.id(), 9);
+    assert_eq!(giver.call(&hv, GnttabOp::Transfer, &mut list, 64), Ok(0));
+    assert_eq!(list[0].status, GNTST_OKAY);
+    assert_eq!(hv.platform.flushes.lock().len(), 1);
+    assert_eq!(receiver.entry(&hv, 9), (header | 0xc, frame.get()));
+    assert_eq!((hv.mm.owner(frame), hv.mm.m2p().get(frame)), (Owner::Domain(receiver.id()), 0x55));
+    assert_eq!(hv.platform.frame(frame)[0].load(Ordering::SeqCst), 99);
+    let after = totals();
+    assert_eq!(after, [before[0] - 1, before[1] + 1]);
+    // What is mapped, a page of the hypervisor's, or another's stays where it is.
+    for mfn in [giver.data[0], giver.domain.shared_info, frame, giver.l1, Mfn::new(1 << 40)] {
+        let mut list = op(mfn, receiver.id(), 9);
+        assert_eq!(giver.call(&hv, GnttabOp::Transfer, &mut list, 64), Ok(0));
+        assert_eq!(list[0].status, GNTST_BAD_PAGE, "{mfn:?}");
+    }
+    // Any other failure loses the frame: nobody has it.
+    receiver.domain.pages.lock().set_max_pages(after[1]);
+    receiver.set_entry(&hv, 10, header, 0x56);
+    for (domid, gref, expected) in [
+        (DomId::new(700), 9, GNTST_BAD_DOMAIN),
+        (DomId::SELF, 9, GNTST_BAD_DOMAIN),
+        (receiver.id(), 9, GNTST_GENERAL_ERROR),
+        (receiver.id(), 5000, GNTST_GENERAL_ERROR),
+        (receiver.id(), 10, GNTST_GENERAL_ERROR),
+    ] {
+        let frame = hv.give_frames(&giver.domain, 0, u64::MAX).unwrap();
+        let total = giver.domain.pages.lock().total();
+        let mut list = op(frame, domid, gref);
+        assert_eq!(giver.call(&hv, GnttabOp::Transfer, &mut list, 64), Ok(0));
+        assert_eq!((list[0].status, hv.mm.owner(frame)), (expected, Owner::Nobody), "{domid:?} {gref}");
+        assert_eq!(giver.domain.pages.lock().total(), total - 1);
+        assert_eq!(receiver.domain.pages.lock().total(), after[1]);
+    }
+    assert_eq!(receiver.entry(&hv, 10), (header, 0x56), "not even committed");
+}
+
+#[test]
+fn another_entry_moves_into_the_place_of_a_mapping() {
+    let (hv, granter, user) = two_guests();
+    granter.permit(&hv, 0, granter.data[0], user.id(), false);
+    let address = |slot: usize| (slot as u64) << 12;
+    let handle = user.map(&hv, &granter, 0, RW, FREE_SLOT).unwrap();
+    let before = (hv.mm.general_count(user.data[1]), user.pte(&hv, 1));
+    let mut list =
+        [GnttabUnmapAndReplace { host_addr: address(FREE_SLOT), new_addr: address(1), handle, ..Default::default() }];
+    assert_eq!(user.call(&hv, GnttabOp::UnmapAndReplace, &mut list, 64), Ok(0));
+    assert_eq!(list[0].status, GNTST_OKAY);
+    assert_eq!((user.pte(&hv, 1), user.pte(&hv, FREE_SLOT)), (0, before.1));
+    assert_eq!(hv.mm.general_count(user.data[1]), before.0, "moved with its references");
+    assert_eq!(granter.marks(&hv, 0), GrantFlags::empty());
+    // XSA-234: a writable entry moved there does not pass as the mapping that was to be read only.
+    granter.permit(&hv, 1, granter.data[1], user.id(), true);
+    let handle = user.map(&hv, &granter, 1, RO, FREE_SLOT + 1).unwrap();
+    user.map(&hv, &granter, 0, RW, FREE_SLOT + 1).unwrap();
+    assert_eq!(user.unmap(&hv, handle, Some(address(FREE_SLOT + 1)), None), Err(Error::Refused));
+    assert_eq!(granter.marks(&hv, 1), GrantFlags::READING);
+}
+
+#[test]
+fn caches_are_flushed_for_frames_that_are_used() {
+    let (hv, granter, user) = two_guests();
+    granter.permit(&hv, 300, granter.data[0], user.id(), true);
+    user.map(&hv, &granter, 300, RO, FREE_SLOT).unwrap();
+    let op = |frame: Mfn, offset, length, op| GnttabCacheFlush { a: frame.get() << 12 | 8, offset, length, op };
+    let flushed = || core::mem::take(&mut *hv.platform.cache_flushes.lock());
+    let (own, granted, both) = (user.data[0], granter.data[0], GNTTAB_CACHE_CLEAN | GNTTAB_CACHE_INVAL);
+    for budget in [1, 64] {
+        let mut list = [
+            op(own, 0, 4096, GNTTAB_CACHE_CLEAN),
+            op(granted, 16, 32, both),
+            op(own, 0, 0, both),
+            op(own, 0, 8, 0),
+        ];
+        assert_eq!(user.call(&hv, GnttabOp::CacheFlush, &mut list, budget), Ok(0));
+        assert_eq!(flushed(), [(own, 0, 4096), (granted, 16, 32)]);
+    }
+    let all = hv.mm.max_frame();
+    for (op, errno) in [
+        (op(own, 4096, 0, both), Errno::EINVAL),
+        (op(own, 1, 4096, both), Errno::EINVAL),
+        (op(own, 0, 8, 4), Errno::EINVAL),
+        (op(own, 0, 8, both | GNTTAB_CACHE_SOURCE_GREF), Errno::EINVAL),
+        (op(own, 0, 8, GNTTAB_CACHE_INVAL), Errno::EOPNOTSUPP),
+        (op(Mfn::new(all), 0, 8, both), Errno::EINVAL),
+        (op(granter.data[1], 0, 8, both), Errno::EINVAL),
+        (op(Mfn::new(all - 1), 0, 8, both), Errno::EPERM),
+    ] {
+        assert_eq!(user.call(&hv, GnttabOp::CacheFlush, &mut [op], 64), Err(errno), "{op:?}");
+    }
+    let mut current = user.current(&hv, 64);
+    let going_on = [12 | 1 << 12, (DATA as u64 - 1) << 12, 1, 0, 0, 0];
+    hv.write_guest((DATA as u64 - 1) << 12, &op(own, 0, 0, 0)).unwrap();
+    assert_eq!(grant_table_op(&hv, &mut current, going_on), Err(Exit::Errno(Errno::EILSEQ)));
+    assert!(flushed().is_empty());
 }
 
 // ── random sequences against a model ──

@@ -1,16 +1,10 @@
-//! Reservations, memory maps, the machine-to-physical window, and grant tables.
+//! Reservations, memory maps, and the machine-to-physical window.
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
 use conformance::{NOWHERE, TablePage, at, call, grant, is_xenolith, memop, mmuext, pte, update};
-use guest_sdk::abi::grant::{
-    GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GNTST_BAD_COPY_ARG, GNTST_BAD_DOMAIN, GNTST_BAD_GNTREF,
-    GNTST_BAD_HANDLE, GNTST_GENERAL_ERROR, GNTST_OKAY, GnttabCopy, GnttabCopyPtr, GnttabGetVersion,
-    GnttabMapGrantRef, GnttabQuerySize, GnttabSetVersion, GnttabSetupTable, GnttabSwapGrantRef,
-    GnttabUnmapGrantRef, MapFlags,
-};
 use guest_sdk::abi::memory::{
     E820_RAM, E820Entry, MachphysMapping, MachphysMfnList, MemoryDomain, MemoryExchange, MemoryMap,
     MemoryReservation,
@@ -36,7 +30,6 @@ fn main(domain: Domain) {
             reservation_of_nobody,
             decrease_and_increase,
             decrease_refuses,
-            grants_of_the_next_step,
             physmap_is_not_for_us,
             populate_physmap,
             increase_bad_arguments,
@@ -47,19 +40,6 @@ fn main(domain: Domain) {
             memory_map_of_the_domain,
             memory_map_of_the_machine,
             memory_op_unknown,
-            grant_query_size,
-            grant_setup_table,
-            grant_version,
-            grant_map_own,
-            grant_map_read_only,
-            grant_map_refused,
-            grant_unmap_refused,
-            grant_map_pins_the_frame,
-            grant_copy,
-            grant_copy_refused,
-            grant_swap,
-            grant_unknown,
-            grant_bad_list,
         ],
     )
 }
@@ -282,17 +262,6 @@ fn machphys_list(_: &mut Domain) -> Verdict {
     expect_errno(memop(MemoryOp::MachphysMfnList, &mut bad), Errno::EFAULT)
 }
 
-/// An empty list is enough to tell a command that is there from one that is not.
-fn grants_of_the_next_step(_: &mut Domain) -> Verdict {
-    let nothing = |command: GnttabOp| call(Hypercall::GrantTableOp, [command as u64, 0, 0, 0, 0]);
-    let elsewhere = if is_xenolith() { Err(Errno::ENOSYS) } else { Ok(0) };
-    for command in [GnttabOp::Transfer, GnttabOp::UnmapAndReplace, GnttabOp::CacheFlush] {
-        check_eq!(nothing(command), elsewhere, "{command:?}");
-    }
-    check_eq!(nothing(GnttabOp::MapGrantRef), Ok(0));
-    Ok(())
-}
-
 /// For guests whose memory the hypervisor translates, which PV guests' is not.
 fn physmap_is_not_for_us(_: &mut Domain) -> Verdict {
     let mut request = [u64::from(DomId::SELF.get()), 0, 0, 0, 0, 0];
@@ -333,293 +302,5 @@ fn memory_op_unknown(_: &mut Domain) -> Verdict {
     for command in [8, 29, 40, 63] {
         check_eq!(call(Hypercall::MemoryOp, [command, 0, 0, 0, 0]), Err(Errno::ENOSYS), "command {command}");
     }
-    Ok(())
-}
-
-fn grant_query_size(_: &mut Domain) -> Verdict {
-    let mut size = GnttabQuerySize { dom: DomId::SELF, status: 77, ..Default::default() };
-    check_eq!(grant(GnttabOp::QuerySize, &mut size), Ok(0));
-    check_eq!(size.status, GNTST_OKAY);
-    check!(size.nr_frames >= 1 && size.max_nr_frames >= size.nr_frames, "{size:?}");
-    let mut size = GnttabQuerySize { dom: DomId::new(1234), status: 77, ..Default::default() };
-    check_eq!(grant(GnttabOp::QuerySize, &mut size), Ok(0));
-    check_eq!(size.status, GNTST_BAD_DOMAIN);
-    check_eq!(call(Hypercall::GrantTableOp, [6, at(&mut size), 2, 0, 0]), Err(Errno::EINVAL), "two at once");
-    Ok(())
-}
-
-fn grant_setup_table(_: &mut Domain) -> Verdict {
-    let mut frames = [u64::MAX; 2];
-    let mut setup = GnttabSetupTable {
-        dom: DomId::SELF,
-        nr_frames: 2,
-        status: 77,
-        frame_list: GuestHandle::new(at(&mut frames)),
-        ..Default::default()
-    };
-    check_eq!(grant(GnttabOp::SetupTable, &mut setup), Ok(0));
-    check_eq!(setup.status, GNTST_OKAY);
-    check!(frames[0] != frames[1] && frames[0] != u64::MAX && frames[1] != u64::MAX, "{frames:x?}");
-    let mut size = GnttabQuerySize { dom: DomId::SELF, ..Default::default() };
-    check_eq!(grant(GnttabOp::QuerySize, &mut size), Ok(0));
-    check!(size.nr_frames >= 2, "it has grown");
-    let mut setup = GnttabSetupTable { nr_frames: size.max_nr_frames + 1, ..setup };
-    check_eq!(grant(GnttabOp::SetupTable, &mut setup), Ok(0));
-    check_eq!(setup.status, GNTST_GENERAL_ERROR, "more than it may");
-    let mut setup = GnttabSetupTable { dom: DomId::new(1234), nr_frames: 1, ..setup };
-    check_eq!(grant(GnttabOp::SetupTable, &mut setup), Ok(0));
-    check_eq!(setup.status, GNTST_BAD_DOMAIN);
-    check_eq!(call(Hypercall::GrantTableOp, [2, at(&mut setup), 2, 0, 0]), Err(Errno::EINVAL), "two at once");
-    Ok(())
-}
-
-fn grant_version(_: &mut Domain) -> Verdict {
-    let mut version = GnttabGetVersion { dom: DomId::SELF, pad: 0, version: 77 };
-    check_eq!(grant(GnttabOp::GetVersion, &mut version), Ok(0));
-    check_eq!(version.version, 1);
-    let mut nobody = GnttabGetVersion { dom: DomId::new(1234), pad: 0, version: 77 };
-    check_eq!(grant(GnttabOp::GetVersion, &mut nobody), Err(Errno::ESRCH));
-    let mut set = GnttabSetVersion { version: 1 };
-    check_eq!(grant(GnttabOp::SetVersion, &mut set), Ok(0));
-    check_eq!(set.version, 1);
-    let mut set = GnttabSetVersion { version: 3 };
-    expect_errno(grant(GnttabOp::SetVersion, &mut set), Errno::EINVAL)
-}
-
-fn map(gref: GrantRef, address: u64, flags: MapFlags) -> GnttabMapGrantRef {
-    GnttabMapGrantRef {
-        host_addr: address,
-        flags: flags.bits(),
-        gref,
-        dom: DomId::SELF,
-        status: 77,
-        ..Default::default()
-    }
-}
-
-fn unmap(address: u64, handle: u32) -> Result<i16, testkit::Stop> {
-    let mut request = GnttabUnmapGrantRef { host_addr: address, handle, status: 77, ..Default::default() };
-    check_eq!(grant(GnttabOp::UnmapGrantRef, &mut request), Ok(0));
-    Ok(request.status)
-}
-
-fn grant_map_own(domain: &mut Domain) -> Verdict {
-    let id = domain.id();
-    let granted = domain.grants.grant_new(id, Access::ReadWrite)?;
-    granted.write_bytes(0, &0x5aa5_1234u32.to_le_bytes());
-    let range = Range::new(1)?;
-    check!(!granted.in_use());
-    let mut request = map(granted.reference(), range.start(), MapFlags::HOST_MAP);
-    request.dom = id;
-    check_eq!(grant(GnttabOp::MapGrantRef, &mut request), Ok(0));
-    check_eq!(request.status, GNTST_OKAY);
-    check!(granted.in_use(), "the entry says so");
-    check_eq!(try_read(range.start()).map(|word| word as u32), Ok(0x5aa5_1234));
-    // SAFETY: shared memory of this case.
-    unsafe { try_write(range.start() + 8, 99)? };
-    check_eq!(granted.word(8).load(core::sync::atomic::Ordering::Relaxed), 99);
-    check_eq!(unmap(range.start(), request.handle)?, GNTST_OKAY);
-    check!(!granted.in_use());
-    expect_vector(try_read(range.start()), 14, 0)
-}
-
-fn grant_map_read_only(domain: &mut Domain) -> Verdict {
-    let id = domain.id();
-    let granted = domain.grants.grant_new(id, Access::Read)?;
-    let range = Range::new(1)?;
-    let mut request = map(granted.reference(), range.start(), MapFlags::HOST_MAP);
-    request.dom = id;
-    check_eq!(grant(GnttabOp::MapGrantRef, &mut request), Ok(0));
-    check_eq!(request.status, GNTST_GENERAL_ERROR, "writable, though granted for reading");
-    let mut request = map(granted.reference(), range.start(), MapFlags::HOST_MAP | MapFlags::READONLY);
-    request.dom = id;
-    check_eq!(grant(GnttabOp::MapGrantRef, &mut request), Ok(0));
-    check_eq!(request.status, GNTST_OKAY);
-    check_eq!(try_read(range.start()), Ok(0));
-    // SAFETY: refused by the mapping.
-    let refused = unsafe { try_write(range.start(), 1) };
-    check_eq!(unmap(range.start(), request.handle)?, GNTST_OKAY);
-    expect_vector(refused, 14, 3)
-}
-
-fn grant_map_refused(domain: &mut Domain) -> Verdict {
-    let id = domain.id();
-    let foreign = domain.grants.grant_new(DomId::new(77), Access::ReadWrite)?;
-    let granted = domain.grants.grant_new(id, Access::ReadWrite)?;
-    let range = Range::new(1)?;
-    let status = |gref: GrantRef, dom: DomId, address: u64, flags: MapFlags| -> Result<i16, testkit::Stop> {
-        let mut request = GnttabMapGrantRef { dom, ..map(gref, address, flags) };
-        check_eq!(grant(GnttabOp::MapGrantRef, &mut request), Ok(0));
-        Ok(request.status)
-    };
-    check_eq!(
-        status(foreign.reference(), id, range.start(), MapFlags::HOST_MAP)?,
-        GNTST_GENERAL_ERROR,
-        "somebody else's"
-    );
-    check_eq!(
-        status(GrantRef::new(500), id, range.start(), MapFlags::HOST_MAP)?,
-        GNTST_GENERAL_ERROR,
-        "unused"
-    );
-    check_eq!(
-        status(GrantRef::new(1 << 20), id, range.start(), MapFlags::HOST_MAP)?,
-        GNTST_BAD_GNTREF,
-        "behind the end"
-    );
-    check_eq!(
-        status(granted.reference(), DomId::new(1234), range.start(), MapFlags::HOST_MAP)?,
-        GNTST_BAD_DOMAIN
-    );
-    check_eq!(
-        status(granted.reference(), id, range.start(), MapFlags::empty())?,
-        GNTST_BAD_GNTREF,
-        "mapped for nobody"
-    );
-    check_eq!(
-        status(granted.reference(), id, NOWHERE, MapFlags::HOST_MAP)?,
-        GNTST_GENERAL_ERROR,
-        "no table for the address"
-    );
-    check!(!granted.in_use(), "what failed holds nothing");
-    check_eq!(memory::leaf(range.start()), Some(0));
-    Ok(())
-}
-
-fn grant_unmap_refused(domain: &mut Domain) -> Verdict {
-    let id = domain.id();
-    check_eq!(unmap(NOWHERE, 4000)?, GNTST_BAD_HANDLE);
-    check_eq!(unmap(NOWHERE, u32::MAX)?, GNTST_BAD_HANDLE);
-    let granted = domain.grants.grant_new(id, Access::ReadWrite)?;
-    let range = Range::new(2)?;
-    let mut request =
-        GnttabMapGrantRef { dom: id, ..map(granted.reference(), range.start(), MapFlags::HOST_MAP) };
-    check_eq!(grant(GnttabOp::MapGrantRef, &mut request), Ok(0));
-    check_eq!(request.status, GNTST_OKAY);
-    check!(unmap(range.address(1), request.handle)? != GNTST_OKAY, "another address");
-    check!(granted.in_use());
-    check_eq!(unmap(range.start(), request.handle)?, GNTST_OKAY);
-    check_eq!(unmap(range.start(), request.handle)?, GNTST_BAD_HANDLE, "twice");
-    Ok(())
-}
-
-fn grant_map_pins_the_frame(domain: &mut Domain) -> Verdict {
-    // While a granted page is mapped writable it cannot become a page table, though its owner maps it read-only.
-    let id = domain.id();
-    let page = Page::new()?;
-    let (frame, own) = (page.mfn().get(), page.address());
-    let granted = domain.grants.grant(page, id, Access::ReadWrite)?;
-    let range = Range::new(1)?;
-    let mut request =
-        GnttabMapGrantRef { dom: id, ..map(granted.reference(), range.start(), MapFlags::HOST_MAP) };
-    check_eq!(grant(GnttabOp::MapGrantRef, &mut request), Ok(0));
-    check_eq!(request.status, GNTST_OKAY);
-    // SAFETY: nobody writes it through its own address meanwhile.
-    unsafe { memory::set_leaf(own, pte(frame, 0x61 | 1 << 63))? };
-    let pinned = mmuext(MmuextCmd::PinL1Table, frame, 0);
-    check_eq!(unmap(range.start(), request.handle)?, GNTST_OKAY);
-    let later = mmuext(MmuextCmd::PinL1Table, frame, 0);
-    check_eq!(mmuext(MmuextCmd::UnpinTable, frame, 0), Ok(0));
-    // SAFETY: an ordinary page again.
-    unsafe { memory::set_leaf(own, pte(frame, 0x63 | 1 << 63))? };
-    check_eq!((pinned, later), (Err(Errno::EINVAL), Ok(0)));
-    Ok(())
-}
-
-fn copy(source: GnttabCopyPtr, dest: GnttabCopyPtr, len: u16, flags: u16) -> Result<i16, testkit::Stop> {
-    let mut request = GnttabCopy { source, dest, len, flags, status: 77, pad0: 0 };
-    check_eq!(grant(GnttabOp::Copy, &mut request), Ok(0));
-    Ok(request.status)
-}
-
-fn grant_copy(domain: &mut Domain) -> Verdict {
-    let id = domain.id();
-    let from = domain.grants.grant_new(id, Access::Read)?;
-    let to = domain.grants.grant_new(id, Access::ReadWrite)?;
-    from.write_bytes(100, b"copied by the hypervisor");
-    let (source, dest) =
-        (GnttabCopyPtr::granted(from.reference(), id, 100), GnttabCopyPtr::granted(to.reference(), id, 4000));
-    check_eq!(copy(source, dest, 24, GNTCOPY_SOURCE_GREF | GNTCOPY_DEST_GREF)?, GNTST_OKAY);
-    let mut seen = [0u8; 26];
-    to.read_bytes(3999, &mut seen);
-    check_eq!(&seen, b"\0copied by the hypervisor\0");
-    // To an own frame by its number.
-    let page = Page::new()?;
-    check_eq!(copy(source, GnttabCopyPtr::own(page.mfn(), 0), 8, GNTCOPY_SOURCE_GREF)?, GNTST_OKAY);
-    check_eq!(try_read(page.address()), Ok(u64::from_le_bytes(*b"copied b")));
-    check!(!from.in_use() && !to.in_use());
-    Ok(())
-}
-
-fn grant_copy_refused(domain: &mut Domain) -> Verdict {
-    let id = domain.id();
-    let from = domain.grants.grant_new(id, Access::Read)?;
-    let to = domain.grants.grant_new(id, Access::ReadWrite)?;
-    let page = Page::new()?;
-    let (f, t) = (from.reference(), to.reference());
-    let both = GNTCOPY_SOURCE_GREF | GNTCOPY_DEST_GREF;
-    let g = |gref, offset| GnttabCopyPtr::granted(gref, id, offset);
-    check_eq!(copy(g(f, 4090), g(t, 0), 10, both)?, GNTST_BAD_COPY_ARG, "past the end of the source");
-    check_eq!(copy(g(f, 0), g(t, 4090), 10, both)?, GNTST_BAD_COPY_ARG, "past the end of the destination");
-    check_eq!(copy(g(t, 0), g(f, 0), 10, both)?, GNTST_GENERAL_ERROR, "into what may be read only");
-    check_eq!(copy(g(GrantRef::new(1 << 20), 0), g(t, 0), 10, both)?, GNTST_BAD_GNTREF);
-    let nobody = GnttabCopyPtr::granted(f, DomId::new(1234), 0);
-    check_eq!(copy(nobody, g(t, 0), 10, both)?, GNTST_BAD_DOMAIN);
-    // Somebody else's frame by number.
-    let foreign = GnttabCopyPtr { domid: DomId::new(0x7ff2), ..GnttabCopyPtr::own(page.mfn(), 0) };
-    check!(copy(foreign, g(t, 0), 10, GNTCOPY_DEST_GREF)? != GNTST_OKAY);
-    // A page table as the destination.
-    let table = TablePage::new(&[])?;
-    check_eq!(mmuext(MmuextCmd::PinL1Table, table.mfn(), 0), Ok(0));
-    let refused =
-        copy(g(f, 0), GnttabCopyPtr::own(guest_sdk::abi::Mfn::new(table.mfn()), 0), 8, GNTCOPY_SOURCE_GREF)?;
-    check_eq!(mmuext(MmuextCmd::UnpinTable, table.mfn(), 0), Ok(0));
-    check!(refused != GNTST_OKAY, "a page table was written");
-    check!(!from.in_use() && !to.in_use());
-    Ok(())
-}
-
-fn grant_swap(domain: &mut Domain) -> Verdict {
-    let id = domain.id();
-    let a = domain.grants.grant_new(id, Access::ReadWrite)?;
-    let b = domain.grants.grant_new(id, Access::ReadWrite)?;
-    a.write_bytes(0, b"first...");
-    let swap = |ref_a, ref_b| -> Result<i16, testkit::Stop> {
-        let mut request = GnttabSwapGrantRef { ref_a, ref_b, status: 77, pad0: 0 };
-        check_eq!(grant(GnttabOp::SwapGrantRef, &mut request), Ok(0));
-        Ok(request.status)
-    };
-    check_eq!(swap(a.reference(), b.reference())?, GNTST_OKAY);
-    // What the second reference leads to now is the first page.
-    let page = Page::new()?;
-    let source = GnttabCopyPtr::granted(b.reference(), id, 0);
-    check_eq!(copy(source, GnttabCopyPtr::own(page.mfn(), 0), 8, GNTCOPY_SOURCE_GREF)?, GNTST_OKAY);
-    check_eq!(try_read(page.address()), Ok(u64::from_le_bytes(*b"first...")));
-    check_eq!(swap(a.reference(), b.reference())?, GNTST_OKAY);
-    check_eq!(swap(a.reference(), GrantRef::new(1 << 20))?, GNTST_BAD_GNTREF);
-    Ok(())
-}
-
-fn grant_unknown(_: &mut Domain) -> Verdict {
-    let mut room = [0u64; 8];
-    for command in [13, 100, 0xfff] {
-        check_eq!(
-            call(Hypercall::GrantTableOp, [command, at(&mut room), 1, 0, 0]),
-            Err(Errno::ENOSYS),
-            "command {command}"
-        );
-    }
-    Ok(())
-}
-
-fn grant_bad_list(_: &mut Domain) -> Verdict {
-    for command in [0, 1, 5] {
-        check_eq!(
-            call(Hypercall::GrantTableOp, [command, NOWHERE, 1, 0, 0]),
-            Err(Errno::EFAULT),
-            "command {command}"
-        );
-    }
-    check_eq!(call(Hypercall::GrantTableOp, [0, 0, 1 << 31, 0, 0]), Err(Errno::EINVAL), "too many");
     Ok(())
 }

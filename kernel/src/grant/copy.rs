@@ -122,10 +122,8 @@ impl<'a, P: Platform> Copier<'a, P> {
         if domid == DomId::SELF {
             return Ok(self.caller.clone());
         }
-        if !granted {
-            return Err(Error::NotPermitted);
-        }
-        self.hv.domains.get(domid).ok_or(Error::BadDomain)
+        let owner = self.hv.domains.get(domid).ok_or(Error::BadDomain)?;
+        if granted { Ok(owner) } else { Err(Error::NotPermitted) }
     }
 
     /// A side's frame, the bytes of it that may be used, and what holds it.

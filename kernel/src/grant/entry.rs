@@ -162,9 +162,7 @@ impl Entry<'_> {
                 let word = word.load(Ordering::Acquire);
                 (word & 0xffff_ffff, word >> 32)
             }
-            Entry::V2 { words, .. } => {
-                (words[0].load(Ordering::Acquire), words[1].load(Ordering::Acquire))
-            }
+            Entry::V2 { words, .. } => (words[0].load(Ordering::Acquire), words[1].load(Ordering::Acquire)),
         }
     }
 
@@ -304,8 +302,7 @@ mod tests {
     fn with(v2: bool, header: u64, frame: u64, test: impl FnOnce(&Entry<'_>)) {
         let words = [const { AtomicU64::new(0) }; 3];
         let [a, b, c] = &words;
-        let entry =
-            if v2 { Entry::V2 { words: [a, b], status: Status::new(c, 2) } } else { Entry::V1(a) };
+        let entry = if v2 { Entry::V2 { words: [a, b], status: Status::new(c, 2) } } else { Entry::V1(a) };
         entry.store(header, frame);
         test(&entry);
         assert_eq!(c.load(Ordering::SeqCst) & !(0xffff << 32), 0, "other entries' status");

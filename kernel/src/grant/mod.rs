@@ -42,10 +42,10 @@ pub mod entry;
 mod ops;
 mod size;
 mod table;
-mod transfer;
-mod version;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transfer;
+mod version;
 
 pub use cache::{FLUSH_SEARCH_UNIT, FlushRefused};
 pub use copy::Copier;

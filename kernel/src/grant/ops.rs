@@ -330,8 +330,7 @@ impl<P: Platform> Hypervisor<P> {
             }
         };
         let (table, index) = self.find_host_pte(user, host)?;
-        let is_mapping =
-            |old: Pte| old.is_present() && old.mfn() == frame && old.is_writable() != readonly;
+        let is_mapping = |old: Pte| old.is_present() && old.mfn() == frame && old.is_writable() != readonly;
         self.pager().replace_l1(&table, index, taken, is_mapping).map_err(|_| Error::Refused)
     }
 

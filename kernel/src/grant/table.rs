@@ -558,11 +558,7 @@ impl GrantTable {
     }
 
     /// As [`GrantTable::mapping`], and makes the handle the caller's alone until [`GrantTable::set_mapping`].
-    pub(super) fn claim_mapping<P: Platform>(
-        &mut self,
-        platform: &P,
-        handle: u32,
-    ) -> Result<Mapping, Error> {
+    pub(super) fn claim_mapping<P: Platform>(&mut self, platform: &P, handle: u32) -> Result<Mapping, Error> {
         let mapping = self.mapping(platform, handle)?;
         if let Some(word) = self.handle_word(platform, handle) {
             word.fetch_or(BUSY, Ordering::Relaxed);
@@ -608,9 +604,12 @@ mod tests {
 
     #[test]
     fn active_entries_keep_what_they_are_told() {
-        for reach in
-            [Reach::Page, Reach::Through, Reach::Part { start: 4096, end: 4096 }, Reach::Part { start: 1, end: 9 }]
-        {
+        for reach in [
+            Reach::Page,
+            Reach::Through,
+            Reach::Part { start: 4096, end: 4096 },
+            Reach::Part { start: 1, end: 9 },
+        ] {
             let active = Active {
                 pins: Pins::DEVICE_WRITE.plus(Pins::HOST_READ).unwrap(),
                 user: DomId::new(0x7fef),

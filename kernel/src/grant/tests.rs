@@ -14,8 +14,8 @@ use hypercall_abi::{DomId, Errno, GrantRef, GuestHandle, Mfn, VcpuId};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::table::{Pins, Version};
 use super::entry::{self, Entry};
+use super::table::{Pins, Version};
 use super::{Copier, Error, VersionRefused};
 use crate::access::Rights;
 use crate::domain::{Current, Domain, Life, VcpuRef, VcpuState};
@@ -129,10 +129,8 @@ impl Guest {
             match grant_table_op(hv, &mut current, args) {
                 Ok(value) => break Ok(value),
                 Err(Exit::Preempted(again)) => {
-                    let counts_on = !matches!(
-                        cmd,
-                        GnttabOp::SetupTable | GnttabOp::SetVersion | GnttabOp::CacheFlush
-                    );
+                    let counts_on =
+                        !matches!(cmd, GnttabOp::SetupTable | GnttabOp::SetVersion | GnttabOp::CacheFlush);
                     assert!(!counts_on || again[2] < args[2], "no progress");
                     args = again;
                     current.state.budget = Budget::new(budget);
@@ -498,10 +496,7 @@ fn unused_entries_swap() {
     };
     let mut list = swap(20, 21);
     assert_eq!(granter.call(&hv, GnttabOp::SwapGrantRef, &mut list, 64), Ok(0));
-    assert_eq!(
-        (list[0].status, granter.entry(&hv, 20), granter.entry(&hv, 21)),
-        (GNTST_OKAY, (0, 0), entry)
-    );
+    assert_eq!((list[0].status, granter.entry(&hv, 20), granter.entry(&hv, 21)), (GNTST_OKAY, (0, 0), entry));
     user.map(&hv, &granter, 21, RO, FREE_SLOT).unwrap();
     for (mut list, expected) in
         [(swap(20, 21), GNTST_EAGAIN), (swap(20, 512), GNTST_BAD_GNTREF), (swap(21, 21), GNTST_OKAY)]
@@ -880,8 +875,12 @@ fn another_entry_moves_into_the_place_of_a_mapping() {
     let address = |slot: usize| (slot as u64) << 12;
     let handle = user.map(&hv, &granter, 0, RW, FREE_SLOT).unwrap();
     let before = (hv.mm.general_count(user.data[1]), user.pte(&hv, 1));
-    let mut list =
-        [GnttabUnmapAndReplace { host_addr: address(FREE_SLOT), new_addr: address(1), handle, ..Default::default() }];
+    let mut list = [GnttabUnmapAndReplace {
+        host_addr: address(FREE_SLOT),
+        new_addr: address(1),
+        handle,
+        ..Default::default()
+    }];
     assert_eq!(user.call(&hv, GnttabOp::UnmapAndReplace, &mut list, 64), Ok(0));
     assert_eq!(list[0].status, GNTST_OKAY);
     assert_eq!((user.pte(&hv, 1), user.pte(&hv, FREE_SLOT)), (0, before.1));
@@ -900,7 +899,8 @@ fn caches_are_flushed_for_frames_that_are_used() {
     let (hv, granter, user) = two_guests();
     granter.permit(&hv, 300, granter.data[0], user.id(), true);
     user.map(&hv, &granter, 300, RO, FREE_SLOT).unwrap();
-    let op = |frame: Mfn, offset, length, op| GnttabCacheFlush { a: frame.get() << 12 | 8, offset, length, op };
+    let op =
+        |frame: Mfn, offset, length, op| GnttabCacheFlush { a: frame.get() << 12 | 8, offset, length, op };
     let flushed = || core::mem::take(&mut *hv.platform.cache_flushes.lock());
     let (own, granted, both) = (user.data[0], granter.data[0], GNTTAB_CACHE_CLEAN | GNTTAB_CACHE_INVAL);
     for budget in [1, 64] {
@@ -1257,12 +1257,8 @@ impl World {
                 let (frame, _) = self.active[&(mapping.granter, mapping.gref)];
                 let from = guest.host_address(slot, false);
                 let host = mapping.host.unwrap_or(0);
-                let got = guest.replace(
-                    &self.hv,
-                    mapping.handle,
-                    guest.host_address(host, mapping.pte),
-                    from,
-                );
+                let got =
+                    guest.replace(&self.hv, mapping.handle, guest.host_address(host, mapping.pte), from);
                 if mapping.host.is_none() {
                     assert_eq!(got, Ok(false));
                     return;
@@ -1333,8 +1329,7 @@ impl World {
         if self.dead[guest] {
             return;
         }
-        let entries: Vec<_> =
-            (0..8).map(|gref| self.guests[guest].entry(&self.hv, gref)).collect();
+        let entries: Vec<_> = (0..8).map(|gref| self.guests[guest].entry(&self.hv, gref)).collect();
         let expected = if self.versions[guest] == to {
             Ok(())
         } else if self.active.keys().any(|(g, gref)| *g == guest && *gref >= 8) {
@@ -1385,7 +1380,8 @@ impl World {
             gref: GrantRef::new(gref),
             ..Default::default()
         };
-        let in_use = self.active.values().any(|(f, _)| *f == mfn) || self.slots.values().any(|(f, _)| *f == mfn);
+        let in_use =
+            self.active.values().any(|(f, _)| *f == mfn) || self.slots.values().any(|(f, _)| *f == mfn);
         let header = u64::from(IDS[giver]) << 16 | 2;
         let in_table = self.versions[receiver] == Version::V1 || gref < 256;
         let expected = if owner != Some(giver) || in_use {
@@ -1484,7 +1480,11 @@ impl World {
             if !self.dead[owner] || held > 0 {
                 assert_eq!(self.hv.mm.owner(mfn), Owner::Domain(DomId::new(IDS[owner])), "{mfn:?}");
                 assert_eq!(self.hv.mm.general_count(mfn), expected, "references of {mfn:?}");
-                assert_eq!(self.hv.mm.type_word(mfn).unwrap().count(), own.1 + writable, "writers of {mfn:?}");
+                assert_eq!(
+                    self.hv.mm.type_word(mfn).unwrap().count(),
+                    own.1 + writable,
+                    "writers of {mfn:?}"
+                );
             }
         }
     }

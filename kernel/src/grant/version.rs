@@ -9,9 +9,7 @@
 //! larger, or change it again, finishes it first.
 
 use hypercall_abi::GrantRef;
-use hypercall_abi::grant::{
-    GNTTAB_NR_RESERVED_ENTRIES, GTF_PERMIT_ACCESS, GTF_TRANSITIVE, GrantFlags,
-};
+use hypercall_abi::grant::{GNTTAB_NR_RESERVED_ENTRIES, GTF_PERMIT_ACCESS, GTF_TRANSITIVE, GrantFlags};
 
 use super::entry::{Entry, marks_of};
 use super::table::{Change, Missing, Reach, StatusFrames};

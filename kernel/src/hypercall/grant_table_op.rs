@@ -124,7 +124,7 @@ pub fn grant_table_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, ar
         GnttabOp::GetVersion => get_version(hv, current, args),
         GnttabOp::SwapGrantRef => for_each::<P, GnttabSwapGrantRef>(hv, current, args, swap),
         GnttabOp::CacheFlush => cache_flush(hv, current, args),
-        refused @ GnttabOp::DumpTable => Err(refused.refusal().into()),
+        refused => Err(refused.refusal().into()),
     }
 }
 
@@ -264,11 +264,7 @@ fn answer_unmap<P: Platform>(
     }
 }
 
-fn unmap<P: Platform>(
-    hv: &Hypervisor<P>,
-    current: &Current,
-    at: u64,
-) -> Result<Option<Unmapping>, Errno> {
+fn unmap<P: Platform>(hv: &Hypervisor<P>, current: &Current, at: u64) -> Result<Option<Unmapping>, Errno> {
     let op: GnttabUnmapGrantRef = hv.read_guest(at)?;
     let host = (op.host_addr != 0).then(|| (op.host_addr, current.state.current_root()));
     let device = (op.dev_bus_addr.get() != 0).then(|| op.dev_bus_addr.get());
@@ -323,13 +319,7 @@ fn setup_table<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
     Ok(0)
 }
 
-fn list_frames<P: Platform>(
-    hv: &Hypervisor<P>,
-    domain: &Domain,
-    kind: Frames,
-    count: u32,
-    list: u64,
-) -> i16 {
+fn list_frames<P: Platform>(hv: &Hypervisor<P>, domain: &Domain, kind: Frames, count: u32, list: u64) -> i16 {
     let mut result = GNTST_OKAY;
     for index in 0..count {
         let Some(frame) = hv.grant_frame(domain, kind, index) else { return GNTST_GENERAL_ERROR };

@@ -4,19 +4,18 @@
 
 extern crate alloc;
 
-use conformance::{NOWHERE, TablePage, at, call, grant, is_xenolith, memop, mmuext, pte, update};
+use conformance::{NOWHERE, at, call, memop, pte, update};
 use guest_sdk::abi::memory::{
     E820_RAM, E820Entry, MachphysMapping, MachphysMfnList, MemoryDomain, MemoryExchange, MemoryMap,
     MemoryReservation,
 };
 use guest_sdk::abi::mmu::MmuCommand;
 use guest_sdk::abi::segment::MACH2PHYS_VIRT_START;
-use guest_sdk::abi::subops::{GnttabOp, MemoryOp, MmuextCmd};
-use guest_sdk::abi::{DomId, Errno, GrantRef, GuestHandle, Hypercall};
+use guest_sdk::abi::subops::MemoryOp;
+use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall};
 use guest_sdk::memory::{self, Access, Page, Range};
-use guest_sdk::ring::SharedPage;
 use guest_sdk::testkit::{
-    self, Verdict, cases, check, check_eq, expect_errno, expect_vector, try_read, try_write,
+    self, Verdict, cases, check, check_eq, expect_errno, expect_vector, try_read,
 };
 use guest_sdk::{Domain, entry};
 

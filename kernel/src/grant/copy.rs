@@ -31,14 +31,20 @@ impl<P: Platform> Drop for Held<'_, P> {
     }
 }
 
+/// Bytes of a frame: the first, and the one after the last.
+type Bytes = (usize, usize);
+
 /// What names one side: frame or entry, whose, and which of the two it is.
 type Name = (u64, DomId, bool);
+
+/// A frame, what of it may be used, and what holds it.
+type Claimed<'a, P> = (PageRef<'a>, Bytes, Held<'a, P>);
 
 /// A frame that is read: dropped before what holds it.
 struct Source<'a, P: Platform> {
     name: Name,
     frame: PageRef<'a>,
-    range: (usize, usize),
+    range: Bytes,
     _held: Held<'a, P>,
 }
 
@@ -46,7 +52,7 @@ struct Source<'a, P: Platform> {
 struct Dest<'a, P: Platform> {
     name: Name,
     frame: TypedRef<'a, Writable>,
-    range: (usize, usize),
+    range: Bytes,
     _held: Held<'a, P>,
 }
 
@@ -104,7 +110,7 @@ impl<'a, P: Platform> Copier<'a, P> {
         if from + len > PAGE_SIZE || to + len > PAGE_SIZE {
             return Err(Error::BadCopy);
         }
-        let lies_in = |range: (usize, usize), first| range.0 <= first && first + len <= range.1;
+        let lies_in = |range: Bytes, first| range.0 <= first && first + len <= range.1;
         if !lies_in(source.range, from) || !lies_in(dest.range, to) {
             return Err(Error::Refused);
         }
@@ -132,7 +138,7 @@ impl<'a, P: Platform> Copier<'a, P> {
         owner: Arc<Domain>,
         (number, _, granted): Name,
         pins: Pins,
-    ) -> Result<(PageRef<'a>, (usize, usize), Held<'a, P>), Error> {
+    ) -> Result<Claimed<'a, P>, Error> {
         let mut held = Held { hv: self.hv, entries: ArrayVec::new(), pins };
         if !granted {
             let frame = self.hv.mm.get_page(hypercall_abi::Mfn::new(number), owner.id);

@@ -1319,7 +1319,7 @@ impl World {
 
     fn write(&mut self, granter: usize, gref: u32, header: u64, frame: u64) {
         let v2 = self.versions[granter] == Version::V2;
-        if !self.dead[granter] && !(v2 && gref >= 256) {
+        if !(self.dead[granter] || v2 && gref >= 256) {
             self.untouched.remove(&(granter, gref));
             self.guests[granter].set_entry(&self.hv, gref, header, frame);
         }

@@ -230,7 +230,7 @@ fn unmap_all<P: Platform>(
             spent = current.state.budget.step() == Err(Preempted);
         }
         // Also when nothing was unmapped: a replacement that failed has taken an entry out of its table.
-        hv.mm.settle(TlbDebt::everywhere(), &hv.platform);
+        hv.mm.settle(TlbDebt::of_tables(current.domain().id, hv.mm.clock()), &hv.platform);
         for unmapping in batch {
             hv.grant_unmap_complete(unmapping);
         }
@@ -245,6 +245,7 @@ fn unmap_all<P: Platform>(
 /// Answers an unmapping. One that cannot be answered is to be completed all the same.
 fn answer_unmap<P: Platform>(
     hv: &Hypervisor<P>,
+    domain: DomId,
     result: Result<Option<Unmapping>, Error>,
     at: u64,
 ) -> Result<Option<Unmapping>, Errno> {
@@ -256,7 +257,7 @@ fn answer_unmap<P: Platform>(
         Ok(()) => Ok(unmapping),
         Err(errno) => {
             if let Some(unmapping) = unmapping {
-                hv.mm.settle(TlbDebt::everywhere(), &hv.platform);
+                hv.mm.settle(TlbDebt::of_tables(domain, hv.mm.clock()), &hv.platform);
                 hv.grant_unmap_complete(unmapping);
             }
             Err(errno)
@@ -269,7 +270,12 @@ fn unmap<P: Platform>(hv: &Hypervisor<P>, current: &Current, at: u64) -> Result<
     let host = (op.host_addr != 0).then(|| (op.host_addr, current.state.current_root()));
     let device = (op.dev_bus_addr.get() != 0).then(|| op.dev_bus_addr.get());
     let result = hv.grant_unmap(current.domain(), op.handle, host, device, None);
-    answer_unmap(hv, result, at.wrapping_add(offset_of!(GnttabUnmapGrantRef, status) as u64))
+    answer_unmap(
+        hv,
+        current.domain().id,
+        result,
+        at.wrapping_add(offset_of!(GnttabUnmapGrantRef, status) as u64),
+    )
 }
 
 fn unmap_and_replace<P: Platform>(
@@ -281,7 +287,12 @@ fn unmap_and_replace<P: Platform>(
     let host = (op.host_addr != 0).then(|| (op.host_addr, current.state.current_root()));
     let replacement = (op.new_addr != 0).then_some(op.new_addr);
     let result = hv.grant_unmap(current.domain(), op.handle, host, None, replacement);
-    answer_unmap(hv, result, at.wrapping_add(offset_of!(GnttabUnmapAndReplace, status) as u64))
+    answer_unmap(
+        hv,
+        current.domain().id,
+        result,
+        at.wrapping_add(offset_of!(GnttabUnmapAndReplace, status) as u64),
+    )
 }
 
 /// The domain whose table is meant: the caller's own, or with the control right any other.

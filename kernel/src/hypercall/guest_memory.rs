@@ -43,5 +43,5 @@ pub fn item_address<T>(va: u64, index: u64) -> Result<u64, Errno> {
 /// Whether a list at `va` may be the guest's: what Xen asks of a handle before it looks at what is there. A list that begins
 /// in the guest's part runs into addresses that no entry translates before it reaches the hypervisor's.
 pub fn is_guest_list(va: u64) -> bool {
-    va < 1 << 47 || va >= 0xffff_8800_0000_0000
+    !(1 << 47..0xffff_8800_0000_0000).contains(&va)
 }

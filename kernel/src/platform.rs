@@ -180,8 +180,9 @@ pub trait Platform: Sync + 'static {
     fn now_ns(&self) -> u64;
     /// The time-stamp counter, as a guest reads it.
     fn tsc(&self) -> u64;
-    /// Both of one instant, for the PV clock record.
-    fn now_and_tsc(&self) -> (u64, u64);
+    /// The instant from which time is counted, in nanoseconds and in ticks: [`Platform::now_ns`] is the first and the scaled ticks
+    /// since the second. It never changes.
+    fn clock_origin(&self) -> (u64, u64);
     /// How guests turn TSC ticks into nanoseconds.
     fn time_scale(&self) -> TimeScale;
     /// Wall-clock time at boot in nanoseconds since 1970.

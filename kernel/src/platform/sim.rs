@@ -172,8 +172,8 @@ impl Platform for SimMachine {
     fn tsc(&self) -> u64 {
         self.now_ns()
     }
-    fn now_and_tsc(&self) -> (u64, u64) {
-        (self.now_ns(), self.tsc())
+    fn clock_origin(&self) -> (u64, u64) {
+        (0, 0)
     }
     fn time_scale(&self) -> TimeScale {
         TimeScale { mul: 1 << 31, shift: 1 }

@@ -12,7 +12,12 @@ pub(super) const TIME_WORD: usize = 4;
 const WALLCLOCK_OFFSET: usize = 32 * 64 + 2 * 512;
 
 impl<P: Platform> Hypervisor<P> {
-    /// Writes the time of now into a vCPU's vcpu_info. The version is odd while the record changes: a reader that saw an odd
+    /// Writes into a vCPU's vcpu_info how it tells the time.
+    ///
+    /// All records name the same origin, so that every vCPU computes the same time from the same ticks, to the nanosecond and the same as
+    /// the hypervisor's own: records made at different moments would be rounded differently, and time would step back by one
+    /// nanosecond from one vCPU to another.
+    /// The version is odd while the record changes: a reader that saw an odd
     /// or a changed version reads again.
     pub fn update_vcpu_time(&self, vcpu: &Vcpu) {
         let words: [_; 4] = core::array::from_fn(|i| vcpu.info_word(&self.platform, TIME_WORD + i));
@@ -22,7 +27,7 @@ impl<P: Platform> Hypervisor<P> {
         let time_scale = self.platform.time_scale();
         version.store(u64::from(even.wrapping_add(1)), Ordering::Release);
         core::sync::atomic::fence(Ordering::SeqCst);
-        let (now, tsc) = self.platform.now_and_tsc();
+        let (now, tsc) = self.platform.clock_origin();
         stamp.store(tsc, Ordering::Relaxed);
         system.store(now, Ordering::Relaxed);
         scale.store(u64::from(time_scale.mul) | u64::from(time_scale.shift as u8) << 32, Ordering::Relaxed);

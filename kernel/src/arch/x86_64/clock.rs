@@ -94,6 +94,11 @@ pub fn hz() -> u64 {
     clock().hz
 }
 
+/// TSC at which time begins.
+pub fn epoch() -> u64 {
+    EPOCH.load(Ordering::Relaxed)
+}
+
 /// Nanoseconds since boot; 0 before calibration.
 pub fn now_ns() -> u64 {
     at(tsc())

@@ -147,9 +147,8 @@ impl Platform for Machine {
         clock::tsc()
     }
 
-    fn now_and_tsc(&self) -> (u64, u64) {
-        let tsc = clock::tsc();
-        (clock::at(tsc), tsc)
+    fn clock_origin(&self) -> (u64, u64) {
+        (0, clock::epoch())
     }
 
     fn time_scale(&self) -> TimeScale {

@@ -11,6 +11,7 @@
 //! on_reboot = "restart"
 //! on_crash = "destroy"
 //! ```
+//! `{domid:NAME}` in `cmdline` stands for the number of another domain, which exists or is made at the same time.
 //! `name`, `image` and `memory` are needed; the values of the others here are those they have when left out, but `cmdline`,
 //! which is empty, and `autostart`, which is off.
 
@@ -19,10 +20,16 @@ use crate::units::Bytes;
 use crate::words;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
+use hypercall_abi::DomId;
 use serde::Deserialize;
 use toml::Spanned;
 
+/// Memory of a domain that has no description.
+const DEFAULT_PAGES: u64 = (32 << 20) / 4096;
+/// What stands before a name whose number is wanted.
+const PEER: &str = "{domid:";
 /// Longest name.
 const MAX_NAME: usize = 31;
 /// Name of the domain that this runs in.
@@ -125,6 +132,73 @@ impl Description {
 }
 
 impl Description {
+    /// A guest without a file: as much memory as any test or example takes, and what a file has when it does not say.
+    ///
+    /// # Errors
+    /// What is wrong with the name.
+    pub fn of_image(name: &str, image: &str) -> Result<Self, String> {
+        Ok(Self {
+            name: check_name(name)?,
+            image: check_image(image)?,
+            memory: Bytes::of_pages(DEFAULT_PAGES),
+            vcpus: 1,
+            cmdline: String::new(),
+            autostart: false,
+            policy: Policy::default(),
+        })
+    }
+
+    /// The command line, with the number of a domain in place of each `{domid:NAME}`.
+    ///
+    /// # Errors
+    /// What to say when `number` knows none for a name, or a brace is open.
+    pub fn command_line(&self, number: impl Fn(&str) -> Option<DomId>) -> Result<String, String> {
+        let mut line = String::new();
+        let mut rest = self.cmdline.as_str();
+        while let Some((before, after)) = rest.split_once(PEER) {
+            let (peer, after) = after
+                .split_once('}')
+                .ok_or_else(|| format!("cmdline: write {PEER}NAME}} with a brace at its end"))?;
+            let number = number(peer).ok_or_else(|| {
+                format!(
+                    "its command line has the number of {peer}, which does not exist: make both at once, as in \
+                     `create {} + {peer}`",
+                    self.name
+                )
+            })?;
+            line += &format!("{before}{number}");
+            rest = after;
+        }
+        Ok(line + rest)
+    }
+
+    /// The names in its `{domid:NAME}`.
+    fn peers(&self) -> impl Iterator<Item = &str> {
+        self.cmdline.split(PEER).skip(1).filter_map(|rest| Some(rest.split_once('}')?.0))
+    }
+
+    /// Whether one has to be made together with the other.
+    fn belongs_to(&self, other: &Self) -> bool {
+        self.peers().any(|name| name == other.name) || other.peers().any(|name| name == self.name)
+    }
+}
+
+/// Sorts descriptions into groups that have to be made at once, because they name each other.
+#[must_use]
+pub fn groups(all: Vec<Description>) -> Vec<Vec<Description>> {
+    let mut groups: Vec<Vec<Description>> = Vec::new();
+    for description in all {
+        let is_its = |group: &Vec<Description>| group.iter().any(|other| description.belongs_to(other));
+        let (its, mut others): (Vec<_>, Vec<_>) = groups.into_iter().partition(is_its);
+        let mut group: Vec<Description> = its.into_iter().flatten().collect();
+        group.push(description);
+        others.push(group);
+        groups = others;
+    }
+    groups
+}
+
+impl Description {
     /// The same with one key changed, as in `memory=8M`.
     ///
     /// # Errors
@@ -203,7 +277,7 @@ fn line_at(bytes: &[u8], offset: usize) -> usize {
 
 /// Says what the parser found in words that help.
 fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
-    let mut message: String = error.message().lines().collect::<alloc::vec::Vec<_>>().join(": ");
+    let mut message: String = error.message().lines().collect::<Vec<_>>().join(": ");
     let quoted = |prefix: &str| {
         error.message().strip_prefix(prefix).and_then(|rest| rest.split('`').next()).map(ToString::to_string)
     };
@@ -218,9 +292,12 @@ fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
 
 #[cfg(test)]
 mod tests {
-    use super::Description;
+    use super::{Description, groups};
     use crate::policy::{Action, Policy};
     use alloc::string::ToString;
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use hypercall_abi::DomId;
 
     const WHOLE: &str = "name = 'a-1'\nimage = 'hello'\nmemory = '4M'\nvcpus = 2\ncmdline = 'x y'\nautostart = true\n\
                          on_crash = 'restart'\non_poweroff = 'preserve'\non_reboot = 'destroy'\n";
@@ -266,6 +343,43 @@ mod tests {
         ] {
             assert_eq!(description.clone().with(key, value), Err(message.into()));
         }
+    }
+
+    #[test]
+    fn a_command_line_can_have_the_numbers_of_others() {
+        let of = |cmdline: &str| Description::of_image("a", "i").unwrap().with("cmdline", cmdline).unwrap();
+        let numbers = |name: &str| match name {
+            "a" => Some(DomId::new(7)),
+            "b" => Some(DomId::new(12)),
+            _ => None,
+        };
+        for (text, line) in [
+            ("", ""),
+            ("x={y} {", "x={y} {"),
+            ("peer={domid:b}", "peer=12"),
+            ("{domid:a}{domid:b} z", "712 z"),
+        ] {
+            assert_eq!(of(text).command_line(numbers), Ok(line.to_string()));
+        }
+        let missing = of("peer={domid:c}").command_line(numbers).unwrap_err();
+        assert!(
+            missing.contains("the number of c, which does not exist") && missing.contains("`create a + c`")
+        );
+        assert!(of("{domid:b").command_line(numbers).unwrap_err().contains("{domid:NAME}"));
+    }
+
+    #[test]
+    fn descriptions_that_name_each_other_are_one_group() {
+        let of = |name: &str, cmdline: &str| {
+            Description::of_image(name, "i").unwrap().with("cmdline", cmdline).unwrap()
+        };
+        let all =
+            [of("a", "{domid:c}"), of("b", ""), of("c", ""), of("d", "{domid:e}"), of("e", "{domid:a}")];
+        let names: Vec<Vec<&str>> = groups(all.to_vec())
+            .iter()
+            .map(|group| all.iter().filter(|d| group.contains(d)).map(|d| d.name.as_str()).collect())
+            .collect();
+        assert_eq!(names, [vec!["b"], vec!["a", "c", "d", "e"]]);
     }
 
     #[test]

@@ -48,8 +48,8 @@ pub static CHANGED: Bell = Bell::new();
 /// How far a guest is.
 #[derive(Clone)]
 pub enum State {
-    /// It is being built.
-    Starting,
+    /// It is being built; its number, once it has one.
+    Starting(Option<DomId>),
     /// It exists and has not ended.
     Running(Run),
     /// It has ended; what follows is being decided.
@@ -81,6 +81,17 @@ struct Link {
     bell: Bell,
 }
 
+/// How a guest's output is shown in the shell as it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// Not at all.
+    Off,
+    /// Each line with the guest's name before it.
+    Named,
+    /// Each line as it is.
+    Plain,
+}
+
 struct Guest {
     description: Description,
     image: &'static [u8],
@@ -88,7 +99,19 @@ struct Guest {
     supervisor: Supervisor,
     log: Scrollback,
     lines: Lines,
-    follow: bool,
+    follow: Follow,
+}
+
+impl Guest {
+    fn show(&self, name: &str, lines: &[String]) {
+        for line in lines {
+            match self.follow {
+                Follow::Off => {}
+                Follow::Named => say!("[{name}] {line}"),
+                Follow::Plain => say!("{line}"),
+            }
+        }
+    }
 }
 
 /// What the shell shows of a guest.
@@ -150,7 +173,7 @@ pub fn resolve(text: &str) -> Result<String, String> {
 pub fn domain(name: &str) -> Result<DomId, String> {
     match state(name) {
         Some(State::Running(run) | State::Ended(run) | State::Kept(run, _)) => Ok(run.domain),
-        Some(State::Starting) => Err(format!("{name} is being built: try again in a moment")),
+        Some(State::Starting(_)) => Err(format!("{name} is being built: try again in a moment")),
         Some(State::Leaving) => Err(format!("{name} is being torn down")),
         Some(State::Gone(ending)) => {
             let how = ending.map_or("was destroyed".into(), |ending| ending.to_string());
@@ -162,60 +185,157 @@ pub fn domain(name: &str) -> Result<DomId, String> {
     }
 }
 
-/// Builds a guest and lets it run.
+/// A guest to be made.
+pub struct Wanted {
+    /// What it is to be.
+    pub description: Description,
+    /// Its kernel.
+    pub image: &'static [u8],
+}
+
+/// Builds guests and lets them run, all or none. They can be told each other's numbers: see [`Description::command_line`].
 ///
 /// # Errors
 /// What to say; nothing is left then.
-pub async fn start(description: Description, image: &'static [u8]) -> Result<DomId, String> {
-    let name = description.name.clone();
-    {
-        let mut guests = GUESTS.lock();
-        match guests.get_mut(&name) {
-            Some(Guest { state: State::Gone(_), .. }) | None => {}
-            Some(_) => {
-                return Err(format!(
-                    "a guest called {name} exists: `destroy {name}` first, or use another name"
-                ));
-            }
-        }
-        let old = guests.remove(&name);
-        let guest = Guest {
-            description,
-            image,
-            state: State::Starting,
-            supervisor: Supervisor::default(),
-            log: old.map_or(Scrollback::new(SCROLLBACK), |old| old.log),
-            lines: Lines::default(),
-            follow: false,
-        };
-        guests.insert(name.clone(), guest);
-    }
-    let result = run(&name).await;
+pub async fn start(wanted: Vec<Wanted>, follow: Follow) -> Result<(), String> {
+    let names: Vec<String> = wanted.iter().map(|wanted| wanted.description.name.clone()).collect();
+    let result = match enter(wanted, follow) {
+        Ok(()) => run(&names).await,
+        // What was there before is left alone.
+        Err(error) => return Err(error),
+    };
     if result.is_err() {
-        GUESTS.lock().remove(&name);
+        GUESTS.lock().retain(|name, _| !names.contains(name));
         CHANGED.ring();
     }
     result
 }
 
-/// Builds the guest, which is in state `Starting`, from its description.
-async fn run(name: &str) -> Result<DomId, String> {
-    let (description, image) = {
-        let guests = GUESTS.lock();
-        let guest = guests.get(name).ok_or("the guest was forgotten")?;
-        (guest.description.clone(), guest.image)
-    };
+/// Enters guests into the table, in state `Starting`.
+fn enter(wanted: Vec<Wanted>, follow: Follow) -> Result<(), String> {
+    let mut guests = GUESTS.lock();
+    for (index, Wanted { description, .. }) in wanted.iter().enumerate() {
+        let name = &description.name;
+        if wanted.iter().take(index).any(|other| other.description.name == *name) {
+            return Err(format!("{name} is there twice: add name=OTHER to one of them"));
+        }
+        if guests.get(name).is_some_and(|guest| !matches!(guest.state, State::Gone(_))) {
+            return Err(format!("a guest called {name} exists: `destroy {name}` first, or use another name"));
+        }
+    }
+    for Wanted { description, image } in wanted {
+        let name = description.name.clone();
+        let old = guests.remove(&name);
+        let guest = Guest {
+            description,
+            image,
+            state: State::Starting(None),
+            supervisor: Supervisor::default(),
+            log: old.map_or(Scrollback::new(SCROLLBACK), |old| old.log),
+            lines: Lines::default(),
+            follow,
+        };
+        guests.insert(name, guest);
+    }
+    Ok(())
+}
+
+/// The number of a guest that exists or is being built.
+fn number_of(name: &str) -> Option<DomId> {
+    match state(name)? {
+        State::Starting(number) => number,
+        State::Running(run) | State::Ended(run) | State::Kept(run, _) => Some(run.domain),
+        State::Leaving | State::Gone(_) => None,
+    }
+}
+
+/// A copy of what a guest in the table is made of.
+fn wanted(name: &str) -> Result<Wanted, String> {
+    let guests = GUESTS.lock();
+    let guest = guests.get(name).ok_or("the guest was forgotten")?;
+    Ok(Wanted { description: guest.description.clone(), image: guest.image })
+}
+
+/// Builds guests in state `Starting`, and lets them run when all are built.
+async fn run(names: &[String]) -> Result<(), String> {
+    // First all the numbers, so that each can be told the others'.
+    let mut empty = VecDeque::new();
+    let mut result = Ok(());
+    for name in names {
+        match make_empty(name) {
+            Ok(domain) => empty.push_back(domain),
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    let mut built = 0;
+    while result.is_ok()
+        && let Some((name, domain)) = names.get(built).zip(empty.pop_front())
+    {
+        result = build(name, domain).await;
+        built += usize::from(result.is_ok());
+    }
+    if result.is_ok() {
+        for name in names {
+            result = result.and(unpause(name));
+        }
+    }
+    if result.is_err() {
+        for domain in empty {
+            // It is ours and has never run: this cannot fail.
+            let _ = toolstack::destroy(&mut Machine::named(""), domain.domain).await;
+        }
+        for name in names.iter().take(built) {
+            if let Some(State::Running(run) | State::Ended(run)) = state(name) {
+                // What went wrong first is the better message.
+                let _ = tear_down(name, run, State::Gone(None)).await;
+            }
+        }
+    }
+    result
+}
+
+fn request<'a>(wanted: &'a Wanted, command_line: &'a str) -> Request<'a> {
+    Request {
+        image: wanted.image,
+        pages: wanted.description.memory.pages(),
+        vcpus: wanted.description.vcpus,
+        command_line,
+    }
+}
+
+fn cannot_create(description: &Description) -> impl Fn(toolstack::CreateError) -> String {
+    move |error| format!("cannot create {} from image {}: {error}", description.name, description.image)
+}
+
+/// Makes the domain of a guest, so that it has a number.
+fn make_empty(name: &str) -> Result<toolstack::Empty, String> {
+    let wanted = wanted(name)?;
+    let request = request(&wanted, &wanted.description.cmdline);
+    let empty = toolstack::create_empty(&mut Machine::named(name), &request)
+        .map_err(cannot_create(&wanted.description))?;
+    set_state(name, State::Starting(Some(empty.domain)));
+    Ok(empty)
+}
+
+/// Fills the domain of a guest and opens its console; it is left paused. What fails leaves nothing.
+async fn build(name: &str, empty: toolstack::Empty) -> Result<(), String> {
+    let wanted = wanted(name)?;
+    let domain = empty.domain;
     let mut machine = Machine::named(name);
-    let request = Request {
-        image,
-        pages: description.memory.pages(),
-        vcpus: description.vcpus,
-        command_line: &description.cmdline,
+    let command_line = match wanted.description.command_line(number_of) {
+        Ok(line) => line,
+        Err(error) => {
+            let _ = toolstack::destroy(&mut machine, domain).await;
+            return Err(error);
+        }
     };
-    let created = toolstack::create(&mut machine, &request)
+    let created = toolstack::fill(&mut machine, &request(&wanted, &command_line), empty)
         .await
-        .map_err(|error| format!("cannot create {name} from image {}: {error}", description.image))?;
-    let connected = match store::connect(&description, &created) {
+        .map_err(cannot_create(&wanted.description))?;
+    let connected = match store::connect(&wanted.description, &created) {
         Ok(store) => match connect(name, &created) {
             Ok(console) => Ok((console, store)),
             Err(error) => {
@@ -227,18 +347,19 @@ async fn run(name: &str) -> Result<DomId, String> {
     };
     match connected {
         Ok((console, store)) => {
-            let run = Run { domain: created.domain, started_ns: time::now_ns(), console, store };
-            set_state(name, State::Running(run));
+            set_state(name, State::Running(Run { domain, started_ns: time::now_ns(), console, store }));
+            Ok(())
         }
         Err(error) => {
-            let _ = toolstack::destroy(&mut machine, created.domain).await;
-            return Err(error);
+            let _ = toolstack::destroy(&mut machine, domain).await;
+            Err(error)
         }
     }
-    hypervisor::get()
-        .unpause(created.domain)
-        .map_err(|errno| format!("cannot start {name}: unpause gives {errno}"))?;
-    Ok(created.domain)
+}
+
+fn unpause(name: &str) -> Result<(), String> {
+    let domain = domain(name)?;
+    hypervisor::get().unpause(domain).map_err(|errno| format!("cannot start {name}: unpause gives {errno}"))
 }
 
 /// Maps the console ring, connects to its port and starts the console's task.
@@ -285,6 +406,10 @@ async fn serve_console(name: String, mut back: ConsoleBack<Foreign>, mut channel
         }
     }
     drop((back, channel));
+    if let Some(guest) = GUESTS.lock().get_mut(&name) {
+        let rest = guest.lines.rest();
+        guest.show(&name, rest.as_slice());
+    }
     link.stopped.store(true, Ordering::Release);
     CHANGED.ring();
 }
@@ -297,23 +422,16 @@ fn take_output(name: &str, bytes: &[u8]) {
     let mut guests = GUESTS.lock();
     let Some(guest) = guests.get_mut(name) else { return };
     guest.log.push(bytes);
-    let lines = if guest.follow { guest.lines.push(bytes) } else { Vec::new() };
-    drop(guests);
+    let lines = if guest.follow == Follow::Off { Vec::new() } else { guest.lines.push(bytes) };
     if attached {
         terminal::raw(bytes);
     } else {
-        for line in lines {
-            say!("[{name}] {line}");
-        }
+        guest.show(name, &lines);
     }
 }
 
-/// Ends the console's task, then the domain; its state is `then` afterwards. Its log stays.
-///
-/// # Errors
-/// What to say.
-async fn tear_down(name: &str, run: Run, then: State) -> Result<(), String> {
-    set_state(name, State::Leaving);
+/// Takes what is left of a guest's output and lets go of its console.
+async fn close_console(run: &Run) {
     run.console.stop.store(true, Ordering::Release);
     run.console.bell.ring();
     loop {
@@ -323,6 +441,15 @@ async fn tear_down(name: &str, run: Run, then: State) -> Result<(), String> {
         }
         CHANGED.after(seen).await;
     }
+}
+
+/// Ends the console's task, then the domain; its state is `then` afterwards. Its log stays.
+///
+/// # Errors
+/// What to say.
+async fn tear_down(name: &str, run: Run, then: State) -> Result<(), String> {
+    set_state(name, State::Leaving);
+    close_console(&run).await;
     // What is mapped from it is let go first: its memory can only come back then.
     store::disconnect(&run.store).await;
     let result = toolstack::destroy(&mut Machine::named(name), run.domain).await;
@@ -345,7 +472,7 @@ pub async fn destroy(name: &str, deadline_ns: u64) -> Result<bool, String> {
             Some(State::Gone(_)) if asked => return Ok(true),
             Some(State::Gone(_)) | None => return domain(name).map(|_| true),
             // Somebody is at it.
-            Some(State::Starting | State::Ended(..) | State::Leaving) => {
+            Some(State::Starting(_) | State::Ended(..) | State::Leaving) => {
                 asked = true;
                 match first(CHANGED.after(seen), time::until_ns(deadline_ns)).await {
                     First::One(()) => continue,
@@ -435,16 +562,16 @@ pub fn type_in(name: &str, bytes: &[u8]) -> bool {
 
 /// Whether a guest is running or being started.
 pub fn is_alive(name: &str) -> bool {
-    matches!(state(name), Some(State::Running(_) | State::Starting))
+    matches!(state(name), Some(State::Running(_) | State::Starting(_)))
 }
 
-/// Shows a guest's output as it comes, or stops that; tells which.
+/// Shows a guest's output as it comes, or stops that; true for the former.
 pub fn toggle_follow(name: &str) -> bool {
     let mut guests = GUESTS.lock();
     let Some(guest) = guests.get_mut(name) else { return false };
-    guest.follow = !guest.follow;
+    guest.follow = if guest.follow == Follow::Off { Follow::Named } else { Follow::Off };
     guest.lines = Lines::default();
-    guest.follow
+    guest.follow != Follow::Off
 }
 
 /// The last lines of a guest's output.
@@ -485,6 +612,8 @@ async fn follow_up(name: String, run: Run, ending: Ending) {
         guest.supervisor.ended(&guest.description.policy, ending, run.started_ns, now)
     };
     let lived = seconds(now.saturating_sub(run.started_ns));
+    // Its last words come before the word about it.
+    close_console(&run).await;
     let hint = if ending.is_clean() {
         String::new()
     } else {
@@ -502,14 +631,14 @@ async fn follow_up(name: String, run: Run, ending: Ending) {
     }
     let started_ns = run.started_ns;
     let restart = decision == Decision::Restart;
-    let then = if restart { State::Starting } else { State::Gone(Some(ending)) };
+    let then = if restart { State::Starting(None) } else { State::Gone(Some(ending)) };
     let torn_down = tear_down(&name, run, then).await;
     if restart && torn_down.is_ok() {
         // Not more than once a second, or its notices would be all there is to read.
         time::until_ns(started_ns.saturating_add(RESTART_NS)).await;
     }
     let result = match torn_down {
-        Ok(()) if restart => self::run(&name).await.map(drop),
+        Ok(()) if restart => self::run(core::slice::from_ref(&name)).await,
         result => result,
     };
     if let Err(error) = result {

@@ -52,6 +52,19 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    /// The same for a domain that is run once: what would be restarted is destroyed.
+    #[must_use]
+    pub fn without_restarts(self) -> Self {
+        let once = |action| if action == Action::Restart { Action::Destroy } else { action };
+        Self {
+            on_crash: once(self.on_crash),
+            on_poweroff: once(self.on_poweroff),
+            on_reboot: once(self.on_reboot),
+        }
+    }
+}
+
 /// How a domain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ending(pub u32);
@@ -61,6 +74,12 @@ impl Ending {
     #[must_use]
     pub fn reason(self) -> Option<ShutdownReason> {
         ShutdownReason::from_number(u64::from(self.0))
+    }
+
+    /// Whether it powered itself off.
+    #[must_use]
+    pub fn is_poweroff(self) -> bool {
+        self.reason() == Some(ShutdownReason::Poweroff)
     }
 
     /// Whether it ended as it wanted.

@@ -108,6 +108,12 @@ impl Lines {
         }
         lines
     }
+
+    /// What is left of a stream that has ended, if it did not end with a line's end.
+    pub fn rest(&mut self) -> Option<String> {
+        let rest = core::mem::take(&mut self.partial);
+        (!rest.is_empty()).then(|| printable(&rest))
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! for somebody at the keyboard.
 
 use crate::archive::Archive;
-use crate::description::Description;
+use crate::description::{self, Description};
+use crate::guests::Follow;
 use crate::shell::Shell;
 use crate::terminal::Keys;
 use crate::units::count;
@@ -48,19 +49,25 @@ fn exec_word(line: CommandLine) -> Option<&'static str> {
 
 /// Starts the guests whose descriptions ask for it; returns how many could not be started.
 async fn autostart(archive: Archive<'static>) -> usize {
-    let mut failed = 0;
+    let mut wanted = Vec::new();
     for file in archive.files() {
-        let file = match file {
-            Ok(file) => file,
+        match file {
+            // A description with mistakes is told of when somebody wants it.
+            Ok(file) if file.name.ends_with(".toml") => {
+                wanted.extend(Description::parse(file.data).ok().filter(|description| description.autostart));
+            }
+            Ok(_) => {}
             Err(error) => {
                 say!("dom0: {error}");
                 break;
             }
-        };
-        // A description with mistakes is told of when somebody wants it.
-        let wanted = file.name.ends_with(".toml") && Description::parse(file.data).is_ok_and(|d| d.autostart);
-        if wanted && let Err(error) = shell::create(archive, file.name, &[]).await {
-            failed += 1;
+        }
+    }
+    let mut failed = 0;
+    for group in description::groups(wanted) {
+        let count = group.len();
+        if let Err(error) = shell::start(archive, group, Follow::Off).await {
+            failed += count;
             say!("dom0: {error}");
         }
     }

@@ -3,7 +3,7 @@
 use crate::archive::Archive;
 use crate::description::{Description, OWN_NAME};
 use crate::editor::{Action, LineEditor};
-use crate::guests::{self, State};
+use crate::guests::{self, Follow, State};
 use crate::hypervisor::{self, DomainInfo, VcpuInfo};
 use crate::say;
 use crate::scrollback::printable;
@@ -78,10 +78,15 @@ commands! {
         "NAME and ID name a domain in other commands. MEMORY and VCPUS are what it has; CPU TIME is what it has used."
     "vcpus" "NAME" vcpus "show a domain's vCPUs"
         "CPU is the processor that each is on, or was last on."
-    "create" "FILE [KEY=VALUE]..." create "build the domain that a description in the boot archive describes, and start it"
-        "FILE is a .toml file in the archive, or the name of the domain that it describes; `images` lists them. Its keys are\n\
-         name, image, memory, vcpus, cmdline, autostart, on_crash, on_poweroff and on_reboot; KEY=VALUE changes one for this\n\
-         time, as in `create demo name=other memory=8M`."
+    "create" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" create "build domains and start them"
+        "FILE is a description in the boot archive, or the name of the domain that one describes; IMAGE is a guest image there\n\
+         (`images` lists both); any other NAME needs image=IMAGE. Keys are name, image, memory, vcpus, cmdline, autostart,\n\
+         on_crash, on_poweroff and on_reboot; KEY=VALUE sets one for this time, as in `create demo name=other memory=8M`.\n\
+         With `+` between them, several are made at once, and none starts before all are built. {domid:NAME} in a cmdline\n\
+         stands for the number of another domain, as in `create producer + consumer`."
+    "run" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" run_to_end "the same, show their output, and wait until they have ended"
+        "With several, each line has the name of its domain before it. It fails when one does not power off by itself within\n\
+         60 seconds, or those that timeout=SECONDS says; what still runs then is destroyed. on_reboot is destroy here."
     "destroy" "NAME" destroy "end a domain at once and give its memory back"
         "Nothing in the domain can prevent this, and it is not asked. `logs NAME` still shows its last output."
     "pause" "NAME" pause "stop a domain's vCPUs until `unpause`" ""
@@ -256,7 +261,7 @@ impl Shell {
             let state = match view.state {
                 State::Gone(Some(ending)) => format!("gone ({ending})"),
                 State::Gone(None) => "gone (destroyed)".into(),
-                State::Starting => "being built".into(),
+                State::Starting(_) => "being built".into(),
                 _ => continue,
             };
             table.row([view.name, dash(), dash(), dash(), state, dash()]);
@@ -293,12 +298,61 @@ impl Shell {
     }
 
     async fn create(&mut self, arguments: &[String]) -> Outcome {
-        let (file, changes) = arguments.split_first().ok_or_else(|| usage("create"))?;
-        let name = create(self.archive, file, changes).await?;
-        if let Ok(domain) = guests::domain(&name) {
-            say!("{name} runs as domain {domain}");
+        let descriptions = self.describe_all("create", arguments)?;
+        let names: Vec<String> = descriptions.iter().map(|description| description.name.clone()).collect();
+        start(self.archive, descriptions, Follow::Off).await?;
+        for name in names {
+            if let Ok(domain) = guests::domain(&name) {
+                say!("{name} runs as domain {domain}");
+            }
         }
         Ok(Next::Go)
+    }
+
+    fn describe_all(&self, command: &str, arguments: &[String]) -> Result<Vec<Description>, String> {
+        if arguments.is_empty() {
+            return Err(usage(command));
+        }
+        let one = |words: &[String]| {
+            let (file, changes) = words.split_first().ok_or_else(|| usage(command))?;
+            describe(self.archive, file, changes)
+        };
+        arguments.split(|word| word == "+").map(one).collect()
+    }
+
+    async fn run_to_end(&mut self, arguments: &[String]) -> Outcome {
+        let mut limit = Duration::from_secs(60);
+        let mut words = Vec::new();
+        for word in arguments {
+            match word.strip_prefix("timeout=") {
+                Some(text) => limit = duration(text)?,
+                None => words.push(word.clone()),
+            }
+        }
+        let mut descriptions = self.describe_all("run", &words)?;
+        for description in &mut descriptions {
+            // This is one run: what follows it is the next command's.
+            description.policy = description.policy.without_restarts();
+        }
+        let names: Vec<String> = descriptions.iter().map(|description| description.name.clone()).collect();
+        let follow = if names.len() == 1 { Follow::Plain } else { Follow::Named };
+        start(self.archive, descriptions, follow).await?;
+        let end = deadline(limit);
+        let mut wrong = Vec::new();
+        for name in &names {
+            match guests::wait_for_end(name, end).await {
+                Some(State::Gone(Some(ending)) | State::Kept(_, ending)) if ending.is_poweroff() => {}
+                Some(State::Gone(Some(ending)) | State::Kept(_, ending)) => {
+                    wrong.push(format!("{name} {ending}"));
+                }
+                Some(State::Gone(None)) | None => wrong.push(format!("{name} was destroyed")),
+                Some(_) => {
+                    guests::destroy(name, deadline(DESTROY_PATIENCE)).await?;
+                    wrong.push(format!("{name} ran for {} s and was destroyed", limit.as_secs_f32()));
+                }
+            }
+        }
+        if wrong.is_empty() { Ok(Next::Go) } else { Err(wrong.join(", ")) }
     }
 
     async fn destroy(&mut self, arguments: &[String]) -> Outcome {
@@ -682,51 +736,81 @@ impl Shell {
     }
 }
 
-/// Builds and starts the domain that a description in the archive describes; returns its name.
+/// Builds and starts domains with images from the archive, all or none.
 ///
 /// # Errors
 /// What to say.
-pub async fn create(archive: Archive<'static>, file: &str, changes: &[String]) -> Result<String, String> {
-    let with_ending = format!("{file}.toml");
-    let by_name = || {
-        let files = archive.files().filter_map(Result::ok).filter(|other| other.name.ends_with(".toml"));
-        let mut named = files.filter(|other| Description::parse(other.data).is_ok_and(|d| d.name == file));
-        named.next().map(|other| (other.name, other.data))
+pub async fn start(
+    archive: Archive<'static>,
+    descriptions: Vec<Description>,
+    follow: Follow,
+) -> Result<(), String> {
+    let with_image = |description: Description| {
+        let Some(image) = archive.find(&format!("images/{}", description.image)) else {
+            return Err(format!(
+                "{}: there is no image {:?} in the boot archive: `images` lists those there are",
+                description.name, description.image
+            ));
+        };
+        Ok(guests::Wanted { description, image })
     };
-    let found = archive.find(file).map(|text| (file, text));
-    let found = found.or_else(|| archive.find(&with_ending).map(|text| (&*with_ending, text)));
-    let (file, text) = found.or_else(by_name).ok_or_else(|| {
-        let known: Vec<&str> = archive
-            .files()
-            .filter_map(Result::ok)
-            .map(|file| file.name)
-            .filter(|name| name.ends_with(".toml"))
-            .collect();
-        format!("the boot archive holds no {file}: there are {}", known.join(", "))
-    })?;
-    let mut description = Description::parse(text).map_err(|error| format!("{file}: {error}"))?;
+    let wanted: Vec<guests::Wanted> = descriptions.into_iter().map(with_image).collect::<Result<_, _>>()?;
+    guests::start(wanted, follow).await
+}
+
+/// The description of a domain: of a file in the archive, of an image there, or of nothing but `changes`.
+///
+/// # Errors
+/// What to say.
+pub fn describe(archive: Archive<'static>, name: &str, changes: &[String]) -> Result<Description, String> {
+    let mut description = match find_description(archive, name) {
+        Some((file, text)) => Description::parse(text).map_err(|error| format!("{file}: {error}"))?,
+        None if archive.find(&format!("images/{name}")).is_some() => Description::of_image(name, name)?,
+        None if changes.iter().any(|change| change.starts_with("image=")) => {
+            Description::of_image(name, name)?
+        }
+        None => {
+            let files = archive.files().filter_map(Result::ok).map(|file| file.name);
+            let known: Vec<&str> = files
+                .filter_map(|name| {
+                    name.strip_prefix("images/").or_else(|| name.strip_suffix(".toml").and(Some(name)))
+                })
+                .collect();
+            return Err(format!(
+                "the boot archive holds no {name}: there are {}. Another name needs image=IMAGE",
+                known.join(", ")
+            ));
+        }
+    };
     for change in changes {
         let (key, value) = change
             .split_once('=')
-            .ok_or_else(|| format!("{change:?} is no KEY=VALUE: write it as in `create {file} memory=8M`"))?;
+            .ok_or_else(|| format!("{change:?} is no KEY=VALUE: write it as in `create {name} memory=8M`"))?;
         description = description.with(key, value)?;
     }
-    let image = archive.find(&format!("images/{}", description.image)).ok_or_else(|| {
-        format!(
-            "{file}: there is no image {:?} in the boot archive: `images` lists those there are",
-            description.image
-        )
-    })?;
-    let name = description.name.clone();
-    guests::start(description, image).await.map_err(|error| format!("{file}: {error}"))?;
-    Ok(name)
+    Ok(description)
+}
+
+/// A description by the name of its file, with or without ending, or by the name that it gives.
+fn find_description(archive: Archive<'static>, name: &str) -> Option<(&'static str, &'static [u8])> {
+    let mut files = archive.files().filter_map(Result::ok).filter(|file| file.name.ends_with(".toml"));
+    let mut found = None;
+    for file in &mut files {
+        if file.name == name || file.name.strip_suffix(".toml") == Some(name) {
+            return Some((file.name, file.data));
+        }
+        if found.is_none() && Description::parse(file.data).is_ok_and(|other| other.name == name) {
+            found = Some((file.name, file.data));
+        }
+    }
+    found
 }
 
 fn candidates(archive: Archive<'static>, words: &[&str]) -> Vec<String> {
     match words {
         [] => COMMANDS.iter().map(|command| command.name.to_string()).collect(),
         ["help"] => COMMANDS.iter().map(|command| command.name.to_string()).collect(),
-        ["create"] => {
+        ["create" | "run"] => {
             let files = archive.files().filter_map(Result::ok).map(|file| file.name);
             files.filter(|name| name.ends_with(".toml")).map(ToString::to_string).collect()
         }

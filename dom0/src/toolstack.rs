@@ -225,6 +225,14 @@ pub struct Created {
     pub store_port: Port,
 }
 
+/// A new domain, paused, without memory: it has a number that others can be told before its own kernel is placed.
+#[derive(Debug)]
+pub struct Empty {
+    /// Its number.
+    pub domain: DomId,
+    shared_info: Mfn,
+}
+
 /// Makes a domain and leaves it paused.
 ///
 /// # Errors
@@ -233,10 +241,20 @@ pub async fn create<C: ControlInterface>(
     control: &mut C,
     request: &Request<'_>,
 ) -> Result<Created, CreateError> {
-    let kernel = Kernel::parse(request.image, Role::Guest).map_err(CreateError::Image)?;
+    let empty = create_empty(control, request)?;
+    fill(control, request, empty).await
+}
+
+/// The first half of [`create`]: checks the request and makes the domain.
+///
+/// # Errors
+/// [`CreateError`]; nothing is left of the domain then.
+pub fn create_empty<C: ControlInterface>(
+    control: &mut C,
+    request: &Request<'_>,
+) -> Result<Empty, CreateError> {
     // Planned once before anything is made: most mistakes end here.
-    let parameters = Parameters { command_line: request.command_line.as_bytes(), ..Parameters::default() };
-    Builder::new(kernel.clone(), request.pages, parameters).map_err(CreateError::Layout)?;
+    plan(request, Parameters::default())?;
     let free = control.free_pages().map_err(|errno| CreateError::Refused(Step::Ask, errno))?;
     if request.pages > free {
         return Err(CreateError::Memory { wanted: request.pages, free });
@@ -244,7 +262,20 @@ pub async fn create<C: ControlInterface>(
     let (domain, shared_info) = control
         .create_domain(request.vcpus, request.pages)
         .map_err(|errno| CreateError::Refused(Step::Create, errno))?;
-    let result = fill(control, request, kernel, domain, shared_info).await;
+    Ok(Empty { domain, shared_info })
+}
+
+/// The second half of [`create`]: memory, rings, kernel. The command line can be another than in the first half.
+///
+/// # Errors
+/// [`CreateError`]; nothing is left of the domain then.
+pub async fn fill<C: ControlInterface>(
+    control: &mut C,
+    request: &Request<'_>,
+    empty: Empty,
+) -> Result<Created, CreateError> {
+    let domain = empty.domain;
+    let result = furnish(control, request, empty).await;
     if result.is_err() {
         // It cannot fail: the domain is ours, exists and has never run.
         let _ = destroy(control, domain).await;
@@ -252,25 +283,25 @@ pub async fn create<C: ControlInterface>(
     result
 }
 
-async fn fill<C: ControlInterface>(
+fn plan<'a>(request: &Request<'a>, parameters: Parameters<'a>) -> Result<Builder<'a>, CreateError> {
+    let kernel = Kernel::parse(request.image, Role::Guest).map_err(CreateError::Image)?;
+    let parameters = Parameters { command_line: request.command_line.as_bytes(), ..parameters };
+    Builder::new(kernel, request.pages, parameters).map_err(CreateError::Layout)
+}
+
+async fn furnish<C: ControlInterface>(
     control: &mut C,
     request: &Request<'_>,
-    kernel: Kernel<'_>,
-    domain: DomId,
-    shared_info: Mfn,
+    empty: Empty,
 ) -> Result<Created, CreateError> {
     let at = |step: Step| move |errno| CreateError::Refused(step, errno);
+    let Empty { domain, shared_info } = empty;
     let frames = populate(control, domain, request.pages).await?;
     let store_port = control.port_for_caller(domain).map_err(at(Step::Ports))?;
     let console_port = control.port_for_caller(domain).map_err(at(Step::Ports))?;
-    let parameters = Parameters {
-        command_line: request.command_line.as_bytes(),
-        shared_info: shared_info.address(),
-        store_port,
-        console_port,
-        ..Parameters::default()
-    };
-    let mut builder = Box::new(Builder::new(kernel, request.pages, parameters).map_err(CreateError::Layout)?);
+    let parameters =
+        Parameters { shared_info: shared_info.address(), store_port, console_port, ..Parameters::default() };
+    let mut builder = Box::new(plan(request, parameters)?);
     let mut memory = Memory { control, domain, frames, window: None };
     let mut steps = 0;
     let built = loop {
@@ -328,11 +359,16 @@ async fn populate<C: ControlInterface>(
 /// `ESRCH` when there is no such domain.
 pub async fn destroy<C: ControlInterface>(control: &mut C, domain: DomId) -> Result<(), Errno> {
     let mut waited = 0;
-    while !control.destroy_step(domain)? {
-        control.moment(waited).await;
+    loop {
+        match control.destroy_step(domain) {
+            Ok(true) => return Ok(()),
+            // The last one to let go of its pages ended it meanwhile.
+            Err(Errno::ESRCH) if waited > 0 => return Ok(()),
+            Ok(false) => control.moment(waited).await,
+            Err(errno) => return Err(errno),
+        }
         waited += 1;
     }
-    Ok(())
 }
 
 /// A domain's memory seen through a window that moves.
@@ -396,7 +432,7 @@ impl<C: ControlInterface> BuildTarget for Memory<'_, C> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ControlInterface, CreateError, Request, Step, Window, create};
+    use super::{ControlInterface, CreateError, Request, Step, Window, create, destroy};
     use alloc::collections::{BTreeMap, BTreeSet};
     use alloc::rc::Rc;
     use alloc::string::ToString;
@@ -422,6 +458,7 @@ mod tests {
         calls: u32,
         fail_at: Option<u32>,
         destroy_calls: u32,
+        ends_by_itself: bool,
     }
 
     struct Fake(Rc<RefCell<Machine>>);
@@ -517,6 +554,12 @@ mod tests {
             let machine = &mut *self.0.borrow_mut();
             assert!(machine.mapped.is_empty(), "a mapped frame would stay behind");
             machine.destroy_calls += 1;
+            if machine.destroy_calls == 2 && machine.ends_by_itself {
+                machine.domains.remove(&domain.get());
+            }
+            if !machine.domains.contains_key(&domain.get()) {
+                return Err(Errno::ESRCH);
+            }
             if machine.destroy_calls < 3 {
                 return Ok(false);
             }
@@ -617,6 +660,17 @@ mod tests {
             assert_eq!(machine.free.len(), 2000, "call {fail_at}");
         }
         assert!(refusals >= 12, "{refusals} calls were seen to fail");
+    }
+
+    #[test]
+    fn a_domain_that_ends_between_two_steps_is_gone() {
+        let image = kernel();
+        let mut fake = Fake::new(2000);
+        let created = now(create(&mut fake, &request(&image, 1024))).unwrap();
+        fake.0.borrow_mut().ends_by_itself = true;
+        assert_eq!(now(destroy(&mut fake, created.domain)), Ok(()));
+        assert_eq!(fake.0.borrow().destroy_calls, 2);
+        assert_eq!(now(destroy(&mut fake, created.domain)), Err(Errno::ESRCH));
     }
 
     #[test]

@@ -87,10 +87,13 @@ impl VcpuTimeInfo {
 
     /// System time in ns at a TSC value; a value from before the record counts as the record's.
     ///
-    /// The record must be a consistent copy: see [`VcpuTimeInfo`] for how to get one.
+    /// The record must be a consistent copy: see [`VcpuTimeInfo`] for how to get one. TSC values are compared modulo 2^64:
+    /// where Xen emulates a domain's TSC, it counts from the domain's creation, and a record of before has a negative value.
     #[must_use]
     pub const fn system_time_at(&self, tsc: u64) -> u64 {
-        self.system_time.wrapping_add(self.scale().to_ns(tsc.saturating_sub(self.tsc_timestamp)))
+        let ticks = tsc.wrapping_sub(self.tsc_timestamp);
+        let passed = if ticks.cast_signed() < 0 { 0 } else { ticks };
+        self.system_time.wrapping_add(self.scale().to_ns(passed))
     }
 }
 
@@ -158,5 +161,19 @@ mod tests {
         };
         assert_eq!(info.system_time_at(999), 5000);
         assert_eq!(info.system_time_at(1100), 5100);
+    }
+
+    #[test]
+    fn time_runs_from_a_record_before_the_counter_began() {
+        let scale = TscScale::from_frequency(1_000_000_000).unwrap();
+        let info = VcpuTimeInfo {
+            tsc_timestamp: 0u64.wrapping_sub(700),
+            system_time: 5000,
+            tsc_to_system_mul: scale.multiplier,
+            tsc_shift: scale.shift,
+            ..VcpuTimeInfo::default()
+        };
+        assert_eq!(info.system_time_at(300), 6000);
+        assert_eq!(info.system_time_at(0u64.wrapping_sub(701)), 5000);
     }
 }

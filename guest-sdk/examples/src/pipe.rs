@@ -16,7 +16,7 @@ use guest_sdk::events::{Channel, Events};
 use guest_sdk::grants::{Grant, GrantError, Grants, Mapping};
 use guest_sdk::memory::Access;
 use guest_sdk::ring::{Back, Front, SharedPage};
-use guest_sdk::{println, time};
+use guest_sdk::{CommandLine, println, time};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A full buffer.
@@ -43,6 +43,38 @@ pub struct Empty {
 
 /// Buffers in the pool, unless the command line says otherwise.
 pub const BUFFERS: usize = 64;
+
+/// Why an end of the pipe ended.
+#[derive(Clone, Copy, Debug)]
+pub enum PipeError {
+    /// Nobody said which domain the other end is.
+    NoPeer,
+    /// A grant or a port was refused.
+    Grant(GrantError),
+}
+
+impl core::fmt::Display for PipeError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NoPeer => f.write_str("say peer=NUMBER: the domain at the other end"),
+            Self::Grant(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl From<GrantError> for PipeError {
+    fn from(error: GrantError) -> Self {
+        Self::Grant(error)
+    }
+}
+
+/// The domain at the other end, as the command line says.
+///
+/// # Errors
+/// [`PipeError::NoPeer`] when it does not.
+pub fn peer(line: CommandLine) -> Result<DomId, PipeError> {
+    line.number("peer").map(DomId::new).ok_or(PipeError::NoPeer)
+}
 
 /// Ports of the producer that the consumer tries.
 const PORTS: core::ops::Range<u32> = 1..64;

@@ -257,6 +257,10 @@ macro_rules! for_each_control_layout {
     };
 }
 
+/// Whatever the hypervisor copies to a guest has no byte that nobody wrote: every structure is bytes through and through, its
+/// padding named. The hypervisor's copying function asks for the same of its argument.
+const fn no_hole<T: zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable>() {}
+
 macro_rules! assert_layouts {
     ($($($module:ident)::+ = $c_type:literal, $size:literal {
         $($field:ident $(= $c_field:literal)? @ $offset:literal),* $(,)?
@@ -264,6 +268,7 @@ macro_rules! assert_layouts {
         $(
             const _: () = {
                 use $crate::$($module)::+ as Type;
+                no_hole::<Type>();
                 assert!(size_of::<Type>() == $size, concat!($c_type, ": size"));
                 $(assert!(
                     core::mem::offset_of!(Type, $field) == $offset,

@@ -8,6 +8,7 @@
 //! compares them with the C headers. `IN` marks what the caller fills in, `OUT` what the hypervisor does.
 #![no_std]
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
 mod errno;
 mod frames;

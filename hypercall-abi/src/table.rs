@@ -147,6 +147,32 @@ pub struct Family {
     pub operations: &'static [Operation],
 }
 
+/// An operation whose argument is one structure, as a type: what a guest needs to call it without a mistake in number or type.
+///
+/// Each family has a module of them, as [`subops::sched`](crate::subops::sched) for `sched_op`:
+///
+/// ```
+/// use hypercall_abi::subops::evtchn::BindVirq;
+/// use hypercall_abi::table::TypedOperation;
+/// use hypercall_abi::{Hypercall, evtchn::EvtchnBindVirq};
+///
+/// fn registers<O: TypedOperation>(argument: &mut O::Argument) -> [u64; 3] {
+///     [O::CALL.number(), u64::from(O::COMMAND), (&raw mut *argument) as u64]
+/// }
+/// let mut argument = EvtchnBindVirq { virq: 0, vcpu: 0, port: Default::default() };
+/// let [number, command, address] = registers::<BindVirq>(&mut argument);
+/// assert_eq!((number, command), (Hypercall::EventChannelOp.number(), 1));
+/// assert_eq!(address % 4, 0);
+/// ```
+pub trait TypedOperation {
+    /// The structure.
+    type Argument;
+    /// The hypercall.
+    const CALL: Hypercall;
+    /// The operation's number.
+    const COMMAND: u32;
+}
+
 /// Makes an [`Answer`] of a row's bracket.
 #[doc(hidden)]
 #[macro_export]
@@ -189,6 +215,25 @@ macro_rules! table_facts {
     };
 }
 pub(crate) use table_facts;
+
+/// Makes a [`TypedOperation`] of a row that takes a structure.
+macro_rules! typed_operation {
+    (
+        $call:ident, $variant:ident, $number:literal, ($($doc:literal)*),
+        { [takes $direction:ident $first:ident $(:: $rest:ident)*] $($more:tt)* }
+    ) => {
+        $(#[doc = $doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $variant;
+        impl $crate::table::TypedOperation for $variant {
+            type Argument = $crate::$first $(:: $rest)*;
+            const CALL: $crate::Hypercall = $crate::Hypercall::$call;
+            const COMMAND: u32 = $number;
+        }
+    };
+    ($($other:tt)*) => {};
+}
+pub(crate) use typed_operation;
 
 macro_rules! table_argument {
     () => {

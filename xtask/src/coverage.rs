@@ -14,11 +14,14 @@ use anyhow::{Context, Result};
 use hypercall_abi::subops::FAMILIES;
 use hypercall_abi::table::{Answer, Family, Operation};
 use hypercall_abi::{Errno, Hypercall};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The data.
 pub const COVERAGE: &str = "docs/abi/coverage.toml";
+
+/// Operations that no case shows yet, one a line.
+const WITHOUT_CASE: &str = "docs/abi/without-case.txt";
 
 /// Where the handlers are.
 const HANDLERS: &str = "kernel/src/hypercall";
@@ -105,6 +108,36 @@ pub fn check(sources: &BTreeMap<PathBuf, Source>, findings: &mut Vec<String>) ->
         }
     }
     handlers(sources, findings);
+    without_case(&coverage, findings)
+}
+
+/// Operations that the hypervisor handles and no case shows: those that are listed, and no others.
+fn without_case(coverage: &Coverage, findings: &mut Vec<String>) -> Result<()> {
+    let text = String::from_utf8(sh::read(&sh::root().join(WITHOUT_CASE))?)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut listed: BTreeSet<&str> = lines.collect();
+    for family in FAMILIES.iter().filter(|family| family.call.answer() == Answer::Handled) {
+        for operation in family.operations {
+            let handled = operation.answer == Answer::Handled;
+            let shown = entry(coverage, family, operation).is_some();
+            let is_listed = listed.remove(operation.name);
+            if handled && !shown && !is_listed {
+                findings.push(format!(
+                    "{COVERAGE}: no line, and so no case, for {}.{}",
+                    family.call.name(),
+                    operation.name
+                ));
+            } else if is_listed && (shown || !handled) {
+                findings.push(format!(
+                    "{WITHOUT_CASE}: {} has a case or needs none: take it off",
+                    operation.name
+                ));
+            }
+        }
+    }
+    findings.extend(
+        listed.into_iter().map(|name| format!("{WITHOUT_CASE}: {name} is no operation that is handled")),
+    );
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod typed;
 pub use typed::*;
 
 use core::arch::asm;
+use hypercall_abi::table::TypedOperation;
 use hypercall_abi::{Errno, Hypercall};
 
 /// Number of the iret hypercall, for the entry stubs.
@@ -73,6 +74,49 @@ macro_rules! make_stubs {
 }
 
 hypercall_abi::for_each_hypercall!(make_stubs);
+
+/// Issues an operation of a hypercall that takes `(command, argument)`, by its type: number and argument are those of the table.
+///
+/// # Errors
+/// As the table says for the operation.
+///
+/// # Safety
+/// What the argument leads to, if it holds addresses, is alive and as large as it says; what the operation changes leaves
+/// Rust's memory as Rust expects it.
+pub unsafe fn issue<O: TypedOperation>(argument: &mut O::Argument) -> Result<u64, Errno> {
+    const { assert!(O::CALL.arguments().len() == 2, "a hypercall of another form") };
+    let address = (&raw mut *argument) as u64;
+    // SAFETY: the argument is the operation's own and alive; the rest is the caller's.
+    Errno::check(unsafe { raw(O::CALL.number(), [u64::from(O::COMMAND), address, 0, 0, 0]) })
+}
+
+/// Issues an operation of `vcpu_op` on a vCPU of this domain.
+///
+/// # Errors
+/// As the table says for the operation.
+///
+/// # Safety
+/// As for [`issue`].
+pub unsafe fn issue_on<O: TypedOperation>(vcpu: u32, argument: &mut O::Argument) -> Result<u64, Errno> {
+    const { assert!(matches!(O::CALL, Hypercall::VcpuOp), "a hypercall of another form") };
+    let address = (&raw mut *argument) as u64;
+    // SAFETY: as for `issue`.
+    Errno::check(unsafe { raw(O::CALL.number(), [u64::from(O::COMMAND), u64::from(vcpu), address, 0, 0]) })
+}
+
+/// Issues an operation of `grant_table_op` on a list; each element has its own status afterwards.
+///
+/// # Errors
+/// As the table says for the hypercall; the list as such was refused.
+///
+/// # Safety
+/// As for [`issue`], for each element.
+pub unsafe fn issue_list<O: TypedOperation>(list: &mut [O::Argument]) -> Result<u64, Errno> {
+    const { assert!(matches!(O::CALL, Hypercall::GrantTableOp), "a hypercall of another form") };
+    let arguments = [u64::from(O::COMMAND), list.as_mut_ptr() as u64, list.len() as u64, 0, 0];
+    // SAFETY: as for `issue`, and the list is as long as it says.
+    Errno::check(unsafe { raw(O::CALL.number(), arguments) })
+}
 
 /// Copies memory that others may write, in assembly, so that the compiler assumes nothing about it.
 ///

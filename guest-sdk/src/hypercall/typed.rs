@@ -1,6 +1,6 @@
 //! Typed wrappers, by family, for what the rest of the SDK does not already offer as values.
 
-use super::stub;
+use super::{issue, issue_on, stub};
 use alloc::vec::Vec;
 use hypercall_abi::callback::CallbackRegister;
 use hypercall_abi::memory::{
@@ -11,9 +11,10 @@ use hypercall_abi::nmi::NmiCallback;
 use hypercall_abi::physdev::PhysdevSetIopl;
 use hypercall_abi::sched::{SchedPoll, SchedWatchdog};
 use hypercall_abi::subops::{
-    CallbackOp, ConsoleIoOp, MemoryOp, NmiOp, PhysdevOp, SchedOp, SegmentBase, VcpuOp, VersionOp, VmAssist,
-    VmAssistCmd,
+    ConsoleIoOp, MemoryOp, NmiOp, SchedOp, SegmentBase, VcpuOp, VersionOp, VmAssist, VmAssistCmd,
 };
+use hypercall_abi::subops::{callback, physdev, sched, vcpu, version, xenmem};
+use hypercall_abi::table::TypedOperation;
 use hypercall_abi::vcpu::{RunstateInfo, TrapInfo, VcpuSetPeriodicTimer, VcpuSetSingleshotTimer};
 use hypercall_abi::version::{CompileInfo, FeatureInfo, Features, PlatformParameters};
 use hypercall_abi::{DomId, Errno, GuestHandle, MachAddr, Mfn, Port};
@@ -73,7 +74,7 @@ pub fn platform_parameters() -> Result<PlatformParameters, Errno> {
 pub fn features() -> Result<Features, Errno> {
     let mut info = FeatureInfo::default();
     // SAFETY: the command's own argument, alive through the call.
-    unsafe { stub::xen_version(u64::from(VersionOp::GetFeatures.number()), at(&mut info))? };
+    unsafe { issue::<version::GetFeatures>(&mut info)? };
     Ok(Features::from_bits_retain(info.submap))
 }
 
@@ -105,7 +106,7 @@ pub fn poll(ports: &[Port], deadline_ns: u64) -> Result<(), Errno> {
         timeout: deadline_ns,
     };
     // SAFETY: the command's own argument and a live list of ports.
-    unsafe { stub::sched_op(u64::from(SchedOp::Poll.number()), at(&mut argument)) }.map(drop)
+    unsafe { issue::<sched::Poll>(&mut argument) }.map(drop)
 }
 
 /// Arms (`id` 0), pokes or, with `seconds` 0, disarms a watchdog that ends the domain. Gives the watchdog's number when new.
@@ -115,7 +116,7 @@ pub fn poll(ports: &[Port], deadline_ns: u64) -> Result<(), Errno> {
 pub fn watchdog(id: u32, seconds: u32) -> Result<u32, Errno> {
     let mut argument = SchedWatchdog { id, timeout: seconds };
     // SAFETY: the command's own argument.
-    unsafe { stub::sched_op(u64::from(SchedOp::Watchdog.number()), at(&mut argument)) }.map(|id| id as u32)
+    unsafe { issue::<sched::Watchdog>(&mut argument) }.map(|id| id as u32)
 }
 
 // ── vcpu_op, timers ──
@@ -135,9 +136,8 @@ pub fn vcpu_is_up(vcpu: u32) -> Result<bool, Errno> {
 /// `ENOENT` past the last one.
 pub fn runstate(vcpu: u32) -> Result<RunstateInfo, Errno> {
     let mut answer = RunstateInfo::new_zeroed();
-    let command = u64::from(VcpuOp::GetRunstateInfo.number());
     // SAFETY: the command's own argument.
-    unsafe { stub::vcpu_op(command, u64::from(vcpu), at(&mut answer))? };
+    unsafe { issue_on::<vcpu::GetRunstateInfo>(vcpu, &mut answer)? };
     Ok(answer)
 }
 
@@ -147,9 +147,8 @@ pub fn runstate(vcpu: u32) -> Result<RunstateInfo, Errno> {
 /// `EINVAL` below a millisecond.
 pub fn set_periodic_timer(vcpu: u32, period_ns: u64) -> Result<(), Errno> {
     let mut argument = VcpuSetPeriodicTimer { period_ns };
-    let command = u64::from(VcpuOp::SetPeriodicTimer.number());
     // SAFETY: the command's own argument.
-    unsafe { stub::vcpu_op(command, u64::from(vcpu), at(&mut argument)) }.map(drop)
+    unsafe { issue_on::<vcpu::SetPeriodicTimer>(vcpu, &mut argument) }.map(drop)
 }
 
 /// Stops it.
@@ -168,17 +167,16 @@ pub fn stop_periodic_timer(vcpu: u32) -> Result<(), Errno> {
 pub fn set_singleshot_timer(vcpu: u32, deadline_ns: u64, only_future: bool) -> Result<(), Errno> {
     let mut argument =
         VcpuSetSingleshotTimer { timeout_abs_ns: deadline_ns, flags: u32::from(only_future), pad0: 0 };
-    let command = u64::from(VcpuOp::SetSingleshotTimer.number());
     // SAFETY: the command's own argument.
-    unsafe { stub::vcpu_op(command, u64::from(vcpu), at(&mut argument)) }.map(drop)
+    unsafe { issue_on::<vcpu::SetSingleshotTimer>(vcpu, &mut argument) }.map(drop)
 }
 
 // ── memory_op ──
 
-fn query(operation: MemoryOp, domain: DomId) -> Result<u64, Errno> {
+fn query<O: TypedOperation<Argument = MemoryDomain>>(domain: DomId) -> Result<u64, Errno> {
     let mut argument = MemoryDomain { domid: domain };
     // SAFETY: the command's own argument.
-    unsafe { stub::memory_op(u64::from(operation.number()), at(&mut argument)) }
+    unsafe { issue::<O>(&mut argument) }
 }
 
 /// Pages that a domain has.
@@ -186,7 +184,7 @@ fn query(operation: MemoryOp, domain: DomId) -> Result<u64, Errno> {
 /// # Errors
 /// `ESRCH`, `EPERM`.
 pub fn current_reservation(domain: DomId) -> Result<u64, Errno> {
-    query(MemoryOp::CurrentReservation, domain)
+    query::<xenmem::CurrentReservation>(domain)
 }
 
 /// Pages that a domain may have.
@@ -194,7 +192,7 @@ pub fn current_reservation(domain: DomId) -> Result<u64, Errno> {
 /// # Errors
 /// `ESRCH`, `EPERM`.
 pub fn maximum_reservation(domain: DomId) -> Result<u64, Errno> {
-    query(MemoryOp::MaximumReservation, domain)
+    query::<xenmem::MaximumReservation>(domain)
 }
 
 /// The highest machine frame number, plus one.
@@ -213,7 +211,7 @@ pub fn maximum_ram_page() -> Result<u64, Errno> {
 pub fn machphys_mapping() -> Result<MachphysMapping, Errno> {
     let mut answer = MachphysMapping::default();
     // SAFETY: the command's own argument.
-    unsafe { stub::memory_op(u64::from(MemoryOp::MachphysMapping.number()), at(&mut answer))? };
+    unsafe { issue::<xenmem::MachphysMapping>(&mut answer)? };
     Ok(answer)
 }
 
@@ -226,7 +224,7 @@ pub fn memory_map() -> Result<Vec<E820Entry>, Errno> {
     let mut argument =
         MemoryMap { nr_entries: 128, pad0: 0, buffer: GuestHandle::new(list.as_mut_ptr() as u64) };
     // SAFETY: the command's own argument, with room for as many entries as it says.
-    unsafe { stub::memory_op(u64::from(MemoryOp::MemoryMap.number()), at(&mut argument))? };
+    unsafe { issue::<xenmem::MemoryMap>(&mut argument)? };
     list.truncate(argument.nr_entries as usize);
     Ok(list)
 }
@@ -252,7 +250,7 @@ pub unsafe fn reservation(operation: MemoryOp, request: &mut MemoryReservation) 
 /// The lists are as long as they say, and frames that go away are not Rust's.
 pub unsafe fn exchange(request: &mut MemoryExchange) -> Result<(), Errno> {
     // SAFETY: the caller's.
-    unsafe { stub::memory_op(u64::from(MemoryOp::Exchange.number()), at(request)) }.map(drop)
+    unsafe { issue::<xenmem::Exchange>(request) }.map(drop)
 }
 
 // ── page tables ──
@@ -356,7 +354,7 @@ pub fn restore_callbacks() -> Result<(), Errno> {
 /// The address is fit to be entered so.
 pub unsafe fn register_callback(argument: &mut CallbackRegister) -> Result<(), Errno> {
     // SAFETY: the command's own argument; the rest is the caller's.
-    unsafe { stub::callback_op(u64::from(CallbackOp::Register.number()), at(argument)) }.map(drop)
+    unsafe { issue::<callback::Register>(argument) }.map(drop)
 }
 
 /// Replaces the descriptor table by read-only frames with `entries` entries.
@@ -455,7 +453,7 @@ pub unsafe fn nmi_op(operation: NmiOp, argument: &mut NmiCallback) -> Result<(),
 pub fn set_iopl(level: u32) -> Result<(), Errno> {
     let mut argument = PhysdevSetIopl { iopl: level };
     // SAFETY: the command's own argument.
-    unsafe { stub::physdev_op(u64::from(PhysdevOp::SetIopl.number()), at(&mut argument)) }.map(drop)
+    unsafe { issue::<physdev::SetIopl>(&mut argument) }.map(drop)
 }
 
 /// Writes to the hypervisor's console.

@@ -5,7 +5,7 @@ use super::operations;
 
 operations! {
     /// Commands of `sched_op`; the argument structs are in [`sched`](crate::sched).
-    SchedOp of SchedOp, "SCHEDOP_", 32 bits, else ENOSYS {
+    SchedOp of SchedOp as sched, "SCHEDOP_", 32 bits, else ENOSYS {
         /// Lets others run.
         Yield = 0, "yield", Guest, [Handled], {};
         /// Unmasks upcalls and sleeps until one is pending.
@@ -65,7 +65,7 @@ operations! {
 
 operations! {
     /// Commands of `vcpu_op`; the argument structs are in [`vcpu`](crate::vcpu).
-    VcpuOp of VcpuOp, "VCPUOP_", 32 bits, else ENOSYS {
+    VcpuOp of VcpuOp as vcpu, "VCPUOP_", 32 bits, else ENOSYS {
         /// Gives a vCPU its first register state.
         Initialise = 0, "initialise", Guest, [Handled], {
             [takes In vcpu::VcpuGuestContext]
@@ -171,7 +171,7 @@ operations! {
 
 operations! {
     /// Commands of `callback_op`.
-    CallbackOp of CallbackOp, "CALLBACKOP_", 32 bits, else ENOSYS {
+    CallbackOp of CallbackOp as callback, "CALLBACKOP_", 32 bits, else ENOSYS {
         /// Registers an entry point.
         Register = 0, "register", Guest, [Handled], {
             [takes In callback::CallbackRegister]
@@ -216,7 +216,7 @@ operations! {
 
 operations! {
     /// Commands of `nmi_op`.
-    NmiOp of NmiOp, "XENNMI_", 32 bits, else ENOSYS {
+    NmiOp of NmiOp as nmi, "XENNMI_", 32 bits, else ENOSYS {
         /// Registers the callback, vCPU 0 only.
         RegisterCallback = 0, "register_callback", Guest, [Handled], {
             [takes In nmi::NmiCallback]

@@ -4,7 +4,7 @@ use super::operations;
 
 operations! {
     /// Commands of `physdev_op`; the argument structs are in [`physdev`](crate::physdev).
-    PhysdevOp of PhysdevOp, "PHYSDEVOP_", 32 bits, else ENOSYS {
+    PhysdevOp of PhysdevOp as physdev, "PHYSDEVOP_", 32 bits, else ENOSYS {
         /// Unmasks an interrupt, only in the old form of the call.
         IrqUnmaskNotify = 4, "IRQ_UNMASK_NOTIFY", Guest, [Handled], {
             [errors

@@ -4,7 +4,7 @@ use super::operations;
 
 operations! {
     /// Commands of `event_channel_op`; the argument structs are in [`evtchn`](crate::evtchn).
-    EvtchnOp of EventChannelOp, "EVTCHNOP_", 32 bits, else ENOSYS {
+    EvtchnOp of EventChannelOp as evtchn, "EVTCHNOP_", 32 bits, else ENOSYS {
         /// Connects a new local port to a remote unbound one.
         BindInterdomain = 0, "bind_interdomain", Guest, [Handled], {
             [takes InOut evtchn::EvtchnBindInterdomain]

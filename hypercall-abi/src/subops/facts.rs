@@ -4,7 +4,7 @@ use super::operations;
 
 operations! {
     /// Commands of `xen_version`; the results are in [`version`](crate::version).
-    VersionOp of XenVersion, "XENVER_", 32 bits, else ENOSYS {
+    VersionOp of XenVersion as version, "XENVER_", 32 bits, else ENOSYS {
         /// Returns major << 16 | minor.
         Version = 0, "version", Guest, [Handled], {
             [returns "major << 16 | minor"]

@@ -8,7 +8,7 @@ operations! {
     /// The command is in the low 12 bits; the 20 above must be clear, but for `cache_flush`. Of every command: `EINVAL` bits
     /// above the command, or a count above 2^31 - 1; `EFAULT` a list that begins in the hypervisor's part of the address space,
     /// even an empty one. A list that faults is done up to the element that cannot be read or answered.
-    GnttabOp of GrantTableOp, "GNTTABOP_", 32 bits, else ENOSYS {
+    GnttabOp of GrantTableOp as grant, "GNTTABOP_", 32 bits, else ENOSYS {
         /// Maps granted frames.
         MapGrantRef = 0, "map_grant_ref", Guest, [Handled], {
             [takes InOut grant::GnttabMapGrantRef]

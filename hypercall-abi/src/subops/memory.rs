@@ -7,7 +7,7 @@ operations! {
     ///
     /// Bits from [`MEMOP_EXTENT_SHIFT`](crate::memory::MEMOP_EXTENT_SHIFT) up of a guest's command are the extent to start at;
     /// take them off first.
-    MemoryOp of MemoryOp, "XENMEM_", 6 bits, else ENOSYS {
+    MemoryOp of MemoryOp as xenmem, "XENMEM_", 6 bits, else ENOSYS {
         /// Allocates frames without a place in the physical map.
         IncreaseReservation = 0, "increase_reservation", Guest, [Handled], {
             [takes In memory::MemoryReservation]

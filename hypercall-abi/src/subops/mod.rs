@@ -16,6 +16,13 @@ mod machine;
 mod memory;
 mod mmu;
 
+pub use cpu::{callback, nmi, sched, vcpu};
+pub use devices::physdev;
+pub use events::evtchn;
+pub use facts::version;
+pub use grants::grant;
+pub use memory::xenmem;
+
 pub use cpu::{CallbackOp, CallbackType, NmiOp, SchedOp, SegmentBase, VcpuOp, VmAssist, VmAssistCmd};
 pub use devices::{ConsoleIoOp, PhysdevOp};
 pub use events::EvtchnOp;
@@ -73,8 +80,30 @@ macro_rules! command_enum {
 }
 pub(crate) use command_enum;
 
-/// Defines the table of a family: a command enum and what each row says.
+/// Defines the table of a family: a command enum and what each row says; with `as module`, also a module of its operations that
+/// take one structure, as types.
 macro_rules! operations {
+    (
+        $(#[doc = $about:literal])*
+        $enum:ident of $call:ident as $module:ident, $prefix:literal, $bits:literal bits, else $unknown:ident {
+            $(
+                $(#[doc = $doc:literal])*
+                $variant:ident = $number:literal, $name:literal, $caller:ident, $answer:tt, $facts:tt;
+            )*
+        }
+    ) => {
+        operations! {
+            $(#[doc = $about])*
+            $enum of $call, $prefix, $bits bits, else $unknown {
+                $($(#[doc = $doc])* $variant = $number, $name, $caller, $answer, $facts;)*
+            }
+        }
+
+        #[doc = concat!("Operations of [`", stringify!($enum), "`](super::", stringify!($enum), ") that take one structure, as types.")]
+        pub mod $module {
+            $($crate::table::typed_operation!($call, $variant, $number, ($($doc)*), $facts);)*
+        }
+    };
     (
         $(#[doc = $about:literal])*
         $enum:ident of $call:ident, $prefix:literal, $bits:literal bits, else $unknown:ident {

@@ -12,9 +12,15 @@ use alloc::vec::Vec;
 
 use conformance::{TablePage, call, mmuext, only_on, pages, pte};
 use guest_sdk::abi::control::{CreateDomain, LONGEST_IS_HYPERCALL};
+use guest_sdk::abi::grant::{
+    GNTCOPY_SOURCE_GREF, GNTST_OKAY, GnttabCopy, GnttabCopyPtr, GnttabMapGrantRef, GnttabSetVersion,
+    GnttabSetupTable, GnttabUnmapGrantRef, MapFlags,
+};
 use guest_sdk::abi::mmu::{MmuUpdate, MulticallEntry};
-use guest_sdk::abi::subops::MmuextCmd;
-use guest_sdk::abi::{DomId, Errno, Hypercall};
+use guest_sdk::abi::subops::{GnttabOp, MmuextCmd};
+use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall};
+use guest_sdk::grants::Grant;
+use guest_sdk::memory::{Access, Range};
 use guest_sdk::testkit::{self, Verdict, cases, check, check_eq};
 use guest_sdk::{Domain, control, entry, println};
 
@@ -36,6 +42,8 @@ fn main(domain: Domain) {
             pinning_a_tree,
             a_list_of_updates,
             a_list_of_calls,
+            lists_of_grants,
+            changes_of_a_large_grant_table,
             small_extents,
             a_large_extent,
             a_domain_from_making_to_destroying,
@@ -105,6 +113,88 @@ fn a_list_of_calls(_: &mut Domain) -> Verdict {
     })
 }
 
+/// Says how long a list of grant operations takes altogether.
+fn list_of<T>(what: &str, command: GnttabOp, list: &mut [T]) -> Verdict {
+    // SAFETY: a processor has the counter.
+    let now = || unsafe { core::arch::x86_64::_rdtsc() };
+    let (at, count, before) = (list.as_mut_ptr() as u64, list.len() as u64, now());
+    check_eq!(call(Hypercall::GrantTableOp, [command.number().into(), at, count, 0, 0]), Ok(0));
+    println!("{count} of {what}: {} ticks each", (now() - before) / count);
+    Ok(())
+}
+
+fn lists_of_grants(domain: &mut Domain) -> Verdict {
+    const COUNT: usize = 64;
+    longest("64 maps, unmaps and copies", BOUND, || {
+        let id = domain.id();
+        let granted = (0..COUNT)
+            .map(|_| domain.grants.grant_new(id, Access::ReadWrite))
+            .collect::<Result<Vec<_>, _>>()?;
+        let window = Range::new(COUNT as u64)?;
+        let target = pages(1)?;
+        for round in ["first", "second"] {
+            let mut maps: Vec<_> = (0u64..)
+                .zip(&granted)
+                .map(|(i, grant)| GnttabMapGrantRef {
+                    host_addr: window.address(i),
+                    flags: MapFlags::HOST_MAP.bits(),
+                    gref: grant.reference(),
+                    dom: id,
+                    status: 77,
+                    ..Default::default()
+                })
+                .collect();
+            list_of(&alloc::format!("map_grant_ref, {round} time"), GnttabOp::MapGrantRef, &mut maps)?;
+            check!(maps.iter().all(|op| op.status == GNTST_OKAY));
+            let mut unmaps: Vec<_> = maps
+                .iter()
+                .map(|op| GnttabUnmapGrantRef {
+                    host_addr: op.host_addr,
+                    handle: op.handle,
+                    status: 77,
+                    ..Default::default()
+                })
+                .collect();
+            list_of("unmap_grant_ref", GnttabOp::UnmapGrantRef, &mut unmaps)?;
+            check!(unmaps.iter().all(|op| op.status == GNTST_OKAY));
+        }
+        for len in [64, 1500, 4096] {
+            let copy = |grant: &Grant| GnttabCopy {
+                source: GnttabCopyPtr::granted(grant.reference(), id, 0),
+                dest: GnttabCopyPtr::own(target[0].mfn(), 0),
+                len,
+                flags: GNTCOPY_SOURCE_GREF,
+                status: 77,
+                pad0: 0,
+            };
+            let mut copies: Vec<_> = granted.iter().map(copy).collect();
+            list_of(&alloc::format!("copy, {len} bytes"), GnttabOp::Copy, &mut copies)?;
+            check!(copies.iter().all(|op| op.status == GNTST_OKAY));
+        }
+        Ok(())
+    })
+}
+
+fn changes_of_a_large_grant_table(_: &mut Domain) -> Verdict {
+    longest("versions of a grant table of 64 frames", BOUND, || {
+        let mut frames = [0u64; 64];
+        let mut setup = GnttabSetupTable {
+            dom: DomId::SELF,
+            nr_frames: 64,
+            frame_list: GuestHandle::new(frames.as_mut_ptr() as u64),
+            ..Default::default()
+        };
+        check_eq!(conformance::grant(GnttabOp::SetupTable, &mut setup), Ok(0));
+        check_eq!(setup.status, GNTST_OKAY);
+        for version in [2, 1] {
+            let mut set = GnttabSetVersion { version };
+            check_eq!(conformance::grant(GnttabOp::SetVersion, &mut set), Ok(0));
+            check_eq!(set.version, version);
+        }
+        Ok(())
+    })
+}
+
 /// A domain to give memory to, destroyed at the end.
 fn with_domain(pages: u64, work: impl FnOnce(DomId) -> Verdict) -> Verdict {
     let request = CreateDomain { max_vcpus: 1, max_pages: pages, ..CreateDomain::default() };
@@ -130,7 +220,6 @@ fn small_extents(_: &mut Domain) -> Verdict {
 
 fn a_large_extent(_: &mut Domain) -> Verdict {
     longest("populate one extent of 512 frames", LONG_STEP, || {
-        use guest_sdk::abi::GuestHandle;
         use guest_sdk::abi::memory::MemoryReservation;
         use guest_sdk::abi::subops::MemoryOp;
         for _ in 0..2 {

@@ -47,6 +47,8 @@ pub enum Op {
     Release { index: u8 },
     /// Exchange a frame for another.
     Exchange { dom: u8, frame: u8 },
+    /// Give a frame to another domain, with what is in it.
+    Transfer { dom: u8, frame: u8, to: u8 },
     /// The guest flushes.
     Flush,
     /// The domain dies, and is built anew when nothing refers to its memory any more.

@@ -175,6 +175,18 @@ impl Reference {
                     _ => BAD,
                 }
             }
+            Step::Transfer { dom, mfn, to } => {
+                let Some(f) = self.owned(mfn, DomId::new(self.ids[dom])) else { return Outcome::None };
+                if !(self.frames[f].given && self.frames[f].refs == 1) {
+                    return Outcome::Failed(Failure::Invalid);
+                }
+                let words = self.frames[f].words;
+                self.take_given(f);
+                let Some(mfn) = gave else { return Outcome::None };
+                self.give(mfn, self.ids[to]);
+                self.frames[f].words = words;
+                return Outcome::Gave(mfn);
+            }
             Step::Flush => Ok(()),
             Step::Kill { dom } => {
                 for root in std::mem::take(&mut self.roots[dom]).into_iter().flatten() {

@@ -173,6 +173,11 @@ pub enum Step {
         dom: usize,
         mfn: Mfn,
     },
+    Transfer {
+        dom: usize,
+        mfn: Mfn,
+        to: usize,
+    },
     Flush,
     Kill {
         dom: usize,
@@ -423,6 +428,10 @@ impl World {
                 let dom = self.live(*dom)?;
                 Step::Exchange { dom, mfn: self.frame(dom, *frame)? }
             }
+            Op::Transfer { dom, frame, to } => {
+                let dom = self.live(*dom)?;
+                Step::Transfer { dom, mfn: self.frame(dom, *frame)?, to: self.live(*to)? }
+            }
             Op::Flush => Step::Flush,
             Op::Kill { dom } => match self.live(*dom) {
                 Some(dom) => Step::Kill { dom },
@@ -516,6 +525,7 @@ impl World {
                 Ok(())
             }
             Step::Exchange { dom, mfn } => return self.exchange(dom, mfn),
+            Step::Transfer { dom, mfn, to } => return self.transfer(dom, mfn, to),
             Step::Flush => {
                 self.hv.mm.settle(TlbDebt::everywhere(), &self.hv.platform);
                 Ok(())
@@ -629,6 +639,32 @@ impl World {
             }
         }
         Outcome::Gave(fresh)
+    }
+
+    /// What `grant_transfer` does with the frame; a receiver that may have no more loses it to nobody.
+    fn transfer(&mut self, dom: usize, mfn: Mfn, to: usize) -> Outcome {
+        let (giver, receiver) = (self.doms[dom].domain.clone(), self.doms[to].domain.clone());
+        let Some(page) = self.hv.mm.get_page(mfn, giver.id) else { return Outcome::None };
+        let stolen = {
+            let mut pages = giver.pages.lock();
+            let stolen = self.hv.mm.steal(page, &mut pages);
+            pages.discharge(u64::from(stolen.is_some()));
+            stolen
+        };
+        let Some((mfn, debt)) = stolen else { return Outcome::Failed(Failure::Invalid) };
+        self.hv.pager().pay(debt);
+        assert!(!self.tlb().reaches(mfn), "{mfn:?} changes hands while a translation to it may be cached");
+        self.doms[dom].frames.retain(|frame| *frame != mfn);
+        let mut pages = receiver.pages.lock();
+        if pages.charge(1).is_err() {
+            drop(pages);
+            self.hv.mm.give_back(mfn, 0);
+            return Outcome::None;
+        }
+        self.hv.mm.assign(mfn, receiver.id, &mut pages);
+        drop(pages);
+        self.doms[to].frames.push(mfn);
+        Outcome::Gave(mfn)
     }
 
     fn kill(&mut self, dom: usize) {

@@ -1357,7 +1357,7 @@ fn swap_refused(domain: &mut Domain) -> Verdict {
 // ── transfers ──
 
 fn reservation() -> Result<u64, Stop> {
-    let mut domain = MemoryDomain { domid: DomId::SELF, ..Default::default() };
+    let mut domain = MemoryDomain { domid: DomId::SELF };
     Ok(memop(MemoryOp::CurrentReservation, &mut domain)?)
 }
 

@@ -26,7 +26,7 @@ const DESCRIPTORS_PER_FRAME: u64 = 512;
 const LDT_ENTRIES_MAX: u64 = 8192;
 
 impl<P: Platform> Hypervisor<P> {
-    /// Gives a vCPU that is off a whole new context. The vCPU stays as it is, up or down.
+    /// Gives a vCPU that is off a whole new context. The context says whether it is up then, or down.
     ///
     /// `EINVAL` for an address that is not canonical, tables out of range or frames that are not the domain's; `EBUSY` while it
     /// runs. `args` are what a preempted call is repeated with.
@@ -44,6 +44,12 @@ impl<P: Platform> Hypervisor<P> {
         match result {
             Ok(()) => {
                 vcpu.initialised.store(true, Ordering::Release);
+                if context.flags & VcpuContextFlags::ONLINE.bits() != 0 {
+                    vcpu.blocked.fetch_and(!block::DOWN, Ordering::AcqRel);
+                    self.wake(vcpu);
+                } else {
+                    vcpu.blocked.fetch_or(block::DOWN, Ordering::AcqRel);
+                }
                 Ok(())
             }
             Err(Stop::Preempted) => Err(Exit::Preempted(args)),
@@ -86,6 +92,7 @@ impl<P: Platform> Hypervisor<P> {
             }
         };
         load(state, context);
+        state.cr4 = self.guest_cr4(context.ctrlreg[4]);
         state.kernel_root = Some(kernel.into_pte());
         state.user_root = user.map(TypedRef::into_pte);
         state.gdt = gdt;
@@ -147,21 +154,28 @@ fn check(context: &VcpuGuestContext) -> Result<(), DomainError> {
     let regs = &context.user_regs;
     let addresses = [
         regs.rip,
+        regs.rsp,
+        context.kernel_sp,
         context.event_callback_eip,
         context.failsafe_callback_eip,
         context.syscall_callback_eip,
         context.fs_base,
         context.gs_base_kernel,
         context.gs_base_user,
-        context.ldt_base,
     ];
     let canonical = addresses.into_iter().all(|a| VirtAddr::new(a).is_canonical());
     let traps = context.trap_ctxt.iter().all(|t| VirtAddr::new(t.address).is_canonical());
-    let ldt = context.ldt_ents <= LDT_ENTRIES_MAX && context.ldt_base & 0xfff == 0;
-    if canonical && traps && ldt { Ok(()) } else { Err(DomainError::Invalid) }
+    let ldt_base = VirtAddr::new(context.ldt_base);
+    let ldt = context.ldt_ents <= LDT_ENTRIES_MAX
+        && context.ldt_base & 0xfff == 0
+        && ldt_base.is_canonical()
+        && !ldt_base.is_hypervisor();
+    // A vCPU that begins in its user mode needs page tables for it.
+    let mode = context.flags & VcpuContextFlags::IN_KERNEL.bits() != 0 || context.ctrlreg[1] != 0;
+    if canonical && traps && ldt && mode { Ok(()) } else { Err(DomainError::Invalid) }
 }
 
-/// Selectors of guests are always of ring 3; the null selector stays.
+/// Data selectors of guests are always of ring 3; the null selector stays.
 fn ring3(selector: u16) -> u16 {
     if selector & !3 == 0 { selector } else { selector | 3 }
 }
@@ -190,7 +204,7 @@ fn load(state: &mut VcpuState, context: &VcpuGuestContext) {
         cs: u64::from(r.cs | 3),
         rflags: r.rflags & FLAGS_ALLOWED | FLAGS_FORCED,
         rsp: r.rsp,
-        ss: u64::from(ring3(r.ss)),
+        ss: u64::from(r.ss | 3),
     };
     state.iopl = (r.rflags >> 12 & 3) as u8;
     state.kernel_mode = context.flags & VcpuContextFlags::IN_KERNEL.bits() != 0;

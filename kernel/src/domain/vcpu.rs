@@ -149,6 +149,8 @@ pub struct VcpuState {
     pub task_switched: bool,
     /// Whether the guest is inside its NMI handler.
     pub nmi_masked: bool,
+    /// Whether the records in its kernel's address space are to be written when it comes back there.
+    pub areas_due: bool,
     /// Data selectors that could not be loaded when it was put on its CPU: the failsafe callback is due.
     pub failsafe_due: Option<DataSelectors>,
     /// Data selectors (valid while not running, or after `read_live_segments`).
@@ -200,6 +202,7 @@ impl VcpuState {
             iopl: 0,
             task_switched: false,
             nmi_masked: false,
+            areas_due: false,
             failsafe_due: None,
             selectors: DataSelectors::default(),
             fs_base: 0,
@@ -258,7 +261,7 @@ pub struct Vcpu {
     pub cpu: AtomicU32,
     /// Whether a CPU runs it now. Changed under the lock of that CPU's queue.
     pub running: AtomicBool,
-    /// Port it polls, 0 for none or several.
+    /// The one port it polls, 0 for several: any port wakes it then.
     pub polled_port: AtomicU32,
     /// Scheduling entity, accounting and timers.
     pub sched: crate::sched::Entity,

@@ -10,7 +10,7 @@ use crate::access::Verbs;
 use crate::hypercall::Budget;
 use crate::hypervisor::Hypervisor;
 use crate::page_ref::{TypedRef, Writable};
-use crate::platform::Platform;
+use crate::platform::{CpuId, Platform};
 
 /// Bytes of vcpu_info.
 const VCPU_INFO_SIZE: u32 = 64;
@@ -46,27 +46,27 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
-    /// Moves a vCPU's vcpu_info to the guest's page `mfn`, keeping its contents. Afterwards every event counts as new.
+    /// Moves a vCPU's vcpu_info to the guest's page `mfn`, keeping its contents. Afterwards every event counts as new. The vCPU
+    /// is the caller's, or down.
     ///
-    /// `ENXIO` misaligned or across a page; `EINVAL` registered before, running elsewhere, or no page of its own.
+    /// `ENXIO` misaligned or across a page; `EINVAL` registered before, or no page of its own.
     pub fn register_vcpu_info(&self, vcpu: &VcpuRef, mfn: Mfn, offset: u32) -> Result<(), DomainError> {
-        if !offset.is_multiple_of(8) || offset > 4096 - VCPU_INFO_SIZE {
-            return Err(DomainError::BadPlace);
-        }
-        if vcpu.info_registered.load(Ordering::Acquire) {
-            return Err(DomainError::Invalid);
-        }
+        self.vcpu_info_place_ok(vcpu, offset)?;
         // The reference stays with the vCPU until the domain is torn down.
         let page: TypedRef<'_, Writable> = self
             .pager()
             .get_typed(mfn, vcpu.domain().id, self, &mut Budget::unlimited())
             .map_err(|_| DomainError::Invalid)?;
+        // Events are delivered under this lock: none falls between the places.
+        let events = vcpu.domain().events.lock();
+        if vcpu.info_registered.swap(true, Ordering::AcqRel) {
+            return Err(DomainError::Invalid);
+        }
         let page = page.into_pte();
         let old: [u64; 8] = core::array::from_fn(|i| {
             vcpu.info_word(&self.platform, i).map_or(0, |w| w.load(Ordering::Acquire))
         });
         let new = self.platform.frame(page);
-        // Whoever sends meanwhile still writes to the old place: all selector bits are set below, so nothing is lost.
         for (i, word) in old.iter().enumerate() {
             new[offset as usize / 8 + i]
                 .store(if vcpu.info_location().is_some() { *word } else { 0 }, Ordering::Release);
@@ -75,27 +75,39 @@ impl<P: Platform> Hypervisor<P> {
             new[offset as usize / 8].fetch_or(0x100, Ordering::AcqRel);
         }
         vcpu.set_info_location(page, offset as usize);
-        vcpu.info_registered.store(true, Ordering::Release);
+        // As on Xen: whatever the guest did to the old place meanwhile, it looks at everything once.
         if let [Some(first), Some(selectors)] = [0, 1].map(|i| vcpu.info_word(&self.platform, i)) {
             selectors.store(u64::MAX, Ordering::Release);
             first.fetch_or(1, Ordering::AcqRel);
         }
+        drop(events);
         self.update_vcpu_time(vcpu);
         self.unblock(vcpu);
         Ok(())
     }
 
-    /// Sends a non-maskable interrupt to a vCPU of the caller's domain.
-    pub fn send_nmi(&self, current: &Current, vcpu: &VcpuRef) {
-        vcpu.nmi_pending.store(true, Ordering::Release);
-        if !vcpu.same(&current.vcpu) {
-            self.unblock(vcpu);
-            self.interrupt_vcpu(vcpu);
+    /// Whether a vcpu_info may come to lie at `offset` of a page. `ENXIO` misaligned or across the end; `EINVAL` registered
+    /// before.
+    pub fn vcpu_info_place_ok(&self, vcpu: &VcpuRef, offset: u32) -> Result<(), DomainError> {
+        if !offset.is_multiple_of(8) || offset > 4096 - VCPU_INFO_SIZE {
+            return Err(DomainError::BadPlace);
+        }
+        if vcpu.info_registered.load(Ordering::Acquire) {
+            return Err(DomainError::Invalid);
+        }
+        Ok(())
+    }
+
+    /// Sends a non-maskable interrupt to a vCPU: it wakes if it sleeps, and takes it before its next instruction. One that is
+    /// down takes it when it comes up.
+    pub fn send_nmi(&self, vcpu: &VcpuRef) {
+        if !vcpu.nmi_pending.swap(true, Ordering::AcqRel) {
+            self.notify(vcpu);
         }
     }
 
     /// Arms, moves or stops one of a domain's two watchdogs; `id` 0 takes a free one and returns its number. `timeout` is in
-    /// seconds, 0 stops it.
+    /// seconds; 0 stops one that is armed.
     ///
     /// `EINVAL` no such watchdog, `ENOSPC` both taken.
     pub fn set_watchdog(
@@ -105,11 +117,9 @@ impl<P: Platform> Hypervisor<P> {
         timeout: u32,
     ) -> Result<u64, crate::hypercall::Exit> {
         let domain = current.domain();
-        let end = || self.platform.now_ns() + u64::from(timeout) * 1_000_000_000;
+        let end = || self.platform.now_ns().max(1) + u64::from(timeout) * 1_000_000_000;
         if id == 0 {
-            if timeout == 0 {
-                return Err(DomainError::Invalid.into());
-            }
+            // A timeout of 0 fires at once, as on Xen.
             for (i, watchdog) in domain.watchdogs.iter().enumerate() {
                 if watchdog.compare_exchange(0, end(), Ordering::AcqRel, Ordering::Acquire).is_ok() {
                     self.arm_timers(&self.watchdog_keeper(current));
@@ -125,6 +135,30 @@ impl<P: Platform> Hypervisor<P> {
         watchdog.store(if timeout == 0 { 0 } else { end() }, Ordering::Release);
         self.arm_timers(&self.watchdog_keeper(current));
         Ok(0)
+    }
+
+    /// Keeps a vCPU on one CPU until it asks to be let go (`None`).
+    ///
+    /// `EINVAL` no such CPU, or not kept anywhere; `EBUSY` kept already.
+    pub fn pin_override(&self, vcpu: &VcpuRef, cpu: Option<CpuId>) -> Result<(), DomainError> {
+        let exchange = |from, to| {
+            vcpu.sched.pinned.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
+        };
+        let Some(cpu) = cpu else {
+            let now = vcpu.sched.pinned.load(Ordering::Acquire);
+            return if now == 0 {
+                Err(DomainError::Invalid)
+            } else {
+                exchange(now, 0).map_err(|_| DomainError::Invalid)
+            };
+        };
+        if cpu.0 >= self.platform.cpu_count() {
+            return Err(DomainError::Invalid);
+        }
+        exchange(0, cpu.0 + 1).map_err(|_| DomainError::Busy)?;
+        // It moves there at its CPU's next choice.
+        self.interrupt_vcpu(vcpu);
+        Ok(())
     }
 
     /// The vCPU whose timer entry carries the domain's watchdogs: the first.

@@ -311,8 +311,10 @@ impl Fifo {
         if self.upcall.exchange(0) == 0 {
             return;
         }
-        let ready = self.control[0].exchange(0);
-        while ready >> PRIORITY & 1 != 0 {
+        if self.control[0].exchange(0) >> PRIORITY & 1 == 0 {
+            return;
+        }
+        loop {
             let mut port = self.head.load(Ordering::SeqCst);
             if port == 0 {
                 port = (self.control[1 + PRIORITY as usize / 2].read() >> 32) as u32;

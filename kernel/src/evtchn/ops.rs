@@ -149,8 +149,8 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
-    /// Wakes a vCPU that has an upcall to take, or makes the CPU that runs it look.
-    fn notify(&self, vcpu: &VcpuRef) {
+    /// Wakes a vCPU that has an upcall or an interrupt to take, or makes the CPU that runs it look.
+    pub(crate) fn notify(&self, vcpu: &VcpuRef) {
         self.unblock(vcpu);
         if vcpu.running.load(Ordering::SeqCst) {
             // Read after `running`, which is set after it.

@@ -121,8 +121,9 @@ impl Entry {
             PortState::Virq { virq } => (5, 0, virq.get()),
             PortState::Ipi => (6, 0, 0),
         };
+        let held = if self.held { HELD } else { 0 };
         kind << KIND_SHIFT
-            | u64::from(self.held) * HELD
+            | held
             | pack(self.last) << LAST_SHIFT
             | pack(self.queue) << QUEUE_SHIFT
             | u64::from(domain) << DOMAIN_SHIFT

@@ -116,11 +116,6 @@ fn of_domain<P: Platform>(
             }
             let context: VcpuGuestContext = hv.read_guest(request.context.addr())?;
             hv.set_vcpu_context(&vcpu, &context, args, &mut current.state.budget)?;
-            // The builder's word that the vCPU is up; without it only a context is stored.
-            if context.flags & hypercall_abi::vcpu::VcpuContextFlags::ONLINE.bits() != 0 {
-                vcpu.blocked.fetch_and(!block::DOWN, Ordering::AcqRel);
-                hv.wake(&vcpu);
-            }
             Ok(0)
         }
         Command::GetVcpuContext => {

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use hypercall_abi::sched::{SchedPoll, SchedRemoteShutdown, SchedShutdown, SchedWatchdog};
+use hypercall_abi::sched::{SchedPinOverride, SchedPoll, SchedRemoteShutdown, SchedShutdown, SchedWatchdog};
 use hypercall_abi::subops::SchedOp;
 use hypercall_abi::{Errno, Port};
 
@@ -10,7 +10,7 @@ use super::{Args, HcResult};
 use crate::access::Verbs;
 use crate::domain::{Current, block};
 use crate::hypervisor::Hypervisor;
-use crate::platform::Platform;
+use crate::platform::{CpuId, Platform};
 
 /// Most ports one poll may name.
 const MAX_POLL_PORTS: u32 = 128;
@@ -52,7 +52,7 @@ pub fn sched_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Ar
             let request: SchedWatchdog = hv.read_guest(arg)?;
             hv.set_watchdog(current, request.id, request.timeout)
         }
-        SchedOp::PinOverride => Err(pin_override(hv, current).into()),
+        SchedOp::PinOverride => pin_override(hv, current, arg),
     }
 }
 
@@ -88,20 +88,26 @@ fn block_vcpu<P: Platform>(hv: &Hypervisor<P>, current: &Current) {
     }
 }
 
-/// Waits until one of some ports is pending, an event is due, or time is up. `EINVAL` too many ports or no such port.
+/// Waits until one of some ports is pending, an event is due, or time is up. `EINVAL` too many ports, or one that is not open;
+/// `EFAULT` the list.
 fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) -> HcResult {
     if request.nr_ports > MAX_POLL_PORTS {
         return Err(Errno::EINVAL.into());
     }
+    if !hv.guest_range_ok(request.ports.addr(), u64::from(request.nr_ports) * size_of::<Port>() as u64) {
+        return Err(Errno::EFAULT.into());
+    }
     let vcpu = &current.vcpu;
+    vcpu.polled_port.store(0, Ordering::SeqCst);
     vcpu.blocked.fetch_or(block::POLLING, Ordering::SeqCst);
+    let mut last = Port::new(0);
     let ready = (|| -> Result<bool, Errno> {
         if vcpu.upcall_due(&hv.platform) {
             return Ok(true);
         }
         for i in 0..request.nr_ports {
-            let port: Port = hv.read_guest_item(request.ports.addr(), u64::from(i))?;
-            if hv.port_pending(current.domain(), port).map_err(|_| Errno::EINVAL)? {
+            last = hv.read_guest_item(request.ports.addr(), u64::from(i))?;
+            if hv.port_pending(current.domain(), last).map_err(|_| Errno::EINVAL)? {
                 return Ok(true);
             }
         }
@@ -112,17 +118,23 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
         ready?;
         return Ok(0);
     }
+    // Until here any port woke it; from here on another one does not.
+    if request.nr_ports == 1 {
+        vcpu.polled_port.store(last.get(), Ordering::SeqCst);
+    }
     if request.timeout != 0 {
-        vcpu.timers.poll_ns.store(request.timeout, Ordering::Relaxed);
+        // A time that is negative to a signed clock is in the past.
+        let timeout = if request.timeout >> 63 == 0 { request.timeout } else { 1 };
+        vcpu.timers.poll_ns.store(timeout, Ordering::Relaxed);
         hv.arm_timers(vcpu);
     }
     Ok(0)
 }
 
-/// Temporary pinning of the caller's vCPU: this hypervisor runs every vCPU where its affinity says.
-fn pin_override<P: Platform>(hv: &Hypervisor<P>, current: &Current) -> Errno {
-    match hv.require(current, Verbs::HARDWARE) {
-        Ok(()) => Errno::ENOSYS,
-        Err(error) => error.into(),
-    }
+/// Keeps the caller's vCPU on one CPU, or lets it go again (a negative number).
+fn pin_override<P: Platform>(hv: &Hypervisor<P>, current: &Current, arg: u64) -> HcResult {
+    hv.require(current, Verbs::HARDWARE)?;
+    let request: SchedPinOverride = hv.read_guest(arg)?;
+    hv.pin_override(&current.vcpu, u32::try_from(request.pcpu).ok().map(CpuId))?;
+    Ok(0)
 }

@@ -16,8 +16,8 @@ use crate::platform::Platform;
 
 /// Shortest period of a periodic timer.
 const SHORTEST_PERIOD_NS: u64 = 1_000_000;
-/// Longest period: `STIME_DELTA_MAX`, what a signed clock leaves of a third of its range.
-const LONGEST_PERIOD_NS: u64 = (1 << 55) - 1;
+/// Longest period, Xen's `STIME_DELTA_MAX`: its end is within the range of a signed clock.
+const LONGEST_PERIOD_NS: u64 = (1 << 62) - 1;
 
 /// `vcpu_op(cmd, vcpu, arg)`.
 ///
@@ -30,10 +30,10 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             if vcpu.info_location().is_none() {
                 return Err(Errno::EINVAL.into());
             }
+            let context: VcpuGuestContext = hv.read_guest(arg)?;
             if vcpu.initialised.load(Ordering::Acquire) {
                 return Err(Errno::EEXIST.into());
             }
-            let context: VcpuGuestContext = hv.read_guest(arg)?;
             hv.set_vcpu_context(&vcpu, &context, args, &mut current.state.budget)?;
             Ok(0)
         }
@@ -73,10 +73,9 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
                 return Err(Errno::EFAULT.into());
             }
             vcpu.runstate.lock().area = request.addr.addr();
-            if vcpu.same(&current.vcpu) && request.addr.addr() != 0 {
-                let info = hv.runstate_info(&vcpu);
-                // As on Xen, an area that is not mapped now is kept for later.
-                let _ = hv.write_guest(request.addr.addr(), &info);
+            // Another vCPU's too, at this address of the caller. An area that is not mapped now is kept for later.
+            if request.addr.addr() != 0 {
+                let _ = hv.write_guest(request.addr.addr(), &hv.runstate_info(&vcpu));
             }
             Ok(0)
         }
@@ -85,14 +84,13 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             if !(SHORTEST_PERIOD_NS..=LONGEST_PERIOD_NS).contains(&request.period_ns) {
                 return Err(Errno::EINVAL.into());
             }
-            vcpu.timers.period_ns.store(request.period_ns, Ordering::Relaxed);
-            vcpu.timers.tick_ns.store(hv.platform.now_ns() + request.period_ns, Ordering::Relaxed);
-            hv.arm_timers(&vcpu);
+            vcpu.timers.periodic.lock().set_period(request.period_ns);
+            // At once, if the latest tick is a period or more ago.
+            hv.start_ticks(&vcpu, hv.platform.now_ns());
             Ok(0)
         }
         VcpuOp::StopPeriodicTimer => {
-            vcpu.timers.period_ns.store(0, Ordering::Relaxed);
-            vcpu.timers.tick_ns.store(0, Ordering::Relaxed);
+            vcpu.timers.periodic.lock().set_period(0);
             hv.arm_timers(&vcpu);
             Ok(0)
         }
@@ -101,8 +99,9 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
                 return Err(Errno::EINVAL.into());
             }
             let request: VcpuSetSingleshotTimer = hv.read_guest(arg)?;
-            // A time in the past fires at once, whatever the flag says: Xen does not look at it any more.
-            let past = request.timeout_abs_ns < hv.platform.now_ns();
+            // A time in the past fires at once, whatever the flag says: Xen does not look at it any more. So does one that is
+            // negative to a signed clock.
+            let past = request.timeout_abs_ns < hv.platform.now_ns() || request.timeout_abs_ns >> 63 != 0;
             vcpu.timers.single_ns.store(if past { 0 } else { request.timeout_abs_ns }, Ordering::Relaxed);
             hv.arm_timers(&vcpu);
             if past {
@@ -120,6 +119,11 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
         }
         VcpuOp::RegisterVcpuInfo => {
             let request: VcpuRegisterVcpuInfo = hv.read_guest(arg)?;
+            // A vCPU that may be running elsewhere looks at the old place.
+            if !vcpu.same(&current.vcpu) && vcpu.blocked.load(Ordering::Acquire) & block::DOWN == 0 {
+                hv.vcpu_info_place_ok(&vcpu, request.offset)?;
+                return Err(Errno::EINVAL.into());
+            }
             hv.register_vcpu_info(&vcpu, Mfn::new(request.mfn), request.offset)?;
             Ok(0)
         }
@@ -127,7 +131,7 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             if arg != 0 {
                 return Err(Errno::EINVAL.into());
             }
-            hv.send_nmi(current, &vcpu);
+            hv.send_nmi(&vcpu);
             Ok(0)
         }
         VcpuOp::GetPhysid => {

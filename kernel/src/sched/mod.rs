@@ -45,6 +45,8 @@ pub struct Entity {
     pub hard: AtomicU64,
     /// CPUs that it should run on when it has the choice (soft affinity).
     pub soft: AtomicU64,
+    /// The CPU that it asked to be kept on (`SCHEDOP_pin_override`) plus one, 0 for none. It goes before both.
+    pub pinned: AtomicU32,
 }
 
 impl Entity {
@@ -59,12 +61,16 @@ impl Entity {
             yields: AtomicBool::new(false),
             hard: AtomicU64::new(u64::MAX),
             soft: AtomicU64::new(u64::MAX),
+            pinned: AtomicU32::new(0),
         }
     }
 
     /// Where it may run and where it should.
     pub fn affinity(&self) -> Affinity {
         let set = |set: &AtomicU64| CpuSet(set.load(Ordering::Relaxed));
+        if let Some(cpu) = self.pinned.load(Ordering::Relaxed).checked_sub(1) {
+            return Affinity { hard: CpuSet::one(CpuId(cpu)), soft: CpuSet::ALL };
+        }
         Affinity { hard: set(&self.hard), soft: set(&self.soft) }
     }
 

@@ -200,14 +200,7 @@ impl<P: Platform> Hypervisor<P> {
             timers.single_ns.store(0, Ordering::Relaxed);
             tick = true;
         }
-        let next = timers.tick_ns.load(Ordering::Relaxed);
-        if due(next) {
-            // Ticks that were missed while the vCPU was off are not made up for.
-            let period = timers.period_ns.load(Ordering::Relaxed).max(1);
-            let missed = (now - next) / period;
-            timers.tick_ns.store(next + (missed + 1) * period, Ordering::Relaxed);
-            tick = true;
-        }
+        tick |= timers.periodic.lock().take(now);
         if tick {
             self.raise_virq(vcpu, Virq::TIMER);
         }
@@ -405,7 +398,10 @@ impl<P: Platform> Hypervisor<P> {
             _ => RunStateKind::Offline,
         };
         vcpu.runstate.lock().change(kind, now);
-        self.publish_areas(&vcpu, &state);
+        if vcpu.timers.periodic.lock().set_running(false) {
+            self.arm_timers(&vcpu);
+        }
+        self.publish_areas(&vcpu, &mut state);
         Current { vcpu, state }
     }
 
@@ -458,9 +454,24 @@ impl<P: Platform> Hypervisor<P> {
             state.failsafe_due = Some(wanted);
         }
         self.update_vcpu_time(&vcpu);
-        self.publish_areas(&vcpu, &state);
+        self.publish_areas(&vcpu, &mut state);
+        self.start_ticks(&vcpu, now);
         cpu.current = Some(Current { vcpu, state });
         true
+    }
+
+    /// Lets the periodic timer of a vCPU tick, now that it runs or has another period.
+    pub fn start_ticks(&self, vcpu: &VcpuRef, now: u64) {
+        let (ticks, due) = {
+            let mut periodic = vcpu.timers.periodic.lock();
+            (periodic.set_running(vcpu.running.load(Ordering::Acquire)), periodic.take(now))
+        };
+        if due {
+            self.raise_virq(vcpu, Virq::TIMER);
+        }
+        if ticks {
+            self.arm_timers(vcpu);
+        }
     }
 
     /// A slice ends only if somebody waits: a vCPU alone is not disturbed. `slice_ns` is how long this one may be, if not as long as

@@ -22,6 +22,8 @@ pub const FREE_FRAMES: u8 = 61;
 pub const IRQS: u8 = 65;
 /// Timers of a CPU.
 pub const TIMERS: u8 = 70;
+/// Periodic timer of a vCPU.
+pub const PERIODIC: u8 = 72;
 /// Run queue of a CPU.
 pub const RUN_QUEUE: u8 = 75;
 /// Run-state accounting of a vCPU.

@@ -1,13 +1,17 @@
 //! Records that guests registered: run state and time, kept up to date while their address space is in force.
 
-use core::sync::atomic::Ordering;
+use core::mem::offset_of;
+use core::sync::atomic::{Ordering, fence};
 
-use hypercall_abi::vcpu::{RunstateInfo, VcpuTimeInfo};
+use hypercall_abi::vcpu::{RUNSTATE_UPDATE, RunstateInfo, VcpuTimeInfo};
 use zerocopy::IntoBytes;
 
-use crate::domain::{Vcpu, VcpuState};
+use crate::domain::{Vcpu, VcpuRef, VcpuState};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
+
+/// Bit of `vm_assist`: marks run-state records that are being written.
+const ASSIST_RUNSTATE_UPDATE: u32 = 1 << 5;
 
 impl<P: Platform> Hypervisor<P> {
     /// Where the time of a vCPU went up to now.
@@ -22,24 +26,46 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// Writes both records of a vCPU whose address space is in force. An area that is not mapped now is left alone: the guest
-    /// loses the record, nothing else.
-    pub fn publish_areas(&self, vcpu: &Vcpu, state: &VcpuState) {
+    /// loses the record, nothing else. Areas are addresses of its kernel: while it is in its user mode they wait.
+    pub fn publish_areas(&self, vcpu: &VcpuRef, state: &mut VcpuState) {
+        state.areas_due = !state.kernel_mode;
         if !state.kernel_mode {
             return;
         }
-        let area = vcpu.runstate.lock().area;
-        if area != 0 {
-            let info = self.runstate_info(vcpu);
-            let _ = self.platform.copy_to_guest(area, info.as_bytes());
-        }
-        if vcpu.time_area.load(Ordering::Relaxed) != 0 {
-            self.publish_time_area(vcpu);
-        }
+        self.publish_runstate(vcpu);
+        self.publish_time_area(vcpu);
     }
 
-    /// Copies the time record of vcpu_info to the area registered for it.
+    /// Writes the run-state record to the area registered for it, if any, in the address space that is in force.
+    ///
+    /// With `vm_assist(runstate_update_flag)` a reader on another vCPU can tell that it read while this wrote: the top bit of
+    /// `state_entry_time` is set before the first word changes and cleared after the last did.
+    pub fn publish_runstate(&self, vcpu: &VcpuRef) {
+        let area = vcpu.runstate.lock().area;
+        if area == 0 {
+            return;
+        }
+        let mut info = self.runstate_info(vcpu);
+        if vcpu.domain().vm_assist.load(Ordering::Relaxed) & ASSIST_RUNSTATE_UPDATE == 0 {
+            let _ = self.platform.copy_to_guest(area, info.as_bytes());
+            return;
+        }
+        let flag_at = area.wrapping_add((offset_of!(RunstateInfo, state_entry_time) + 7) as u64);
+        let flag = |time: u64| [(time >> 56) as u8];
+        info.state_entry_time |= RUNSTATE_UPDATE;
+        let _ = self.platform.copy_to_guest(flag_at, &flag(info.state_entry_time));
+        fence(Ordering::SeqCst);
+        let _ = self.platform.copy_to_guest(area, info.as_bytes());
+        fence(Ordering::SeqCst);
+        let _ = self.platform.copy_to_guest(flag_at, &flag(info.state_entry_time & !RUNSTATE_UPDATE));
+    }
+
+    /// Copies the time record of vcpu_info to the area registered for it, if any.
     pub fn publish_time_area(&self, vcpu: &Vcpu) {
         let area = vcpu.time_area.load(Ordering::Relaxed);
+        if area == 0 {
+            return;
+        }
         let mut words = [0u64; 4];
         for (i, word) in words.iter_mut().enumerate() {
             let Some(source) = vcpu.info_word(&self.platform, super::pvclock::TIME_WORD + i) else { return };

@@ -6,5 +6,5 @@ mod pvclock;
 mod queue;
 mod runstate;
 
-pub use queue::{TimerQueue, VcpuTimers};
+pub use queue::{Periodic, TimerQueue, VcpuTimers};
 pub use runstate::{RunState, RunStateKind};

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::domain::VcpuRef;
 use crate::platform::CpuId;
+use crate::sync::{RankedMutex, rank};
 
 /// What a queue needs of its items: a place to note where in the heap they are.
 pub trait HeapItem {
@@ -12,14 +13,58 @@ pub trait HeapItem {
     fn position(&self) -> &AtomicU32;
 }
 
+/// Period of the ticks that a new vCPU gets until it says otherwise, as on Xen.
+const FIRST_PERIOD_NS: u64 = 10_000_000;
+
+/// The periodic timer of a vCPU. It ticks only while the vCPU runs: one that sleeps is not woken for it, and when it runs again
+/// after a period or more, one tick stands for all that were missed.
+pub struct Periodic {
+    /// 0 for off.
+    period_ns: u64,
+    /// When the latest tick was.
+    last_ns: u64,
+    /// Whether the vCPU runs.
+    running: bool,
+}
+
+impl Periodic {
+    /// As a vCPU is made.
+    const fn new() -> Periodic {
+        Periodic { period_ns: FIRST_PERIOD_NS, last_ns: 0, running: false }
+    }
+
+    /// Sets the period, 0 for no ticks. The next tick is due a period after the latest one, however long ago that was.
+    pub fn set_period(&mut self, period_ns: u64) {
+        self.period_ns = period_ns;
+    }
+
+    /// Notes whether the vCPU runs. Returns whether there are ticks to arm or disarm for that.
+    pub fn set_running(&mut self, running: bool) -> bool {
+        self.running = running;
+        self.period_ns != 0
+    }
+
+    /// When the next tick is due.
+    pub fn next_ns(&self) -> Option<u64> {
+        (self.running && self.period_ns != 0).then(|| self.last_ns.saturating_add(self.period_ns))
+    }
+
+    /// Takes the tick that is due at `now_ns`; false when there is none.
+    pub fn take(&mut self, now_ns: u64) -> bool {
+        let due = self.next_ns().is_some_and(|next| next <= now_ns);
+        if due {
+            self.last_ns = now_ns;
+        }
+        due
+    }
+}
+
 /// Timers of a vCPU. Times are nanoseconds since boot; 0 means not armed.
 pub struct VcpuTimers {
     /// Single-shot timer.
     pub single_ns: AtomicU64,
-    /// Next tick of the periodic timer.
-    pub tick_ns: AtomicU64,
-    /// Its period.
-    pub period_ns: AtomicU64,
+    /// Periodic timer.
+    pub periodic: RankedMutex<Periodic, { rank::PERIODIC }>,
     /// End of a poll with timeout.
     pub poll_ns: AtomicU64,
     position: AtomicU32,
@@ -32,8 +77,7 @@ impl VcpuTimers {
     pub const fn new() -> VcpuTimers {
         VcpuTimers {
             single_ns: AtomicU64::new(0),
-            tick_ns: AtomicU64::new(0),
-            period_ns: AtomicU64::new(0),
+            periodic: RankedMutex::new(Periodic::new()),
             poll_ns: AtomicU64::new(0),
             position: AtomicU32::new(0),
             home: AtomicU32::new(0),
@@ -52,17 +96,19 @@ impl VcpuTimers {
 
     /// Disarms all.
     pub fn stop_all(&self) {
-        for timer in [&self.single_ns, &self.tick_ns, &self.period_ns, &self.poll_ns] {
+        for timer in [&self.single_ns, &self.poll_ns] {
             timer.store(0, Ordering::Relaxed);
         }
+        self.periodic.lock().set_period(0);
     }
 
     /// The earliest time at which anything is due.
     pub fn earliest(&self) -> Option<u64> {
-        [&self.single_ns, &self.tick_ns, &self.poll_ns]
+        [&self.single_ns, &self.poll_ns]
             .into_iter()
             .map(|t| t.load(Ordering::Relaxed))
             .filter(|t| *t != 0)
+            .chain(self.periodic.lock().next_ns())
             .min()
     }
 }
@@ -176,6 +222,23 @@ mod tests {
     use super::*;
     use alloc::rc::Rc;
     use proptest::prelude::*;
+
+    #[test]
+    fn ticks_come_while_it_runs_and_are_not_made_up_for() {
+        let mut periodic = Periodic::new();
+        assert_eq!(periodic.next_ns(), None, "a vCPU that never ran");
+        assert!(periodic.set_running(true));
+        assert!(periodic.take(25_000_000) && !periodic.take(25_000_000));
+        assert_eq!(periodic.next_ns(), Some(35_000_000));
+        periodic.set_running(false);
+        assert!(!periodic.take(90_000_000));
+        periodic.set_running(true);
+        assert!(periodic.take(90_000_000) && !periodic.take(99_999_999) && periodic.take(100_000_000));
+        periodic.set_period(50_000_000);
+        assert_eq!(periodic.next_ns(), Some(150_000_000), "counted from the latest tick");
+        periodic.set_period(0);
+        assert!(!periodic.take(u64::MAX) && !periodic.set_running(false));
+    }
 
     struct Item {
         id: usize,

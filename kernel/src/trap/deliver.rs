@@ -92,6 +92,9 @@ impl<P: Platform> Hypervisor<P> {
         if let Some(root) = state.current_root() {
             self.load_guest_root(root);
         }
+        if kernel && state.areas_due {
+            self.publish_areas(&current.vcpu, &mut current.state);
+        }
     }
 
     /// Pushes a frame on the guest's kernel stack and continues at its handler. A guest without handler, or with a stack

@@ -277,19 +277,24 @@ impl<P: Platform> Hypervisor<P> {
             ControlReg::Cr2 => self.set_guest_cr2(current, value),
             ControlReg::Cr3 => return self.write_cr3(current, value),
             ControlReg::Cr4 => {
-                let offer = cpuid::Offer::from_host(|leaf, subleaf| self.platform.cpuid(leaf, subleaf));
-                let mut own = CR4_TSD | CR4_DE;
-                if offer.fsgsbase {
-                    own |= CR4_FSGSBASE;
-                }
-                if offer.xsave {
-                    own |= CR4_OSXSAVE;
-                }
                 // TSD and DE take effect as the guest resumes.
-                current.state.cr4 = value & own;
+                current.state.cr4 = self.guest_cr4(value);
             }
         }
         Ok(())
+    }
+
+    /// What becomes of a value that a guest gives CR4: the bits that are its own.
+    pub(crate) fn guest_cr4(&self, value: u64) -> u64 {
+        let offer = cpuid::Offer::from_host(|leaf, subleaf| self.platform.cpuid(leaf, subleaf));
+        let mut own = CR4_TSD | CR4_DE;
+        if offer.fsgsbase {
+            own |= CR4_FSGSBASE;
+        }
+        if offer.xsave {
+            own |= CR4_OSXSAVE;
+        }
+        value & own
     }
 
     fn msr_context(&self, current: &Current) -> msr::Context {

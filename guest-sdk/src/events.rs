@@ -3,17 +3,22 @@
 //! Upcalls are masked whenever Rust runs. What is pending is collected by [`turn`], which everybody who waits calls: it
 //! clears the pending bits, notes the ports and wakes their wakers. Sleeping is the block hypercall, which unmasks and
 //! sleeps in one step, so an event that comes after the last look ends the sleep at once; the upcall stub returns masked.
+//!
+//! A domain begins with the two-level form, 4095 ports; [`Events::use_fifo`] turns it to the FIFO form. All else is the same in
+//! both.
+
+mod fifo;
 
 use crate::hypercall::stub;
 use crate::rt::{start, trap};
 use alloc::collections::BTreeMap;
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 use core::time::Duration;
 use hypercall_abi::evtchn::{
     EVTCHNSTAT_INTERDOMAIN, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindVirq,
-    EvtchnClose, EvtchnSend, EvtchnStatus, EvtchnUnmask,
+    EvtchnClose, EvtchnSend, EvtchnSetPriority, EvtchnStatus, EvtchnUnmask,
 };
 use hypercall_abi::subops::EvtchnOp;
 use hypercall_abi::{DomId, Errno, Hypercall, Port, Virq};
@@ -22,7 +27,9 @@ use spin::Mutex;
 /// Ports of the two-level layout.
 const PORTS: u32 = hypercall_abi::shared_info::EVTCHN_2L_NR_CHANNELS;
 
-/// Ports that fired and whose owner has not looked yet.
+/// The highest port that was opened.
+static HIGHEST: AtomicU32 = AtomicU32::new(0);
+/// Ports that fired and whose owner has not looked yet, in the two-level form.
 static FIRED: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
 static WAKERS: Mutex<BTreeMap<u32, Waker>> = Mutex::new(BTreeMap::new());
 
@@ -69,6 +76,9 @@ pub(crate) fn init() {
 
 /// Collects what is pending and wakes who waits for it. Never sleeps.
 pub fn turn() {
+    if fifo::is_on() {
+        return fifo::turn();
+    }
     // In this order, so that an event that comes in between is seen now or makes the next turn look again.
     if upcall_pending().swap(0, Ordering::SeqCst) == 0 && selector().load(Ordering::Relaxed) == 0 {
         return;
@@ -93,22 +103,33 @@ fn collect(word: usize, mut bits: u64) {
     while bits != 0 {
         let port = word as u32 * 64 + bits.trailing_zeros();
         bits &= bits - 1;
-        // Taken out before it is called: a waker may do anything.
-        let waker = WAKERS.lock().remove(&port);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(port);
+    }
+}
+
+/// Wakes the task that waits for a port.
+fn wake(port: u32) {
+    // Taken out before it is called: a waker may do anything.
+    let waker = WAKERS.lock().remove(&port);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
 /// Collects one port, masked or not, for who has polled it.
 pub(crate) fn collect_port(port: Port) {
+    if fifo::is_on() {
+        return fifo::collect(port.get(), true);
+    }
     let (word, bit) = split(port);
     collect(word, pending_word(word).load(Ordering::Acquire) & bit);
 }
 
 /// Takes the note that a port fired.
 pub(crate) fn take_fired(port: Port) -> bool {
+    if fifo::is_on() {
+        return fifo::take_fired(port);
+    }
     let (word, bit) = split(port);
     FIRED.get(word).is_some_and(|fired| fired.fetch_and(!bit, Ordering::AcqRel) & bit != 0)
 }
@@ -175,6 +196,9 @@ static TIMER: spin::Once<Port> = spin::Once::new();
 fn timer_port() -> Port {
     *TIMER.call_once(|| {
         let port = bind_virq_raw(Virq::TIMER).expect("every vCPU has a timer");
+        // A vCPU is born with a beat of 10 ms, which nobody here waits for.
+        let _ = crate::hypercall::stop_periodic_timer(0);
+        make_room(port).expect("the port is a new one");
         unmask(port).expect("the port is ours");
         port
     })
@@ -193,11 +217,24 @@ fn operation<T>(operation: EvtchnOp, argument: &mut T) -> Result<u64, Errno> {
     unsafe { stub::event_channel_op(u64::from(operation.number()), (&raw mut *argument) as u64) }
 }
 
+/// Makes this module's records reach to a port that was opened. `ENOSPC`, `ENOMEM`: it cannot be used.
+fn make_room(port: Port) -> Result<(), Errno> {
+    HIGHEST.fetch_max(port.get(), Ordering::Relaxed);
+    match fifo::is_on() {
+        true => fifo::reach(port.get()),
+        false if port.get() < PORTS => Ok(()),
+        false => Err(Errno::ENOSPC),
+    }
+}
+
 fn unmask(port: Port) -> Result<(), Errno> {
     operation(EvtchnOp::Unmask, &mut EvtchnUnmask { port }).map(drop)
 }
 
 fn mask(port: Port) {
+    if fifo::is_on() {
+        return fifo::mask(port);
+    }
     let (word, bit) = split(port);
     mask_word(word).fetch_or(bit, Ordering::AcqRel);
 }
@@ -220,6 +257,20 @@ pub struct Events {}
 impl Events {
     pub(crate) fn new() -> Self {
         Events {}
+    }
+
+    /// Turns the domain to the FIFO form: up to 131071 ports, events in the order in which they come. What is bound stays bound, and
+    /// what is pending or noted stays so. Once is enough; it costs two pages, and one more for every 1024 ports.
+    ///
+    /// # Errors
+    /// `ENOSYS` from a hypervisor without that form, `ENOMEM`: the domain keeps the two-level form.
+    pub fn use_fifo(&self) -> Result<(), Errno> {
+        if fifo::is_on() {
+            return Ok(());
+        }
+        // Collected as far as it was announced; the rest moves over.
+        turn();
+        fifo::begin(HIGHEST.load(Ordering::Relaxed))
     }
 
     /// A port that `remote` may connect to.
@@ -277,9 +328,9 @@ pub struct Channel {
 
 impl Channel {
     fn open(port: Port) -> Result<Channel, Errno> {
-        if port.get() >= PORTS {
+        if let Err(error) = make_room(port) {
             let _ = operation(EvtchnOp::Close, &mut EvtchnClose { port });
-            return Err(Errno::ENOSPC);
+            return Err(error);
         }
         let channel = Channel { port, owned: true };
         // Nothing of an earlier owner of the same number is left.
@@ -290,6 +341,7 @@ impl Channel {
 
     /// Takes over a port that the builder has made; it stays open when the channel is dropped.
     pub(crate) fn adopt(port: Port) -> Result<Channel, Errno> {
+        make_room(port)?;
         unmask(port)?;
         Ok(Channel { port, owned: false })
     }
@@ -306,6 +358,14 @@ impl Channel {
     /// `EINVAL` for a port that cannot be signalled: one bound to an interrupt, or not connected yet on some hypervisors.
     pub fn notify(&self) -> Result<(), Errno> {
         operation(EvtchnOp::Send, &mut EvtchnSend { port: self.port }).map(drop)
+    }
+
+    /// Sets how urgent its events are, from the next one on: 0 comes first, 15 last, 7 if nobody says otherwise.
+    ///
+    /// # Errors
+    /// `ENOSYS` in the two-level form, `EINVAL` above 15.
+    pub fn set_priority(&self, priority: u32) -> Result<(), Errno> {
+        operation(EvtchnOp::SetPriority, &mut EvtchnSetPriority { port: self.port, priority }).map(drop)
     }
 
     /// Whether it has fired since somebody last looked; looking takes it.

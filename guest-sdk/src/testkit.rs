@@ -14,7 +14,7 @@
 //! ```
 //!
 //! The command line chooses cases: `only=text+text` runs those whose name contains one of the texts, `skip=text+text` leaves
-//! such out, `list` prints names. A text that begins with `=` is a whole name: `only==null_hypercall`. (A comma does as well as
+//! such out, `list` prints names, `events=fifo` takes that form of event channels. A text that begins with `=` is a whole name: `only==null_hypercall`. (A comma does as well as
 //! a plus, but QEMU's `-initrd` takes commas for its own.) Each case prints one line, with `announce` one more before it
 //! runs, so that it is known which one ended the domain. The last two lines are the counts and the verdict:
 //! `Test result: SUCCESS`, `SKIP` (nothing ran), `ERROR` (a test could not do its work) or `FAILURE` (a check failed).
@@ -316,6 +316,9 @@ pub fn run(mut domain: Domain, cases: &[Case]) -> ! {
     if line.has("list") {
         cases.iter().filter(chosen).for_each(|case| println!("{}", case.name));
         shutdown::poweroff()
+    }
+    if line.value("events") == Some("fifo") {
+        domain.events.use_fifo().expect("the hypervisor has the FIFO form of event channels");
     }
     // Asked of a hypervisor that does its work.
     let _ = (hypervisor(), domain.id());

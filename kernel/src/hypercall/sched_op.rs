@@ -94,7 +94,7 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
     if request.nr_ports > MAX_POLL_PORTS {
         return Err(Errno::EINVAL.into());
     }
-    if !hv.guest_range_ok(request.ports.addr(), u64::from(request.nr_ports) * size_of::<Port>() as u64) {
+    if !hv.guest_address_ok(request.ports.addr()) {
         return Err(Errno::EFAULT.into());
     }
     let vcpu = &current.vcpu;

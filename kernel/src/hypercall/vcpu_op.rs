@@ -4,8 +4,8 @@ use core::sync::atomic::Ordering;
 
 use hypercall_abi::subops::VcpuOp;
 use hypercall_abi::vcpu::{
-    RunstateInfo, VcpuGetPhysid, VcpuGuestContext, VcpuRegisterRunstateMemoryArea,
-    VcpuRegisterTimeMemoryArea, VcpuRegisterVcpuInfo, VcpuSetPeriodicTimer, VcpuSetSingleshotTimer,
+    VcpuGetPhysid, VcpuGuestContext, VcpuRegisterRunstateMemoryArea, VcpuRegisterTimeMemoryArea,
+    VcpuRegisterVcpuInfo, VcpuSetPeriodicTimer, VcpuSetSingleshotTimer,
 };
 use hypercall_abi::{Errno, Mfn, VcpuId, Virq};
 
@@ -69,7 +69,7 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
         }
         VcpuOp::RegisterRunstateMemoryArea => {
             let request: VcpuRegisterRunstateMemoryArea = hv.read_guest(arg)?;
-            if !hv.guest_range_ok(request.addr.addr(), size_of::<RunstateInfo>() as u64) {
+            if !hv.guest_address_ok(request.addr.addr()) {
                 return Err(Errno::EFAULT.into());
             }
             vcpu.runstate.lock().area = request.addr.addr();
@@ -141,7 +141,7 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
         }
         VcpuOp::RegisterVcpuTimeMemoryArea => {
             let request: VcpuRegisterTimeMemoryArea = hv.read_guest(arg)?;
-            if !hv.guest_range_ok(request.addr.addr(), 32) {
+            if !hv.guest_address_ok(request.addr.addr()) {
                 return Err(Errno::EFAULT.into());
             }
             vcpu.time_area.store(request.addr.addr(), Ordering::Relaxed);

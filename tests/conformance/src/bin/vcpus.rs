@@ -7,14 +7,15 @@ extern crate alloc;
 use conformance::{NOWHERE, TablePage, at, call, callback, evtchn, pending, shared, take_pending, vcpu};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use guest_sdk::abi::callback::CallbackRegister;
-use guest_sdk::abi::evtchn::{EvtchnBindIpi, EvtchnClose, EvtchnSend};
+use guest_sdk::abi::evtchn::{EvtchnBindIpi, EvtchnBindVirq, EvtchnClose, EvtchnSend};
 use guest_sdk::abi::sched::SchedPoll;
 use guest_sdk::abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS};
 use guest_sdk::abi::subops::{CallbackOp, CallbackType, EvtchnOp, SchedOp, VcpuOp};
 use guest_sdk::abi::vcpu::{
-    RunstateInfo, VcpuContextFlags, VcpuGuestContext, VcpuInfo, VcpuRegisterVcpuInfo,
+    RunstateInfo, VcpuContextFlags, VcpuGuestContext, VcpuInfo, VcpuRegisterRunstateMemoryArea,
+    VcpuRegisterVcpuInfo, VcpuSetPeriodicTimer,
 };
-use guest_sdk::abi::{Errno, GuestHandle, Hypercall, Mfn, Port, VirtAddr};
+use guest_sdk::abi::{Errno, GuestHandle, Hypercall, Mfn, Port, Virq, VirtAddr};
 use guest_sdk::memory::{self, Page};
 use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, probe};
 use guest_sdk::time::now_ns;
@@ -27,10 +28,19 @@ fn main(domain: Domain) {
         &cases![
             up_before_initialise_is_refused,
             initialise_refused,
+            initialise_wants_canonical_addresses,
+            initialise_wants_tables_that_may_be,
             second_vcpu_runs,
             initialise_twice_is_refused,
             interrupts_between_vcpus,
             two_that_spin_share_the_cpu,
+            the_wait_for_the_cpu_is_stolen_time,
+            ticks_of_another_vcpu,
+            an_nmi_reaches_another_vcpu,
+            an_nmi_wakes_a_vcpu_that_polls,
+            nmi_refused,
+            runstate_area_of_another_vcpu,
+            vcpu_info_of_a_running_vcpu_stays,
             yield_lets_the_other_run,
             failsafe_callback_tells_of_a_lost_selector,
             down_and_up_again,
@@ -103,11 +113,34 @@ fn context() -> alloc::boxed::Box<VcpuGuestContext> {
     context.user_regs.cs = FLAT_KERNEL_CS;
     context.user_regs.ss = FLAT_KERNEL_SS;
     context.user_regs.rflags = 0x200;
+    context.trap_ctxt[2].vector = 2;
+    context.trap_ctxt[2].cs = FLAT_KERNEL_CS;
+    context.trap_ctxt[2].address = own_nmi as *const () as u64;
     context.kernel_ss = u64::from(FLAT_KERNEL_SS);
     context.kernel_sp = context.user_regs.rsp;
     context.ctrlreg[0] = 1 << 31 | 1;
     context.ctrlreg[3] = memory::root().address().get();
     context
+}
+
+static NMIS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts and returns.
+#[unsafe(naked)]
+unsafe extern "C" fn own_nmi() {
+    core::arch::naked_asm!(
+        "lock inc qword ptr [rip + {nmis}]",
+        "pop rcx",
+        "pop r11",
+        "push 0",
+        "push rcx",
+        "push r11",
+        "push rax",
+        "mov eax, 23",
+        "syscall",
+        "ud2",
+        nmis = sym NMIS,
+    )
 }
 
 fn initialise(id: u64, context: &mut VcpuGuestContext) -> Result<u64, Errno> {
@@ -154,6 +187,54 @@ fn initialise_refused(_: &mut Domain) -> Verdict {
     Ok(())
 }
 
+/// What to spoil in a context, and how.
+type Change = (&'static str, fn(&mut VcpuGuestContext));
+
+/// Each change to a good context is refused, and the vCPU is not initialised after it.
+fn each_refused(changes: &[Change]) -> Verdict {
+    for (what, change) in changes {
+        let mut bad = context();
+        change(&mut bad);
+        check_eq!(initialise(1, &mut bad), Err(Errno::EINVAL), "{what}");
+        check_eq!(operation(VcpuOp::Up, 1), Err(Errno::EINVAL), "initialised in spite of {what}");
+    }
+    Ok(())
+}
+
+/// An address that no pointer may have.
+const BENT: u64 = 0x0000_8000_0000_0000;
+
+fn initialise_wants_canonical_addresses(_: &mut Domain) -> Verdict {
+    each_refused(&[
+        ("rip", |c| c.user_regs.rip = BENT),
+        ("rsp", |c| c.user_regs.rsp = BENT),
+        ("kernel_sp", |c| c.kernel_sp = BENT),
+        ("the event callback", |c| c.event_callback_eip = BENT),
+        ("the failsafe callback", |c| c.failsafe_callback_eip = BENT),
+        ("the syscall callback", |c| c.syscall_callback_eip = BENT),
+        ("fs_base", |c| c.fs_base = BENT),
+        ("gs_base_kernel", |c| c.gs_base_kernel = BENT),
+        ("gs_base_user", |c| c.gs_base_user = !BENT),
+        ("a trap handler", |c| c.trap_ctxt[255].address = BENT),
+    ])
+}
+
+fn initialise_wants_tables_that_may_be(_: &mut Domain) -> Verdict {
+    each_refused(&[
+        ("an LDT that is not aligned", |c| (c.ldt_base, c.ldt_ents) = (0x1008, 1)),
+        ("an LDT of 8193 entries", |c| (c.ldt_base, c.ldt_ents) = (0x1000, 8193)),
+        ("an LDT in the hypervisor", |c| (c.ldt_base, c.ldt_ents) = (0xffff_8000_0000_0000, 1)),
+        ("no LDT, in the hypervisor", |c| c.ldt_base = 0xffff_8000_0000_0000),
+        ("a GDT of 7169 entries", |c| c.gdt_ents = 14 * 512 + 1),
+        ("a GDT frame that does not exist", |c| {
+            (c.gdt_frames[0], c.gdt_ents) = (Mfn::new(0xff_ffff_ffff), 1)
+        }),
+        ("a root that does not exist", |c| c.ctrlreg[3] = 0xff_ffff_ffff << 12),
+        ("a user root that does not exist", |c| c.ctrlreg[1] = 0xff_ffff_ffff << 12),
+        ("user mode without page tables", |c| c.flags = 0),
+    ])
+}
+
 fn second_vcpu_runs(_: &mut Domain) -> Verdict {
     check_eq!(initialise(1, &mut context()), Ok(0));
     check_eq!(operation(VcpuOp::IsUp, 1), Ok(0), "initialised is not up");
@@ -166,6 +247,10 @@ fn second_vcpu_runs(_: &mut Domain) -> Verdict {
 
 fn initialise_twice_is_refused(_: &mut Domain) -> Verdict {
     check_eq!(initialise(1, &mut context()), Err(Errno::EEXIST));
+    let mut bad = context();
+    bad.user_regs.rip = BENT;
+    check_eq!(initialise(1, &mut bad), Err(Errno::EEXIST), "whatever the context is");
+    check_eq!(call(Hypercall::VcpuOp, [0, 1, NOWHERE, 0, 0]), Err(Errno::EFAULT), "if it can be read");
     check_eq!(operation(VcpuOp::Up, 1), Ok(0), "up already");
     Ok(())
 }
@@ -225,6 +310,133 @@ fn two_that_spin_share_the_cpu(_: &mut Domain) -> Verdict {
     check!(spun > 1000, "{spun} rounds");
     let share = own * 1000 / (own + other);
     check!((420..=580).contains(&share), "{share} of 1000 for who measures ({own} and {other} ns)");
+    Ok(())
+}
+
+fn the_wait_for_the_cpu_is_stolen_time(_: &mut Domain) -> Verdict {
+    let states = |id: u64| -> Result<RunstateInfo, Errno> {
+        let mut info = RunstateInfo::default();
+        vcpu(VcpuOp::GetRunstateInfo, id, &mut info)?;
+        Ok(info)
+    };
+    ORDER.store(SPIN, Ordering::SeqCst);
+    let turn = SPUN.load(Ordering::Relaxed);
+    wait("its first turn", || SPUN.load(Ordering::Relaxed) > turn)?;
+    let (own, other, start) = (states(0)?, states(1)?, now_ns());
+    while now_ns() - start < 500 * MS {}
+    let (after, after_other) = (states(0)?, states(1)?);
+    ORDER.store(WAIT, Ordering::SeqCst);
+    let passed: u64 = (0..4).map(|state| after.time[state] - own.time[state]).sum();
+    check!(passed.abs_diff(500 * MS) < 100 * MS, "{passed} ns accounted for of 500 ms");
+    check_eq!(after.time[2], own.time[2], "blocked");
+    // On one CPU: while the other ran, this one waited.
+    let (stolen, ran) = (after.time[1] - own.time[1], after_other.time[0] - other.time[0]);
+    check!(
+        ran > 100 * MS && stolen.abs_diff(ran) < 60 * MS,
+        "{stolen} ns stolen while the other ran {ran} ns"
+    );
+    Ok(())
+}
+
+fn ticks_of_another_vcpu(_: &mut Domain) -> Verdict {
+    let mut bind = EvtchnBindVirq { virq: Virq::TIMER.get(), vcpu: 1, port: Port::new(0) };
+    check_eq!(evtchn(EvtchnOp::BindVirq, &mut bind), Ok(0));
+    ORDER.store(SPIN, Ordering::SeqCst);
+    check_eq!(vcpu(VcpuOp::SetPeriodicTimer, 1, &mut VcpuSetPeriodicTimer { period_ns: 5 * MS }), Ok(0));
+    take_pending(bind.port);
+    for _ in 0..3 {
+        wait("a tick", || take_pending(bind.port))?;
+    }
+    check_eq!(operation(VcpuOp::StopPeriodicTimer, 1), Ok(0));
+    take_pending(bind.port);
+    let start = now_ns();
+    while now_ns() - start < 50 * MS {
+        call(Hypercall::SchedOp, [0, 0, 0, 0, 0])?;
+    }
+    check!(!pending(bind.port), "it goes on when it was stopped");
+    ORDER.store(WAIT, Ordering::SeqCst);
+    check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port: bind.port }), Ok(0));
+    Ok(())
+}
+
+fn an_nmi_reaches_another_vcpu(_: &mut Domain) -> Verdict {
+    ORDER.store(SPIN, Ordering::SeqCst);
+    for _ in 0..3 {
+        let before = NMIS.load(Ordering::SeqCst);
+        check_eq!(operation(VcpuOp::SendNmi, 1), Ok(0));
+        wait("its handler", || NMIS.load(Ordering::SeqCst) > before)?;
+        check_eq!(NMIS.load(Ordering::SeqCst), before + 1, "one each");
+    }
+    let spun = SPUN.load(Ordering::Relaxed);
+    wait("it goes on", || SPUN.load(Ordering::Relaxed) > spun)?;
+    ORDER.store(WAIT, Ordering::SeqCst);
+    Ok(())
+}
+
+fn an_nmi_wakes_a_vcpu_that_polls(_: &mut Domain) -> Verdict {
+    let (there, back) = (bind_ipi(1)?, bind_ipi(0)?);
+    PORTS[0].store(there.get(), Ordering::SeqCst);
+    PORTS[1].store(back.get(), Ordering::SeqCst);
+    ORDER.store(ECHO, Ordering::SeqCst);
+    wait("its sleep", || {
+        let mut info = RunstateInfo::default();
+        vcpu(VcpuOp::GetRunstateInfo, 1, &mut info).is_ok() && info.state == 2
+    })?;
+    let before = NMIS.load(Ordering::SeqCst);
+    check_eq!(operation(VcpuOp::SendNmi, 1), Ok(0));
+    wait("its handler", || NMIS.load(Ordering::SeqCst) == before + 1)?;
+    ORDER.store(WAIT, Ordering::SeqCst);
+    check_eq!(evtchn(EvtchnOp::Send, &mut EvtchnSend { port: there }), Ok(0));
+    wait("the echo", || pending(back))?;
+    take_pending(back);
+    for port in [there, back] {
+        check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port }), Ok(0));
+    }
+    Ok(())
+}
+
+fn nmi_refused(_: &mut Domain) -> Verdict {
+    let before = NMIS.load(Ordering::SeqCst);
+    check_eq!(call(Hypercall::VcpuOp, [11, 1, 8, 0, 0]), Err(Errno::EINVAL), "it has no argument");
+    check_eq!(operation(VcpuOp::SendNmi, 4000), Err(Errno::ENOENT));
+    let start = now_ns();
+    while now_ns() - start < 30 * MS {
+        call(Hypercall::SchedOp, [0, 0, 0, 0, 0])?;
+    }
+    check_eq!(NMIS.load(Ordering::SeqCst), before);
+    Ok(())
+}
+
+fn runstate_area_of_another_vcpu(_: &mut Domain) -> Verdict {
+    static AREA: [AtomicU64; 6] = [const { AtomicU64::new(u64::MAX) }; 6];
+    let mut argument = VcpuRegisterRunstateMemoryArea { addr: GuestHandle::new((&raw const AREA) as u64) };
+    check_eq!(vcpu(VcpuOp::RegisterRunstateMemoryArea, 1, &mut argument), Ok(0));
+    let ran = AREA[2].load(Ordering::SeqCst);
+    check!(ran != u64::MAX, "written at once, by whoever asks");
+    check!(AREA[0].load(Ordering::SeqCst) as u32 != 0, "not running: this vCPU is");
+    wait("its next turn", || AREA[2].load(Ordering::SeqCst) > ran)?;
+    let mut argument = VcpuRegisterRunstateMemoryArea { addr: GuestHandle::new(0) };
+    check_eq!(vcpu(VcpuOp::RegisterRunstateMemoryArea, 1, &mut argument), Ok(0));
+    Ok(())
+}
+
+fn vcpu_info_of_a_running_vcpu_stays(_: &mut Domain) -> Verdict {
+    let page = Page::new()?;
+    check_eq!(operation(VcpuOp::IsUp, 1), Ok(1));
+    check_eq!(register(1, page.mfn(), 4), Err(Errno::ENXIO), "misaligned");
+    check_eq!(register(1, page.mfn(), 0), Err(Errno::EINVAL), "it is up");
+    let port = bind_ipi(1)?;
+    check_eq!(evtchn(EvtchnOp::Unmask, &mut EvtchnSend { port }), Ok(0));
+    check_eq!(evtchn(EvtchnOp::Send, &mut EvtchnSend { port }), Ok(0));
+    // SAFETY: the shared page.
+    let selector = unsafe { (&raw const (*shared()).vcpu_info[1].evtchn_pending_sel).read_volatile() };
+    check!(selector >> (port.get() / 64) & 1 == 1, "where it was: {selector:#x}");
+    check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port }), Ok(0));
+    // SAFETY: as above. The upcall that was announced is taken back, so that polls of vCPU 1 sleep again.
+    unsafe {
+        (&raw mut (*shared()).vcpu_info[1].evtchn_upcall_pending).write_volatile(0);
+        (&raw mut (*shared()).vcpu_info[1].evtchn_pending_sel).write_volatile(0);
+    }
     Ok(())
 }
 

@@ -8,13 +8,15 @@ use crate::hypercall::stub;
 use crate::memory::Access;
 use crate::ring::SharedPage;
 use alloc::vec::Vec;
+use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use hypercall_abi::grant::{GNTTAB_NR_RESERVED_ENTRIES, GTF_PERMIT_ACCESS, GrantEntryV1};
 use hypercall_abi::memory::{
     AcquireResource, XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED,
 };
+use hypercall_abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo};
 use hypercall_abi::subops::MemoryOp;
-use hypercall_abi::vcpu::VcpuGuestContext;
+use hypercall_abi::vcpu::{VcpuGuestContext, VcpuInfo};
 use hypercall_abi::xen_control::{
     CreateDomain, DestroyDomain, Domctl, DomctlPayload, GetDomainInfo, GetDomainInfoList, GetVcpuInfo,
     HypercallInit, MaxMem, MaxVcpus, PauseDomain, PhysInfo, ReadConsole, Sysctl, SysctlPayload,
@@ -203,6 +205,20 @@ pub fn read_log(index: u32, buffer: &mut [u8]) -> Result<(usize, u32), Errno> {
     // SAFETY: as many bytes of room as it says, alive through the call.
     unsafe { sysctl(&mut request)? };
     Ok(((request.count as usize).min(buffer.len()), request.index))
+}
+
+/// Masks the upcalls of a new domain's vCPUs, as every kernel expects to find them: Xen leaves the shared page zeroed and this to
+/// the builder.
+///
+/// # Errors
+/// What mapping the shared page gives.
+pub fn mask_upcalls(domain: DomId, shared_info: Mfn) -> Result<(), Errno> {
+    let page = Foreign::map(domain, &[shared_info], Access::ReadWrite)?;
+    for vcpu in 0..LEGACY_MAX_VCPUS {
+        let at = offset_of!(SharedInfo, vcpu_info) + vcpu * size_of::<VcpuInfo>();
+        page.write_bytes(at + offset_of!(VcpuInfo, evtchn_upcall_mask), &[1]);
+    }
+    Ok(())
 }
 
 /// The first frame of a domain's grant table, which is made if it is not there yet.

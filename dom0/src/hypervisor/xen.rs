@@ -58,7 +58,9 @@ impl Hypervisor for Xen {
         let domain = control::create_domain(request)?;
         let shared_info = || {
             control::set_max_pages(domain, max_pages)?;
-            control::domain_info(domain).map(|info| Mfn::new(info.shared_info_frame))
+            let frame = Mfn::new(control::domain_info(domain)?.shared_info_frame);
+            control::mask_upcalls(domain, frame)?;
+            Ok(frame)
         };
         shared_info().map(|frame| (domain, frame)).inspect_err(|_| {
             // It is ours and empty: this cannot fail.

@@ -12,6 +12,7 @@ mod boot;
 mod build;
 mod conformance;
 mod coverage;
+mod debian;
 mod docs;
 mod doctor;
 mod images;

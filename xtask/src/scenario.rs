@@ -8,7 +8,7 @@ use crate::boot::{self, Boot};
 use crate::build::{self, Built};
 use crate::images::{Kind, Workspace};
 use crate::qemu::{self, End, Host, Machine, Step, Watch};
-use crate::{archive, sh, xen};
+use crate::{archive, debian, sh, xen};
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 use serde::Deserialize;
@@ -52,6 +52,8 @@ pub struct Scenario {
     pub qemu_args: Vec<String>,
     /// Commands for dom0's shell.
     pub exec: Vec<String>,
+    /// Kernels of Debian's, as guests in dom0's boot archive.
+    pub kernels: Vec<PackagedKernel>,
     /// What to type, and when.
     pub keys: Vec<Keys>,
     /// Seconds until QEMU is stopped.
@@ -90,6 +92,7 @@ impl Default for Scenario {
             icount: false,
             qemu_args: Vec::new(),
             exec: Vec::new(),
+            kernels: Vec::new(),
             keys: Vec::new(),
             timeout: 60,
             slow: false,
@@ -100,6 +103,33 @@ impl Default for Scenario {
             never: Vec::new(),
             same: Vec::new(),
         }
+    }
+}
+
+/// A kernel out of a Debian package, with the description that dom0 makes a guest by.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackagedKernel {
+    /// Name of the image and of the guest.
+    pub name: String,
+    /// The package.
+    pub package: String,
+    /// The file in it, without a slash in front.
+    pub file: String,
+    /// The guest's memory.
+    pub memory: String,
+}
+
+impl PackagedKernel {
+    /// The image and the description, as files below `dir`.
+    fn files(&self, workspace: &Workspace, dir: &Path) -> Result<[PathBuf; 2]> {
+        let packaged = debian::file(&workspace.target_dir, &self.package, &self.file)?;
+        let Self { name, memory, .. } = self;
+        let (image, description) = (dir.join(name), dir.join(format!("{name}.toml")));
+        sh::write(&image, &sh::read(&packaged)?)?;
+        let text = format!("name = {name:?}\nimage = {name:?}\nmemory = {memory:?}\n");
+        sh::write(&description, text.as_bytes())?;
+        Ok([image, description])
     }
 }
 
@@ -312,7 +342,9 @@ impl Scenario {
                 }
                 words = boot::with_room_for_guests(host, &words);
                 let path = scratch.with_extension("tar");
-                sh::write(&path, &archive::pack(workspace, built, &self.exec, &[])?)?;
+                let kernels = self.kernels.iter().map(|kernel| kernel.files(workspace, scratch));
+                let added = kernels.collect::<Result<Vec<_>>>()?.concat();
+                sh::write(&path, &archive::pack(workspace, built, &self.exec, &added)?)?;
                 module = Some(path);
                 build::stripped(workspace, built.dom0.as_deref().context("there is no dom0 image")?)?
             }

@@ -1,6 +1,6 @@
 //! Debian's Xen 4.17 as the reference: fetched as a package, unpacked below the target folder, never installed.
 
-use crate::sh;
+use crate::{debian, sh};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,11 +33,9 @@ pub fn image(target_dir: &Path) -> Result<PathBuf> {
 
 fn fetch(elf: &Path) -> Result<()> {
     let dir = elf.parent().context("the target folder")?;
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    sh::run(Command::new("apt-get").args(["download", PACKAGE]).current_dir(dir))?;
-    let package = find(dir, |name| name.starts_with(PACKAGE) && name.ends_with(".deb"))?;
-    sh::run(Command::new("dpkg").arg("-x").args([package.as_path(), dir]))?;
-    let packed = find(&dir.join("boot"), |name| name.starts_with("xen-4.17") && name.ends_with(".gz"))?;
+    debian::unpack(PACKAGE, dir)?;
+    let packed =
+        debian::find(&dir.join("boot"), |name| name.starts_with("xen-4.17") && name.ends_with(".gz"))?;
     let mut gunzip = Command::new("gunzip");
     gunzip.arg("--stdout").arg(packed);
     sh::echo(&gunzip);
@@ -46,14 +44,4 @@ fn fetch(elf: &Path) -> Result<()> {
         bail!("gunzip: {}", String::from_utf8_lossy(&out.stderr).trim());
     }
     sh::write(elf, &out.stdout)
-}
-
-fn find(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
-    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let path = entry?.path();
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(&wanted) {
-            return Ok(path);
-        }
-    }
-    bail!("the package did not bring what was expected into {}", dir.display())
 }

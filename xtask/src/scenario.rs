@@ -1,8 +1,8 @@
 //! Scenarios: what to boot in QEMU, and what must come of it.
 //!
 //! Each file `tests/scenarios/*.toml` is one; its keys are the fields of [`Scenario`]. A guest package below
-//! tests/conformance or tests/attacks needs no file: it is booted as dom0 and must say SUCCESS. Keys in its Cargo.toml,
-//! under `[package.metadata.scenario]`, change that.
+//! tests/attacks needs no file: it is booted as dom0 and must say SUCCESS. Keys in its Cargo.toml, under
+//! `[package.metadata.scenario]`, change that. The guests below tests/conformance are run by [`crate::conformance`].
 
 use crate::boot::{self, Boot};
 use crate::build::{self, Built};
@@ -227,7 +227,7 @@ pub fn all(workspace: &Workspace) -> Result<Vec<(Host, Scenario)>> {
     for image in &workspace.guests {
         let has_file =
             scenarios.iter().any(|scenario: &Scenario| scenario.image.as_ref() == Some(&image.name));
-        if !matches!(image.kind, Kind::Conformance | Kind::Attack) || has_file {
+        if image.kind != Kind::Attack || has_file {
             continue;
         }
         let mut scenario = match &image.scenario {
@@ -340,7 +340,6 @@ impl Scenario {
                 if !self.dom0_mem.is_empty() {
                     words = format!("dom0_mem={} {words}", self.dom0_mem);
                 }
-                words = boot::with_room_for_guests(host, &words);
                 let path = scratch.with_extension("tar");
                 let kernels = self.kernels.iter().map(|kernel| kernel.files(workspace, scratch));
                 let added = kernels.collect::<Result<Vec<_>>>()?.concat();

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test, from the format check to the last scenario in QEMU.
 
 use crate::build::{self, Built};
+use crate::conformance::{self, Bench};
 use crate::images::Workspace;
 use crate::qemu::{self, Host};
 use crate::scenario::{self, Outcome, Scenario};
@@ -97,11 +98,16 @@ pub fn main(args: Args) -> Result<ExitCode> {
         host_side(&args.filter, &mut tally)?;
     }
     let audits = args.on.is_none() && ("audit".contains(&args.filter) || args.filter.starts_with("audit"));
-    if audits || !scenarios.is_empty() {
+    // Cases of the suite are no scenarios; their names are those that `conformance` gives them, after this word.
+    let suite = scenarios.is_empty() || SUITE.starts_with(&args.filter) || args.filter.starts_with(SUITE);
+    if audits || suite || !scenarios.is_empty() {
         match build::everything(&workspace) {
             Ok(built) => {
                 if audits {
                     audit_images(&workspace, &built, &mut tally)?;
+                }
+                if suite {
+                    conformance_suite(&args, &workspace, &built, &mut tally)?;
                 }
                 boot_all(&args, &workspace, &built, scenarios, &mut tally);
             }
@@ -225,6 +231,73 @@ fn host_counts(text: &str) -> [usize; 3] {
         }
     }
     total
+}
+
+/// What names of the conformance suite's parts begin with.
+const SUITE: &str = "conformance/";
+
+/// The conformance suite: its cases count one by one in each place, and each constant answer counts as one test.
+fn conformance_suite(args: &Args, workspace: &Workspace, built: &Built, tally: &mut Tally) -> Result<()> {
+    let filter = args.filter.strip_prefix(SUITE).unwrap_or(if SUITE.starts_with(&args.filter) {
+        ""
+    } else {
+        &args.filter
+    });
+    let reason = match qemu::version() {
+        None => Some(format!("`{}` does not run: cargo xtask setup", qemu::program().display())),
+        Some(_) => None,
+    };
+    if let Some(reason) = reason {
+        tally.skipped("conformance", &reason);
+        return Ok(());
+    }
+    let xen = if args.quick {
+        Err(anyhow::anyhow!("--quick"))
+    } else {
+        crate::xen::image(&workspace.target_dir).map(drop)
+    };
+    let hosts: Vec<Host> = [Host::Xenolith, Host::Xen]
+        .into_iter()
+        .filter(|host| args.on.is_none_or(|on| on == *host))
+        .filter(|host| *host == Host::Xenolith || xen.is_ok())
+        .collect();
+    if let (Err(error), true) = (&xen, args.on != Some(Host::Xenolith)) {
+        tally.skipped("conformance/xen", &format!("{error:#}"));
+    }
+    let bench = Bench { workspace, built, smp: 1, jobs: conformance::jobs(args.jobs) };
+    let all = conformance::cases(workspace, built)?;
+    if !filter.starts_with("vacuity") {
+        let selection = conformance::select(&all, |name| name.contains(filter));
+        if !selection.is_empty() {
+            let outcome = conformance::suite(&bench, &all, &selection, &hosts)?;
+            tally.passed += outcome.counts[0];
+            tally.failed += outcome.counts[1];
+            tally.skipped += outcome.counts[2];
+            println!(
+                "{}  conformance ({} passed, {} failed, {} skipped)",
+                if outcome.good { "PASS" } else { "FAIL" },
+                outcome.counts[0],
+                outcome.counts[1],
+                outcome.counts[2]
+            );
+            tally.skips.extend(outcome.skips);
+            for name in &outcome.failures {
+                println!("FAIL  {SUITE}{name}");
+                tally.failures.push(format!("{SUITE}{}", name.split_whitespace().next().unwrap_or_default()));
+            }
+        }
+    }
+    if args.on != Some(Host::Xen) && (filter.is_empty() || filter.starts_with("vacuity")) {
+        let findings = conformance::vacuity(&bench, &all)?;
+        for (answer, findings) in findings {
+            let name = format!("{SUITE}vacuity/{answer}");
+            match findings {
+                Ok(note) => tally.passed(&name, &format!(" ({note})")),
+                Err(why) => tally.failed(&name, &why),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn audit_images(workspace: &Workspace, built: &Built, tally: &mut Tally) -> Result<()> {

@@ -32,9 +32,13 @@ const WEIGHT_MAX: u32 = 65535;
 /// Errors of all commands: `EFAULT` unreadable, `EPERM` no control verb, `EACCES` another interface version, `ENOSYS` unknown
 /// command, `ESRCH` no such domain; more with each command (`hypercall_abi::control`).
 pub fn domctl<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
-    hv.require(current, Verbs::CONTROL)?;
     let mut op: ControlOp = hv.read_guest(args[0])?;
     let command = op.command();
+    // In Xen's order: a caller of another interface is told so, whoever it is.
+    if command != Some(Command::Version) && !op.version_matches() {
+        return Err(Errno::EACCES.into());
+    }
+    hv.require(current, Verbs::CONTROL)?;
     if command == Some(Command::Version) {
         let capabilities = Capabilities::LOG | Capabilities::PAGE_TYPES | Capabilities::WEIGHTS;
         let version = Version {
@@ -43,9 +47,6 @@ pub fn domctl<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args
             ..Version::default()
         };
         return answer(hv, args, &mut op, &version);
-    }
-    if !op.version_matches() {
-        return Err(Errno::EACCES.into());
     }
     match command.ok_or(Errno::ENOSYS)? {
         Command::Version => Ok(0),

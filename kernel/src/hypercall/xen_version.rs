@@ -58,15 +58,19 @@ pub fn xen_version<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args:
         VersionOp::Pagesize if arg == 0 => return Ok(PAGE_SIZE as u64),
         VersionOp::Pagesize => return Err(Errno::EINVAL.into()),
         VersionOp::GuestHandle => hv.write_guest(arg, &current.domain().handle)?,
-        VersionOp::BuildId | VersionOp::Commandline
-            if !current.domain().rights.lock().verbs.contains(Verbs::CONTROL) =>
-        {
-            return Err(Errno::EPERM.into());
-        }
+        VersionOp::BuildId if !privileged(current) => return Err(Errno::EPERM.into()),
         VersionOp::BuildId => return Err(Errno::ENODATA.into()),
+        VersionOp::Commandline if !privileged(current) => hv.write_guest(arg, DENIED)?,
         VersionOp::Commandline => return Err(Errno::ENOSYS.into()),
     }
     Ok(0)
+}
+
+/// What an unprivileged domain gets in place of the command line, as on Xen.
+const DENIED: &[u8; 9] = b"<denied>\0";
+
+fn privileged(current: &Current) -> bool {
+    current.domain().rights.lock().verbs.contains(Verbs::CONTROL)
 }
 
 fn features(domain: &Domain) -> Features {

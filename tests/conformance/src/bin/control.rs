@@ -4,7 +4,7 @@
 
 extern crate alloc;
 
-use conformance::{NOWHERE, call, only_on};
+use conformance::{NOWHERE, call, only_on, only_privileged};
 use guest_sdk::abi::control::{CreateDomain, DomainState};
 use guest_sdk::abi::sched::ShutdownReason;
 use guest_sdk::abi::{DomId, Errno, Hypercall};
@@ -28,6 +28,7 @@ fn main(domain: Domain) {
 }
 
 const OURS: &str = "the control interface is Xenolith's own";
+const OTHERS: &str = "the control interface is for who was given it";
 
 fn other_interface_is_refused(_: &mut Domain) -> Verdict {
     // Both say the same to a caller of another version: Xen's is not ours.
@@ -39,6 +40,7 @@ fn other_interface_is_refused(_: &mut Domain) -> Verdict {
 
 fn nobody_is_refused(_: &mut Domain) -> Verdict {
     only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
     let nobody = DomId::new(1234);
     check_eq!(control::domain_info(nobody).err(), Some(Errno::ESRCH));
     check_eq!(control::pause(nobody), Err(Errno::ESRCH));
@@ -62,6 +64,7 @@ fn free_frames() -> Result<u64, Errno> {
 
 fn domain_comes_and_goes(_: &mut Domain) -> Verdict {
     only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
     let request = CreateDomain { max_vcpus: 2, max_pages: 300, ..CreateDomain::default() };
     // The first one may make tables of the hypervisor grow.
     destroy(control::create_domain(DomId::INVALID, request)?.domid)?;
@@ -86,6 +89,7 @@ fn domain_comes_and_goes(_: &mut Domain) -> Verdict {
 
 fn creation_is_refused(_: &mut Domain) -> Verdict {
     only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
     let count = control::list_domains()?.len();
     for max_vcpus in [0, 100_000] {
         let request = CreateDomain { max_vcpus, max_pages: 16, ..CreateDomain::default() };
@@ -103,6 +107,7 @@ fn creation_is_refused(_: &mut Domain) -> Verdict {
 
 fn domain_is_shut_down_from_outside(_: &mut Domain) -> Verdict {
     only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
     let request = CreateDomain { max_vcpus: 1, max_pages: 16, ..CreateDomain::default() };
     let made = control::create_domain(DomId::INVALID, request)?.domid;
     let before = control::domain_info(made)?;
@@ -118,6 +123,7 @@ fn domain_is_shut_down_from_outside(_: &mut Domain) -> Verdict {
 
 fn host_is_told(_: &mut Domain) -> Verdict {
     only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
     let info = control::phys_info()?;
     check!(info.total_pages > info.free_pages && info.free_pages > 0 && info.cpus >= 1, "{info:?}");
     check_eq!(info.domains as usize, control::list_domains()?.len());

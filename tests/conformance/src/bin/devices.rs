@@ -142,6 +142,9 @@ fn bind_pirq(pirq: u32) -> Result<Port, Errno> {
 const CLOCK: u32 = 8;
 
 fn map_pirq_and_unmap(_: &mut Domain) -> Verdict {
+    if !conformance::is_privileged() {
+        return expect_errno(map_pirq(MAP_PIRQ_TYPE_GSI, CLOCK as i32, CLOCK as i32), Errno::EPERM);
+    }
     // Last: Xen takes the right to the interrupt away with the mapping.
     check_eq!(map_pirq(MAP_PIRQ_TYPE_GSI, CLOCK as i32, CLOCK as i32), Ok(CLOCK as i32));
     check_eq!(unmap_pirq(CLOCK as i32), Ok(0));
@@ -153,6 +156,10 @@ fn map_pirq_and_unmap(_: &mut Domain) -> Verdict {
 }
 
 fn map_pirq_refused(_: &mut Domain) -> Verdict {
+    if !conformance::is_privileged() {
+        check_eq!(map_pirq(MAP_PIRQ_TYPE_GSI, CLOCK as i32, CLOCK as i32), Err(Errno::EPERM));
+        return expect_errno(call(Hypercall::PhysdevOp, [13, NOWHERE, 0, 0, 0]), Errno::EFAULT);
+    }
     check_eq!(map_pirq(MAP_PIRQ_TYPE_GSI, 100_000, 8), Err(Errno::EINVAL), "no such pin");
     check_eq!(map_pirq(MAP_PIRQ_TYPE_GSI, -1, 8), Err(Errno::EINVAL), "no such pin");
     check_eq!(map_pirq(77, 8, 8), Err(Errno::EINVAL), "no such kind");
@@ -181,6 +188,7 @@ fn cmos_read(register: u8) -> Result<u8, Exception> {
 }
 
 fn clock_interrupt_arrives(_: &mut Domain) -> Verdict {
+    conformance::only_privileged("the clock's interrupt is the first domain's")?;
     check_eq!(iopl(1), Ok(0));
     check_eq!(map_pirq(MAP_PIRQ_TYPE_GSI, CLOCK as i32, CLOCK as i32), Ok(CLOCK as i32));
     let port = bind_pirq(CLOCK)?;
@@ -238,6 +246,7 @@ fn irq_status_refused(_: &mut Domain) -> Verdict {
 }
 
 fn physdev_unknown(_: &mut Domain) -> Verdict {
+    check_eq!(iopl(0), Ok(0));
     let mut room = [0u64; 8];
     for command in [0, 3, 18, 22, 32, 1000] {
         check_eq!(
@@ -251,6 +260,7 @@ fn physdev_unknown(_: &mut Domain) -> Verdict {
 
 fn physdev_not_there(_: &mut Domain) -> Verdict {
     only_on(true, "Xen lets its first domain at the interrupt controller and at PCI devices")?;
+    conformance::only_privileged("others have no devices")?;
     // docs/abi/enosys.md
     let mut apic = PhysdevApic::default();
     expect_errno(physdev(PhysdevOp::ApicRead, &mut apic), Errno::ENOSYS)?;

@@ -605,6 +605,7 @@ fn bad_address(_: &mut Domain) -> Verdict {
 }
 
 fn unknown_operation(_: &mut Domain) -> Verdict {
+    check_eq!(close(unbound()?), Ok(0));
     let mut room = [0u64; 8];
     for command in [15, 100, 0x7fff_ffff] {
         check_eq!(

@@ -2,7 +2,7 @@
 
 use crate::build::{self, Built};
 use crate::conformance::{self, Bench};
-use crate::images::Workspace;
+use crate::images::{Kind, Workspace};
 use crate::qemu::{self, Host};
 use crate::scenario::{self, Outcome, Scenario};
 use crate::setup::Need;
@@ -90,6 +90,12 @@ pub fn main(args: Args) -> Result<ExitCode> {
         for (host, scenario) in &scenarios {
             println!("{:<44} {}", name(*host, scenario), scenario.about);
         }
+        if suite_filter(&workspace, &args.filter).is_some() {
+            println!(
+                "{:<44} {}",
+                SUITE, "The conformance suite: `cargo xtask conformance --list` names its cases."
+            );
+        }
         return Ok(ExitCode::SUCCESS);
     }
     install_in_ci()?;
@@ -98,16 +104,15 @@ pub fn main(args: Args) -> Result<ExitCode> {
         host_side(&args.filter, &mut tally)?;
     }
     let audits = args.on.is_none() && ("audit".contains(&args.filter) || args.filter.starts_with("audit"));
-    // Cases of the suite are no scenarios; their names are those that `conformance` gives them, after this word.
-    let suite = scenarios.is_empty() || SUITE.starts_with(&args.filter) || args.filter.starts_with(SUITE);
-    if audits || suite || !scenarios.is_empty() {
+    let suite = suite_filter(&workspace, &args.filter);
+    if audits || suite.is_some() || !scenarios.is_empty() {
         match build::everything(&workspace) {
             Ok(built) => {
                 if audits {
                     audit_images(&workspace, &built, &mut tally)?;
                 }
-                if suite {
-                    conformance_suite(&args, &workspace, &built, &mut tally)?;
+                if let Some(filter) = suite {
+                    conformance_suite(&args, filter, &workspace, &built, &mut tally)?;
                 }
                 boot_all(&args, &workspace, &built, scenarios, &mut tally);
             }
@@ -233,65 +238,73 @@ fn host_counts(text: &str) -> [usize; 3] {
     total
 }
 
-/// What names of the conformance suite's parts begin with.
+/// What the names of the conformance suite's cases begin with here.
 const SUITE: &str = "conformance/";
+/// What the names of its runs under constant answers begin with, behind that.
+const VACUITY: &str = "vacuity/";
 
-/// The conformance suite: its cases count one by one in each place, and each constant answer counts as one test.
-fn conformance_suite(args: &Args, workspace: &Workspace, built: &Built, tally: &mut Tally) -> Result<()> {
-    let filter = args.filter.strip_prefix(SUITE).unwrap_or(if SUITE.starts_with(&args.filter) {
-        ""
-    } else {
-        &args.filter
-    });
-    let reason = match qemu::version() {
-        None => Some(format!("`{}` does not run: cargo xtask setup", qemu::program().display())),
-        Some(_) => None,
-    };
-    if let Some(reason) = reason {
+/// The filter for cases of the conformance suite, if this filter of tests means any. The images' names decide: the cases' are known
+/// only when the images are built.
+fn suite_filter<'a>(workspace: &Workspace, filter: &'a str) -> Option<&'a str> {
+    if SUITE.starts_with(filter) {
+        return Some("");
+    }
+    let behind = filter.strip_prefix(SUITE).unwrap_or(filter);
+    let mut names = workspace
+        .guests
+        .iter()
+        .filter(|image| image.kind == Kind::Conformance)
+        .map(|image| image.name.as_str());
+    let image = behind.split("::").next().unwrap_or(behind);
+    (VACUITY.starts_with(behind) || behind.starts_with(VACUITY) || names.any(|name| name.contains(image)))
+        .then_some(behind)
+}
+
+/// The conformance suite: each case counts in each place, and each constant answer counts as one test.
+fn conformance_suite(
+    args: &Args,
+    filter: &str,
+    workspace: &Workspace,
+    built: &Built,
+    tally: &mut Tally,
+) -> Result<()> {
+    if qemu::version().is_none() {
+        let reason = format!("`{}` does not run: cargo xtask setup", qemu::program().display());
         tally.skipped("conformance", &reason);
         return Ok(());
     }
-    let xen = if args.quick {
-        Err(anyhow::anyhow!("--quick"))
-    } else {
-        crate::xen::image(&workspace.target_dir).map(drop)
-    };
-    let hosts: Vec<Host> = [Host::Xenolith, Host::Xen]
-        .into_iter()
-        .filter(|host| args.on.is_none_or(|on| on == *host))
-        .filter(|host| *host == Host::Xenolith || xen.is_ok())
-        .collect();
-    if let (Err(error), true) = (&xen, args.on != Some(Host::Xenolith)) {
-        tally.skipped("conformance/xen", &format!("{error:#}"));
-    }
-    let bench = Bench { workspace, built, smp: 1, jobs: conformance::jobs(args.jobs) };
-    let all = conformance::cases(workspace, built)?;
-    if !filter.starts_with("vacuity") {
-        let selection = conformance::select(&all, |name| name.contains(filter));
-        if !selection.is_empty() {
-            let outcome = conformance::suite(&bench, &all, &selection, &hosts)?;
-            tally.passed += outcome.counts[0];
-            tally.failed += outcome.counts[1];
-            tally.skipped += outcome.counts[2];
-            println!(
-                "{}  conformance ({} passed, {} failed, {} skipped)",
-                if outcome.good { "PASS" } else { "FAIL" },
-                outcome.counts[0],
-                outcome.counts[1],
-                outcome.counts[2]
-            );
-            tally.skips.extend(outcome.skips);
-            for name in &outcome.failures {
-                println!("FAIL  {SUITE}{name}");
-                tally.failures.push(format!("{SUITE}{}", name.split_whitespace().next().unwrap_or_default()));
-            }
+    let mut hosts = Vec::new();
+    for host in [Host::Xenolith, Host::Xen] {
+        if args.on.is_some_and(|on| on != host) || host == Host::Xen && args.quick {
+            continue;
+        }
+        match if host == Host::Xen { crate::xen::image(&workspace.target_dir).map(drop) } else { Ok(()) } {
+            Ok(()) => hosts.push(host),
+            Err(error) => tally.skipped("conformance on xen", &format!("{error:#}")),
         }
     }
-    if args.on != Some(Host::Xen) && (filter.is_empty() || filter.starts_with("vacuity")) {
-        let findings = conformance::vacuity(&bench, &all)?;
-        for (answer, findings) in findings {
-            let name = format!("{SUITE}vacuity/{answer}");
-            match findings {
+    let bench = Bench { workspace, built, smp: args.smp, jobs: conformance::jobs(args.jobs) };
+    let all = conformance::cases(workspace, built)?;
+    let selection = conformance::select(&all, |name| name.contains(filter));
+    if !selection.is_empty() && !hosts.is_empty() {
+        let outcome = conformance::suite(&bench, &all, &selection, &hosts)?;
+        let [passed, failed, skipped] = outcome.counts;
+        tally.passed += passed;
+        tally.failed += failed;
+        tally.skipped += skipped;
+        let word = if outcome.good { "PASS" } else { "FAIL" };
+        println!("{word}  conformance ({passed} passed, {failed} failed, {skipped} skipped)");
+        tally.skips.extend(outcome.skips.into_iter().map(|skip| format!("conformance {skip}")));
+        for line in &outcome.failures {
+            println!("FAIL  {SUITE}{line}");
+            let name = line.split_whitespace().next().unwrap_or_default();
+            tally.failures.push(format!("{SUITE}{name}"));
+        }
+    }
+    if hosts.contains(&Host::Xenolith) && (filter.is_empty() || filter.starts_with("vacuity")) {
+        for (answer, result) in conformance::vacuity(&bench, &all)? {
+            let name = format!("{SUITE}{VACUITY}{answer}");
+            match result {
                 Ok(note) => tally.passed(&name, &format!(" ({note})")),
                 Err(why) => tally.failed(&name, &why),
             }

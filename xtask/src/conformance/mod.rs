@@ -531,7 +531,9 @@ impl Bench<'_> {
     }
 
     fn boot(&self, what: &Boot) -> Result<qemu::Watched> {
-        let machine = Machine { smp: self.smp, icount: what.icount, ..Machine::default() };
+        // Counted instructions mean something on one CPU only.
+        let smp = if what.icount { 1 } else { self.smp };
+        let machine = Machine { smp, icount: what.icount, ..Machine::default() };
         let hypervisor = match (what.hypervisor, what.host) {
             (Some(path), _) => path.to_path_buf(),
             (None, Host::Xenolith) => self.built.hypervisor.clone(),

@@ -91,10 +91,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
             println!("{:<44} {}", name(*host, scenario), scenario.about);
         }
         if suite_filter(&workspace, &args.filter).is_some() {
-            println!(
-                "{:<44} {}",
-                SUITE, "The conformance suite: `cargo xtask conformance --list` names its cases."
-            );
+            let about = "The conformance suite: `cargo xtask conformance --list` names its cases.";
+            println!("{SUITE:<44} {about}");
         }
         return Ok(ExitCode::SUCCESS);
     }

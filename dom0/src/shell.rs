@@ -10,7 +10,7 @@ use crate::scrollback::printable;
 use crate::store;
 use crate::table::{Align, Table};
 use crate::terminal::{self, Keys};
-use crate::units::{Bytes, count, seconds};
+use crate::units::{Bytes, count, cpu_list, cpu_set, seconds};
 use crate::waiting::First;
 use crate::words;
 use alloc::boxed::Box;
@@ -78,6 +78,9 @@ commands! {
         "NAME and ID name a domain in other commands. MEMORY and VCPUS are what it has; CPU TIME is what it has used."
     "vcpus" "NAME" vcpus "show a domain's vCPUs"
         "CPU is the processor that each is on, or was last on."
+    "pin" "NAME VCPU|all [CPUS|all]" pin "let a vCPU run on these CPUs only"
+        "CPUS are numbers and ranges, as in 0,2-3; without them it is shown where the vCPU may run. `info` says how many CPUs\n\
+         there are, `vcpus NAME` where each vCPU is."
     "create" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" create "build domains and start them"
         "FILE is a description in the boot archive, or the name of the domain that one describes; IMAGE is a guest image there\n\
          (`images` lists both); any other NAME needs image=IMAGE. Keys are name, image, memory, vcpus, cmdline, autostart,\n\
@@ -294,6 +297,36 @@ impl Shell {
             table.row([number.to_string(), vcpu.cpu.to_string(), state.into(), seconds(vcpu.cpu_time_ns)]);
         }
         print_block(&table.to_string());
+        Ok(Next::Go)
+    }
+
+    async fn pin(&mut self, arguments: &[String]) -> Outcome {
+        let [wanted, which, cpus @ ..] = arguments else { return Err(usage("pin")) };
+        let domain = match guests::resolve(wanted) {
+            _ if wanted == OWN_NAME || wanted == "0" => guest_sdk::id(),
+            name => guests::domain(&name?)?,
+        };
+        let mask = match cpus {
+            [] => 0,
+            [all] if all == "all" => u64::MAX,
+            [list] => cpu_set(list)?,
+            _ => return Err(usage("pin")),
+        };
+        let info = hypervisor::get().domain(domain).map_err(refused("tell about it"))?;
+        let vcpus = match which.as_str() {
+            "all" => 0..info.vcpus,
+            number => {
+                let vcpu: u32 =
+                    number.parse().map_err(|_| format!("{number:?} is no vCPU: a number, or `all`"))?;
+                vcpu..vcpu.saturating_add(1)
+            }
+        };
+        let up = hypervisor::get().host().map_err(refused("tell about the machine"))?.cpus;
+        for vcpu in vcpus {
+            let may =
+                hypervisor::get().pin(domain, vcpu, mask).map_err(|error| format!("vCPU {vcpu}: {error}"))?;
+            say!("vCPU {vcpu}: CPUs {}", cpu_list(may, up));
+        }
         Ok(Next::Go)
     }
 
@@ -814,7 +847,7 @@ fn candidates(archive: Archive<'static>, words: &[&str]) -> Vec<String> {
             let files = archive.files().filter_map(Result::ok).map(|file| file.name);
             files.filter(|name| name.ends_with(".toml")).map(ToString::to_string).collect()
         }
-        ["destroy" | "pause" | "unpause" | "vcpus" | "shutdown" | "console" | "logs" | "wait"]
+        ["destroy" | "pause" | "unpause" | "vcpus" | "pin" | "shutdown" | "console" | "logs" | "wait"]
         | ["console", "-f"] => guests::all().into_iter().map(|view| view.name).collect(),
         _ => Vec::new(),
     }

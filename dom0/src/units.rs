@@ -105,9 +105,54 @@ pub fn count(number: usize, thing: &str) -> String {
     }
 }
 
+/// A set of CPUs as a list of numbers and ranges names it, as in `0,2-3`: a bit each.
+///
+/// # Errors
+/// What is wrong with the list, for people.
+pub fn cpu_set(list: &str) -> Result<u64, String> {
+    let number = |text: &str| {
+        let number: u32 = text.parse().map_err(|_| format!("{text:?} is no CPU number"))?;
+        if number < 64 {
+            Ok(number)
+        } else {
+            Err(format!("there are no more than 64 CPUs: {number} is too large"))
+        }
+    };
+    let mut set = 0;
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(format!("{part}: the smaller number comes first"));
+        }
+        set |= u64::MAX >> (63 - (last - first)) << first;
+    }
+    Ok(set)
+}
+
+/// The other way round: the CPUs of a set that are below `count`.
+pub fn cpu_list(set: u64, count: u32) -> String {
+    let there = |cpu: u32| cpu < count.min(64) && set >> cpu & 1 != 0;
+    let mut list = String::new();
+    let mut cpu = 0;
+    while cpu < 64 {
+        if there(cpu) {
+            let mut last = cpu;
+            while there(last + 1) {
+                last += 1;
+            }
+            let comma = if list.is_empty() { "" } else { "," };
+            list += &if last > cpu { format!("{comma}{cpu}-{last}") } else { format!("{comma}{cpu}") };
+            cpu = last;
+        }
+        cpu += 1;
+    }
+    list
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{BadSize, Bytes, count, seconds};
+    use super::{BadSize, Bytes, count, cpu_list, cpu_set, seconds};
     use alloc::string::ToString;
 
     #[test]
@@ -144,5 +189,18 @@ mod tests {
         assert_eq!(seconds(7_380_000_000_000), "2h03m");
         assert_eq!((count(0, "guest").as_str(), count(1, "guest").as_str()), ("no guests", "1 guest"));
         assert_eq!(count(2, "guest"), "2 guests");
+    }
+
+    #[test]
+    fn lists_of_cpus() {
+        assert_eq!(cpu_set("0,2-3"), Ok(0b1101));
+        assert_eq!(cpu_set("0-63"), Ok(u64::MAX));
+        assert_eq!(cpu_list(0b1101, 64), "0,2-3");
+        assert_eq!(cpu_list(u64::MAX, 4), "0-3");
+        assert_eq!(cpu_list(u64::MAX, 64), "0-63");
+        assert_eq!(cpu_list(0, 4), "");
+        for bad in ["", "x", "64", "3-1", "1-", "1,,2"] {
+            assert!(cpu_set(bad).is_err(), "{bad:?}");
+        }
     }
 }

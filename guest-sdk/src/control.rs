@@ -15,7 +15,8 @@ use crate::ring::SharedPage;
 use alloc::vec::Vec;
 use hypercall_abi::control::{
     ControlOp, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed, HypercallPage, ListDomains,
-    Pause, Payload, PhysInfo, ReadLog, SetLogLevel, SetMaxPages, SetVcpuContext, Unpause, VcpuInfo, Version,
+    Pause, Payload, PhysInfo, ReadLog, SetAffinity, SetLogLevel, SetMaxPages, SetVcpuContext, Unpause,
+    VcpuInfo, Version,
 };
 use hypercall_abi::evtchn::EvtchnAllocUnbound;
 use hypercall_abi::memory::MemoryReservation;
@@ -105,6 +106,16 @@ pub fn unpause(domain: DomId) -> Result<(), Errno> {
 /// `ESRCH`, `EPERM`.
 pub fn set_max_pages(domain: DomId, max_pages: u64) -> Result<(), Errno> {
     plain(domain, SetMaxPages { max_pages }).map(drop)
+}
+
+/// Says on which CPUs a vCPU may run (`hard`) and should (`soft`), a bit each. Returns what holds then; with 0 for `hard`
+/// nothing changes.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, `EINVAL` no such vCPU or no such CPU.
+pub fn set_affinity(domain: DomId, vcpu: u32, hard: u64, soft: u64) -> Result<(u64, u64), Errno> {
+    let answer = plain(domain, SetAffinity { vcpu, pad0: 0, hard, soft })?;
+    Ok((answer.hard, answer.soft))
 }
 
 /// Fills a frame of the domain with hypercall stubs.

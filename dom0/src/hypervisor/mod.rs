@@ -85,6 +85,12 @@ pub trait Hypervisor: Sync {
     /// None that a control domain gets.
     fn host(&self) -> Result<HostInfo, Errno>;
 
+    /// Lets a vCPU run on these CPUs only, a bit each; 0 changes nothing. Returns those on which it may run then.
+    ///
+    /// # Errors
+    /// `ENOENT` no such vCPU, `EINVAL` none of the CPUs is up; [`Refusal::NotOffered`] when that is not said here.
+    fn pin(&self, domain: DomId, vcpu: u32, cpus: u64) -> Result<u64, Refusal>;
+
     /// Reads the hypervisor's log from position `index` on; positions count the bytes ever logged.
     ///
     /// # Errors

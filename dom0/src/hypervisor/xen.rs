@@ -98,6 +98,10 @@ impl Hypervisor for Xen {
         control::unpause(domain)
     }
 
+    fn pin(&self, _: DomId, _: u32, _: u64) -> Result<u64, Refusal> {
+        Err(Refusal::NotOffered("this shell pins vCPUs on Xenolith only"))
+    }
+
     fn domain(&self, domain: DomId) -> Result<DomainInfo, Errno> {
         control::domain_info(domain).map(|info| domain_info(&info))
     }

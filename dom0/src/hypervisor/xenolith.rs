@@ -73,6 +73,10 @@ impl Hypervisor for Xenolith {
         control::unpause(domain)
     }
 
+    fn pin(&self, domain: DomId, vcpu: u32, cpus: u64) -> Result<u64, Refusal> {
+        Ok(control::set_affinity(domain, vcpu, cpus, u64::MAX)?.0)
+    }
+
     fn domain(&self, domain: DomId) -> Result<DomainInfo, Errno> {
         control::domain_info(domain).map(|info| domain_info(&info))
     }

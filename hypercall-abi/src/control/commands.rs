@@ -35,6 +35,8 @@ command_enum! {
         GrantSeed = 13, "grant_seed";
         /// A domain's share of CPU time.
         SetWeight = 14, "set_weight";
+        /// Where a vCPU may run.
+        SetAffinity = 15, "set_affinity";
         /// Facts about the machine.
         PhysInfo = 32, "phys_info";
         /// Reads the hypervisor's log.

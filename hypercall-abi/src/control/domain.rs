@@ -330,9 +330,25 @@ pub struct SetWeight {
     pub pad0: u32,
 }
 
+/// Says on which CPUs a vCPU may run, and on which of them it should. It moves at once, even the caller's own vCPU.
+///
+/// Errors: `-EINVAL` no such vCPU, or none of the CPUs in `hard` is up.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SetAffinity {
+    /// IN: which vCPU.
+    pub vcpu: u32,
+    /// Zero.
+    pub pad0: u32,
+    /// IN: the CPUs that it may run on, a bit each; 0 changes nothing. OUT: what holds then.
+    pub hard: u64,
+    /// IN: the CPUs that it should run on when it has the choice; of no effect outside `hard`. OUT: what holds then.
+    pub soft: u64,
+}
+
 payload! {
     CreateDomain Destroy Pause Unpause SetMaxPages HypercallPage SetVcpuContext GetVcpuContext DomainInfo ListDomains VcpuInfo
-    PageTypes GrantSeed SetWeight
+    PageTypes GrantSeed SetWeight SetAffinity
 }
 
 #[cfg(test)]

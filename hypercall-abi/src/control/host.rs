@@ -16,6 +16,8 @@ bitflags! {
         const PAGE_TYPES = 1 << 1;
         /// [`SetWeight`](super::SetWeight) has an effect.
         const WEIGHTS = 1 << 2;
+        /// [`SetAffinity`](super::SetAffinity) answers.
+        const AFFINITY = 1 << 3;
     }
 }
 

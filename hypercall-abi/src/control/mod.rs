@@ -17,8 +17,8 @@ mod rights;
 pub use commands::Command;
 pub use domain::{
     CreateDomain, CreateFlags, Destroy, DomainInfo, DomainState, GetVcpuContext, GrantSeed, HypercallPage,
-    ListDomains, PageKind, PageType, PageTypes, Pause, SetMaxPages, SetVcpuContext, SetWeight, Unpause,
-    VcpuInfo, VcpuState,
+    ListDomains, PageKind, PageType, PageTypes, Pause, SetAffinity, SetMaxPages, SetVcpuContext, SetWeight,
+    Unpause, VcpuInfo, VcpuState,
 };
 pub use host::{Capabilities, LONGEST_IS_HYPERCALL, PhysInfo, ReadLog, SetLogLevel, Version};
 pub use rights::{IomemPermission, IoportPermission, IrqPermission};

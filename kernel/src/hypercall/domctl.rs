@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering;
 use hypercall_abi::control::{
     Capabilities, Command, ControlOp, CreateDomain, CreateFlags, DomainInfo, DomainState, GetVcpuContext,
     GrantSeed, HypercallPage, INTERFACE_VERSION, IomemPermission, IoportPermission, IrqPermission,
-    ListDomains, PageKind, PageType, PageTypes, Payload, PhysInfo, ReadLog, SetLogLevel, SetMaxPages,
-    SetVcpuContext, SetWeight, VcpuInfo, VcpuState, Version,
+    ListDomains, PageKind, PageType, PageTypes, Payload, PhysInfo, ReadLog, SetAffinity, SetLogLevel,
+    SetMaxPages, SetVcpuContext, SetWeight, VcpuInfo, VcpuState, Version,
 };
 use hypercall_abi::vcpu::VcpuGuestContext;
 use hypercall_abi::{DomId, Errno, Mfn, VcpuId};
@@ -17,7 +17,8 @@ use crate::domain::{Current, Domain, Life, MAX_VCPUS, NewDomain, VcpuRef, block}
 use crate::hypervisor::Hypervisor;
 use crate::mm::{Kind, Owner};
 use crate::page_ref::{TypedRef, Writable};
-use crate::platform::Platform;
+use crate::platform::{CpuSet, Platform};
+use crate::sched::policy::Affinity;
 use alloc::sync::Arc;
 
 /// Bytes of the log that one call copies at most.
@@ -40,7 +41,8 @@ pub fn domctl<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args
     }
     hv.require(current, Verbs::CONTROL)?;
     if command == Some(Command::Version) {
-        let capabilities = Capabilities::LOG | Capabilities::PAGE_TYPES | Capabilities::WEIGHTS;
+        let capabilities =
+            Capabilities::LOG | Capabilities::PAGE_TYPES | Capabilities::WEIGHTS | Capabilities::AFFINITY;
         let version = Version {
             interface_version: INTERFACE_VERSION,
             capabilities: capabilities.bits(),
@@ -157,6 +159,20 @@ fn of_domain<P: Platform>(
                 vcpu.sched.weight.store(request.weight, Ordering::Relaxed);
             }
             Ok(0)
+        }
+        Command::SetAffinity => {
+            let mut request: SetAffinity = decode(op)?;
+            let vcpu = vcpu(domain, request.vcpu)?;
+            if request.hard != 0 {
+                let affinity = Affinity { hard: CpuSet(request.hard), soft: CpuSet(request.soft) };
+                if request.pad0 != 0 || affinity.hard.and(hv.online()).is_empty() {
+                    return Err(Errno::EINVAL.into());
+                }
+                hv.set_affinity(&vcpu, affinity);
+            }
+            let Affinity { hard, soft } = vcpu.sched.affinity();
+            (request.hard, request.soft) = (hard.0, soft.0);
+            answer(hv, args, op, &request)
         }
         Command::IrqPermission => {
             let r: IrqPermission = decode(op)?;

@@ -5,10 +5,10 @@ use core::sync::atomic::Ordering;
 use hypercall_abi::Virq;
 
 use super::RunQueue;
-use super::policy::{Arrival, Policy, Preempt, View};
+use super::policy::{Affinity, Arrival, Policy, Preempt, View};
 use crate::domain::{Cpu, Current, Domain, Vcpu, VcpuRef, block, reason};
 use crate::hypervisor::Hypervisor;
-use crate::platform::{CpuId, Platform};
+use crate::platform::{CpuId, CpuSet, Platform};
 use crate::time::RunStateKind;
 
 /// The vCPU that runs and may go on.
@@ -67,6 +67,32 @@ impl<P: Platform> Hypervisor<P> {
             break home;
         };
         self.request_reschedule(home);
+    }
+
+    /// Changes where a vCPU may run. Where it may not be any more, it leaves at the next chance.
+    pub fn set_affinity(&self, vcpu: &VcpuRef, affinity: Affinity) {
+        vcpu.sched.hard.store(affinity.hard.0, Ordering::SeqCst);
+        vcpu.sched.soft.store(affinity.soft.0, Ordering::SeqCst);
+        self.interrupt_vcpu(vcpu);
+        let home = CpuId(vcpu.cpu.load(Ordering::SeqCst));
+        if affinity.allows(home) {
+            return;
+        }
+        {
+            // If it has moved meanwhile, it was placed by the new affinity, or is put off by it where it runs.
+            let mut queue = self.cpu(home).run_queue.lock();
+            if vcpu.cpu.load(Ordering::SeqCst) != home.0 || !vcpu.sched.queued.load(Ordering::Relaxed) {
+                return;
+            }
+            queue.remove(vcpu);
+            self.cpu(home).view.waits(&queue);
+        }
+        self.wake(vcpu);
+    }
+
+    /// Every CPU that is up.
+    pub fn online(&self) -> CpuSet {
+        CpuSet::first(self.cpus.len() as u32)
     }
 
     /// Queues a vCPU that slept.

@@ -22,7 +22,8 @@ fn main(domain: Domain) {
             domain_comes_and_goes,
             creation_is_refused,
             domain_is_shut_down_from_outside,
-            host_is_told
+            host_is_told,
+            vcpu_runs_where_it_may
         ],
     )
 }
@@ -130,5 +131,20 @@ fn host_is_told(_: &mut Domain) -> Verdict {
     let mut text = [0u8; 512];
     let (length, _, _) = control::read_log(0, &mut text)?;
     check!(length > 0, "the log is empty");
+    Ok(())
+}
+
+fn vcpu_runs_where_it_may(domain: &mut Domain) -> Verdict {
+    only_on(true, OURS)?;
+    let own = domain.id();
+    let before = control::set_affinity(own, 0, 0, 0)?;
+    check_eq!(control::set_affinity(own, 0, 1, u64::MAX), Ok((1, u64::MAX)));
+    check_eq!(control::vcpu_info(own, 0)?.cpu, 0);
+    // CPU 63 is not up on any machine that this runs on; nothing has changed.
+    check_eq!(control::set_affinity(own, 0, 1 << 63, 1), Err(Errno::EINVAL));
+    check_eq!(control::set_affinity(own, 64, 1, 1), Err(Errno::EINVAL));
+    check_eq!(control::set_affinity(DomId::new(1234), 0, 1, 1), Err(Errno::ESRCH));
+    check_eq!(control::set_affinity(own, 0, 0, 0), Ok((1, u64::MAX)));
+    check_eq!(control::set_affinity(own, 0, before.0, before.1), Ok(before));
     Ok(())
 }

@@ -73,7 +73,7 @@ macro_rules! for_each_hypercall {
                     "The argument of shutdown is the reason itself.";
                 ]
             });
-            (7, PlatformOp, platform_op, Hardware, (operation), [Refused ENOSYS], "Machine settings: wall clock, firmware facts, processor power.", {});
+            (7, PlatformOp, platform_op, Hardware, (operation), [Handled], "Machine settings: wall clock, firmware facts, processor power.", {});
             (8, SetDebugreg, set_debugreg, Guest, (register, value), [Handled], "Writes a debug register of the vCPU; breakpoints in hypervisor space are refused.", {
                 [errors
                     ENODEV "there is no such register";
@@ -256,7 +256,7 @@ macro_rules! for_each_hypercall {
                     EFAULT "the argument cannot be read";
                 ]
             });
-            (31, XenoprofOp, xenoprof_op, Hardware, (command, argument), [Refused ENOSYS], "Profiling by sampling.", {});
+            (31, XenoprofOp, xenoprof_op, Hardware, (command, argument), [Handled], "Profiling by sampling.", {});
             (32, EventChannelOp, event_channel_op, Guest, (command, argument), [Handled], "Creates, binds, signals and closes event channels.", {
                 [errors
                     EFAULT "the argument cannot be read, or its answer not written; a port that was opened stays open then";
@@ -267,8 +267,8 @@ macro_rules! for_each_hypercall {
                     EFAULT "the argument cannot be read, or its answer not written";
                 ]
             });
-            (34, HvmOp, hvm_op, Guest, (command, argument), [Refused ENOSYS], "Parameters of hardware-virtualized guests.", {});
-            (35, Sysctl, sysctl, Control, (operation), [Refused ENOSYS], "Whole-machine control in Xen's own form.", {});
+            (34, HvmOp, hvm_op, Guest, (command, argument), [Handled], "Parameters of hardware-virtualized guests.", {});
+            (35, Sysctl, sysctl, Control, (operation), [Handled], "Whole-machine control in Xen's own form.", {});
             (36, Domctl, domctl, Control, (operation), [Handled], "Domain control; the layout is this project's own (feature `control`).", {
                 [errors
                     EPERM "the caller has no control verbs";
@@ -277,14 +277,14 @@ macro_rules! for_each_hypercall {
                     ENOSYS "a command of nobody";
                 ]
             });
-            (37, KexecOp, kexec_op, Hardware, (command, argument), [Refused ENOSYS], "Loads and starts another kernel in the hypervisor's place.", {});
+            (37, KexecOp, kexec_op, Hardware, (command, argument), [Handled], "Loads and starts another kernel in the hypervisor's place.", {});
             (38, TmemOp, tmem_op, Guest, (operations), [Refused ENOSYS], "Transcendent memory, gone from Xen.", {});
             (39, ArgoOp, argo_op, Guest, (command, arg1, arg2, arg3, arg4), [Refused ENOSYS], "Messages between domains through the hypervisor.", {});
-            (40, XenpmuOp, xenpmu_op, Guest, (command, argument), [Refused ENOSYS], "Virtual performance counters.", {});
-            (41, DmOp, dm_op, Control, (domid, buffers, count), [Refused ENOSYS], "Device-model control for hardware-virtualized guests.", {});
-            (42, HypfsOp, hypfs_op, Control, (command, arg1, arg2, arg3, arg4), [Refused ENOSYS], "The hypervisor's parameter file system.", {});
-            (48, Arch0, arch_0, Hardware, (operation), [Refused ENOSYS], "Architecture slot 0: machine-check reports (`mca`) on x86.", {});
-            (49, Arch1, arch_1, Guest, (), [Refused ENOSYS], "Architecture slot 1: PAGING_DOMCTL_CONT inside Xen, never for guests.", {});
+            (40, XenpmuOp, xenpmu_op, Guest, (command, argument), [Refused EOPNOTSUPP], "Virtual performance counters.", {});
+            (41, DmOp, dm_op, Control, (domid, count, buffers), [Handled], "Device-model control for hardware-virtualized guests.", {});
+            (42, HypfsOp, hypfs_op, Control, (command, arg1, arg2, arg3, arg4), [Handled], "The hypervisor's parameter file system.", {});
+            (48, Arch0, arch_0, Hardware, (operation), [Handled], "Architecture slot 0: machine-check reports (`mca`) on x86.", {});
+            (49, Arch1, arch_1, Control, (operation), [Handled], "Architecture slot 1: how Xen continues a long domctl; nothing that a guest makes itself.", {});
             (50, Arch2, arch_2, Guest, (), [Refused ENOSYS], "Architecture slot 2, unused.", {});
             (51, Arch3, arch_3, Guest, (), [Refused ENOSYS], "Architecture slot 3, unused.", {});
             (52, Arch4, arch_4, Guest, (), [Refused ENOSYS], "Architecture slot 4, unused.", {});

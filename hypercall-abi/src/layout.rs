@@ -86,6 +86,23 @@ macro_rules! for_each_layout {
             memory::AcquireResource = "struct xen_mem_acquire_resource", 32 {
                 domid @ 0, kind = "type" @ 2, id @ 4, nr_frames @ 8, pad @ 12, frame @ 16, frame_list @ 24
             };
+            memory::AccessOpArgument = "struct xen_mem_access_op", 32 { op @ 0, access @ 1, domid @ 2, nr @ 4, pfn @ 8 };
+            memory::VnumaTopologyInfo = "struct xen_vnuma_topology_info", 40 {
+                domid @ 0, pad @ 2, nr_vnodes @ 4, nr_vcpus @ 8, nr_vmemranges @ 12, vdistance @ 16, vcpu_to_vnode @ 24, vmemrange @ 32
+            };
+            memory::ReservedDeviceMemory = "struct xen_reserved_device_memory", 16 { start_pfn @ 0, nr_pages @ 8 };
+            memory::ReservedDeviceMemoryMap = "struct xen_reserved_device_memory_map", 24 {
+                flags @ 0, nr_entries @ 4, buffer @ 8, device = "dev" @ 16
+            };
+            hvm::HvmParam = "struct xen_hvm_param", 16 { domid @ 0, index @ 4, value @ 8 };
+            hvm::PagetableDying = "struct xen_hvm_pagetable_dying", 16 { domid @ 0, gpa @ 8 };
+            hvm::Xentrace = "struct xen_hvm_xentrace", 32 { event @ 0, extra_bytes @ 2, extra @ 4 };
+            hvm::GetMemType = "struct xen_hvm_get_mem_type", 16 { domid @ 0, mem_type @ 2, pfn @ 8 };
+            hvm::DmOpBuffer = "struct xen_dm_op_buf", 16 { buffer = "h" @ 0, size @ 8 };
+            physdev::PhysdevManagePciExt = "struct physdev_manage_pci_ext", 16 {
+                bus @ 0, devfn @ 1, is_extfn @ 4, is_virtfn @ 8, physfn @ 12
+            };
+            physdev::PhysdevDbgpOp = "struct physdev_dbgp_op", 6 { op @ 0, bus @ 1, device = "u.pci" @ 2 };
             evtchn::EvtchnAllocUnbound = "struct evtchn_alloc_unbound", 8 { dom @ 0, remote_dom @ 2, port @ 4 };
             evtchn::EvtchnBindInterdomain = "struct evtchn_bind_interdomain", 12 {
                 remote_dom @ 0, remote_port @ 4, local_port @ 8

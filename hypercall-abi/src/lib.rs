@@ -35,6 +35,7 @@ pub mod control;
 pub mod elfnote;
 pub mod evtchn;
 pub mod grant;
+pub mod hvm;
 pub mod io;
 pub mod memory;
 pub mod mmu;
@@ -50,3 +51,4 @@ pub mod vcpu;
 pub mod version;
 #[cfg(feature = "control")]
 pub mod xen_control;
+pub mod xen_header;

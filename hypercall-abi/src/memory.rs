@@ -216,6 +216,75 @@ pub struct PodTarget {
     pub pad0: [u16; 3],
 }
 
+/// Argument of `access_op`, of which only the domain is looked at.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct AccessOpArgument {
+    /// IN: what to do.
+    pub op: u8,
+    /// IN: the rights.
+    pub access: u8,
+    /// IN: whose pages; not the caller's own.
+    pub domid: DomId,
+    /// IN: how many pages.
+    pub nr: u32,
+    /// IN: the first.
+    pub pfn: u64,
+    /// IN: lists of pages and rights.
+    pub lists: [u64; 2],
+}
+
+/// Argument of `get_vnumainfo`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct VnumaTopologyInfo {
+    /// IN: whose.
+    pub domid: DomId,
+    /// IN: 0.
+    pub pad: u16,
+    /// IN: room for nodes; OUT: nodes.
+    pub nr_vnodes: u32,
+    /// IN: room for vCPUs; OUT: vCPUs.
+    pub nr_vcpus: u32,
+    /// IN: room for ranges; OUT: ranges.
+    pub nr_vmemranges: u32,
+    /// OUT: distances between nodes.
+    pub vdistance: GuestHandle<u32>,
+    /// OUT: the node of each vCPU.
+    pub vcpu_to_vnode: GuestHandle<u32>,
+    /// OUT: ranges.
+    pub vmemrange: GuestHandle<u64>,
+}
+
+/// Flag of [`ReservedDeviceMemoryMap`]: of all devices, not of one.
+pub const XENMEM_RDM_ALL: u32 = 1;
+
+/// An entry of the list of `reserved_device_memory_map`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ReservedDeviceMemory {
+    /// The first page.
+    pub start_pfn: u64,
+    /// How many.
+    pub nr_pages: u64,
+}
+
+/// Argument of `reserved_device_memory_map`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ReservedDeviceMemoryMap {
+    /// IN: [`XENMEM_RDM_ALL`] or 0.
+    pub flags: u32,
+    /// IN: room in the list, OUT: entries there are.
+    pub nr_entries: u32,
+    /// OUT: the list.
+    pub buffer: GuestHandle<ReservedDeviceMemory>,
+    /// IN: which device.
+    pub device: crate::physdev::PhysdevPciDevice,
+    /// Padding.
+    pub pad0: u32,
+}
+
 /// Resource of `acquire_resource`: pages of an I/O server.
 pub const XENMEM_RESOURCE_IOREQ_SERVER: u16 = 0;
 /// Frames of a grant table; the id tells which.

@@ -137,6 +137,41 @@ pub struct PhysdevManagePci {
     pub devfn: u8,
 }
 
+/// Argument of `manage_pci_add_ext` (IN).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PhysdevManagePciExt {
+    /// Bus.
+    pub bus: u8,
+    /// Device and function.
+    pub devfn: u8,
+    /// Padding.
+    pub pad0: u16,
+    /// 1 for an extended function.
+    pub is_extfn: u32,
+    /// 1 for a virtual function.
+    pub is_virtfn: u32,
+    /// The physical function of a virtual one.
+    pub physfn: PhysdevManagePci,
+    /// Padding.
+    pub pad1: u16,
+}
+
+/// Argument of `dbgp_op` (IN): the debug port of a host controller is reset, or was.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PhysdevDbgpOp {
+    /// 1 before, 2 after.
+    pub op: u8,
+    /// What the controller is behind: 1 PCI.
+    pub bus: u8,
+    /// The controller.
+    pub device: PhysdevPciDevice,
+}
+
+/// Bytes of the argument of the old form of the call.
+pub const PHYSDEV_OP_SIZE: usize = 24;
+
 /// Argument of `setup_gsi` (IN).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

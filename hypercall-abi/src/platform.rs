@@ -6,6 +6,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version in [`PlatformHeader`]; another one gets `-EACCES`.
 pub const XENPF_INTERFACE_VERSION: u32 = 0x0300_0001;
+/// Version in the argument of `mca`; another one gets `-EACCES`.
+pub const XEN_MCA_INTERFACE_VERSION: u32 = 0x01ec_c003;
+/// Bytes of the whole argument of `mca`.
+pub const MCA_OP_SIZE: usize = 152;
 /// Bytes of the whole argument.
 pub const PLATFORM_OP_SIZE: usize = 136;
 

@@ -88,6 +88,36 @@ impl RangeSet {
     }
 }
 
+/// Numbers of physical interrupts that a domain can have: those of pins, and behind them such as it asks for.
+pub const PIRQS: u32 = 512;
+
+/// A set of such numbers.
+#[derive(Clone, Debug, Default)]
+pub struct PirqSet([u64; PIRQS as usize / 64]);
+
+impl PirqSet {
+    /// Whether `pirq` is in it.
+    pub fn contains(&self, pirq: u32) -> bool {
+        self.0.get(pirq as usize / 64).is_some_and(|word| word >> (pirq % 64) & 1 != 0)
+    }
+
+    /// Puts `pirq` in; numbers past the last stay out.
+    pub fn insert(&mut self, pirq: u32) {
+        if let Some(word) = self.0.get_mut(pirq as usize / 64) {
+            *word |= 1 << (pirq % 64);
+        }
+    }
+
+    /// Takes `pirq` out. Whether it was in.
+    pub fn remove(&mut self, pirq: u32) -> bool {
+        let had = self.contains(pirq);
+        if let Some(word) = self.0.get_mut(pirq as usize / 64) {
+            *word &= !(1 << (pirq % 64));
+        }
+        had
+    }
+}
+
 /// Everything a domain may do beside using its own resources.
 #[derive(Clone, Debug, Default)]
 pub struct Rights {
@@ -97,6 +127,8 @@ pub struct Rights {
     pub ports: RangeSet,
     /// Interrupt pins.
     pub irqs: RangeSet,
+    /// Numbers of physical interrupts that it has mapped or reserved.
+    pub pirqs: PirqSet,
     /// Machine frames that are not RAM.
     pub iomem: RangeSet,
 }

@@ -41,6 +41,8 @@ pub struct Options<'a> {
     pub debug_exit: Option<u16>,
     /// Stay stopped instead of rebooting.
     pub noreboot: bool,
+    /// All our words.
+    pub words: &'a str,
     /// dom0's command line.
     pub dom0: &'a str,
     /// Words that name no option or whose value cannot be read.
@@ -60,6 +62,7 @@ pub fn parse(line: &str) -> Options<'_> {
         baud: 115_200,
         debug_exit: None,
         noreboot: false,
+        words: ours,
         dom0,
         unknown: ArrayVec::new(),
     };
@@ -167,7 +170,8 @@ mod tests {
                    debug-exit=0x10000 noreboot=1 iommu=on é";
         let o = parse(bad);
         assert_eq!(o.unknown.len(), bad.split_ascii_whitespace().count());
-        assert_eq!(Options { unknown: ArrayVec::new(), ..o }, parse(""));
+        assert_eq!(o.words, bad);
+        assert_eq!(Options { unknown: ArrayVec::new(), words: "", ..o }, parse(""));
         let many = "x ".repeat(40);
         assert_eq!(parse(&many).unknown.len(), MAX_UNKNOWN);
     }

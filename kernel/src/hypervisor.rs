@@ -51,6 +51,8 @@ pub struct Hypervisor<P: Platform> {
     pub cpus: Box<[CpuShared]>,
     /// How CPUs are shared.
     pub policy: crate::sched::Sharing,
+    /// The words of its command line, once boot has told them.
+    pub command_line: spin::Once<&'static str>,
     /// Steps of a long operation per entry: [`Budget::PER_ENTRY`], or what a test wants.
     pub steps_per_entry: AtomicU32,
 }
@@ -79,6 +81,7 @@ impl<P: Platform> Hypervisor<P> {
             irqs,
             cpus,
             policy: crate::sched::Sharing::default(),
+            command_line: spin::Once::new(),
             steps_per_entry: AtomicU32::new(Budget::PER_ENTRY),
         }
     }

@@ -74,6 +74,7 @@ fn start(calibration: Calibration) -> ! {
     for (start, end) in machine.ram.iter() {
         memory.declare_ram(Mfn::new(start >> 12), (end - start) >> 12);
     }
+    memory.set_m2p_frames(Mfn::new(machine.m2p.start), machine.m2p.end - machine.m2p.start);
     for (start, end) in machine.free.iter() {
         memory.add_free(Mfn::new(start >> 12), (end - start) >> 12, false);
     }
@@ -85,7 +86,9 @@ fn start(calibration: Calibration) -> ! {
     );
     log::info!("free memory: {} KiB; heap: {} KiB", memory.free_frames() * 4, heap::usage().1 >> 10);
     boot::smp::start_others(options.max_cpus);
-    HYPERVISOR.call_once(|| Hypervisor { policy: options.sharing, ..Hypervisor::new(Machine, memory) });
+    let hv =
+        HYPERVISOR.call_once(|| Hypervisor { policy: options.sharing, ..Hypervisor::new(Machine, memory) });
+    hv.command_line.call_once(|| options.words);
     hv::sync::on_relax(|| hypervisor().answer_flushes());
 
     log::debug!("{} interrupt pins", ioapic::pins());

@@ -63,13 +63,7 @@ operations! {
             ]
         };
         /// Frees such a vector; does nothing in Xen.
-        FreeIrqVector = 11, "free_irq_vector", Guest, [Handled], {
-            [takes In physdev::PhysdevIrq]
-            [errors
-                EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
-            ]
-        };
+        FreeIrqVector = 11, "free_irq_vector", Guest, [Refused ENOSYS], {};
         /// Ends an interrupt.
         Eoi = 12, "eoi", Guest, [Handled], {
             [takes In physdev::PhysdevEoi]

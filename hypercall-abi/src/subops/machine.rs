@@ -6,49 +6,49 @@ operations! {
     /// Commands of `platform_op`, in [`PlatformHeader::cmd`](crate::platform::PlatformHeader::cmd).
     PlatformOp of PlatformOp, "XENPF_", 32 bits, else ENOSYS {
         /// Sets the wall clock, 32 bits of seconds.
-        Settime32 = 17, "settime32", Hardware, [Refused ENOSYS], {};
+        Settime32 = 17, "settime32", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Sets a memory-type range.
-        AddMemtype = 31, "add_memtype", Hardware, [Refused ENOSYS], {};
+        AddMemtype = 31, "add_memtype", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Frees it.
-        DelMemtype = 32, "del_memtype", Hardware, [Refused ENOSYS], {};
+        DelMemtype = 32, "del_memtype", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Reads it.
-        ReadMemtype = 33, "read_memtype", Hardware, [Refused ENOSYS], {};
+        ReadMemtype = 33, "read_memtype", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Loads microcode.
-        MicrocodeUpdate = 35, "microcode_update", Hardware, [Refused ENOSYS], {};
+        MicrocodeUpdate = 35, "microcode_update", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Notes a quirk of the machine.
-        PlatformQuirk = 39, "platform_quirk", Hardware, [Refused ENOSYS], {};
+        PlatformQuirk = 39, "platform_quirk", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// A CPU's family, model and stepping.
-        GetCpuVersion = 48, "get_cpu_version", Hardware, [Refused ENOSYS], {};
+        GetCpuVersion = 48, "get_cpu_version", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// A call of the firmware.
-        EfiRuntimeCall = 49, "efi_runtime_call", Hardware, [Refused ENOSYS], {};
+        EfiRuntimeCall = 49, "efi_runtime_call", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Facts that the firmware left.
-        FirmwareInfo = 50, "firmware_info", Hardware, [Refused ENOSYS], {};
+        FirmwareInfo = 50, "firmware_info", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Sends the machine to sleep.
-        EnterAcpiSleep = 51, "enter_acpi_sleep", Hardware, [Refused ENOSYS], {};
+        EnterAcpiSleep = 51, "enter_acpi_sleep", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Notes a CPU's new frequency.
-        ChangeFreq = 52, "change_freq", Hardware, [Refused ENOSYS], {};
+        ChangeFreq = 52, "change_freq", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Idle times.
-        Getidletime = 53, "getidletime", Hardware, [Refused ENOSYS], {};
+        Getidletime = 53, "getidletime", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Tells a CPU's power states.
-        SetProcessorPminfo = 54, "set_processor_pminfo", Hardware, [Refused ENOSYS], {};
+        SetProcessorPminfo = 54, "set_processor_pminfo", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Facts about a CPU.
-        GetCpuinfo = 55, "get_cpuinfo", Hardware, [Refused ENOSYS], {};
+        GetCpuinfo = 55, "get_cpuinfo", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Brings a CPU up.
-        CpuOnline = 56, "cpu_online", Hardware, [Refused ENOSYS], {};
+        CpuOnline = 56, "cpu_online", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Takes a CPU down.
-        CpuOffline = 57, "cpu_offline", Hardware, [Refused ENOSYS], {};
+        CpuOffline = 57, "cpu_offline", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// A CPU was added.
-        CpuHotadd = 58, "cpu_hotadd", Hardware, [Refused ENOSYS], {};
+        CpuHotadd = 58, "cpu_hotadd", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Memory was added.
-        MemHotadd = 59, "mem_hotadd", Hardware, [Refused ENOSYS], {};
+        MemHotadd = 59, "mem_hotadd", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Parks cores.
-        CoreParking = 60, "core_parking", Hardware, [Refused ENOSYS], {};
+        CoreParking = 60, "core_parking", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Reads and writes model registers.
-        ResourceOp = 61, "resource_op", Hardware, [Refused ENOSYS], {};
+        ResourceOp = 61, "resource_op", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// Sets the wall clock.
-        Settime64 = 62, "settime64", Hardware, [Refused ENOSYS], {};
+        Settime64 = 62, "settime64", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
         /// A symbol of the hypervisor.
-        GetSymbol = 63, "get_symbol", Hardware, [Refused ENOSYS], {};
+        GetSymbol = 63, "get_symbol", Hardware, [LeftOut ENOSYS "the control interface is another (design record 0005)"], {};
     }
 }
 
@@ -110,43 +110,43 @@ operations! {
 
 operations! {
     /// Commands of `xenoprof_op` (public/xenoprof.h).
-    XenoprofOp of XenoprofOp, "XENOPROF_", 32 bits, else ENOSYS {
+    XenoprofOp of XenoprofOp, "XENOPROF_", 32 bits, else EINVAL {
         /// What the processor can sample, and who leads.
-        Init = 0, "init", Hardware, [Refused ENOSYS], {};
+        Init = 0, "init", Hardware, [Handled], {};
         /// Empties the list of domains that sample themselves.
-        ResetActiveList = 1, "reset_active_list", Hardware, [Refused ENOSYS], {};
+        ResetActiveList = 1, "reset_active_list", Hardware, [Refused EPERM], {};
         /// Empties the list of domains that are sampled from outside.
-        ResetPassiveList = 2, "reset_passive_list", Hardware, [Refused ENOSYS], {};
+        ResetPassiveList = 2, "reset_passive_list", Hardware, [Refused EPERM], {};
         /// Enters a domain into the first list.
-        SetActive = 3, "set_active", Hardware, [Refused ENOSYS], {};
+        SetActive = 3, "set_active", Hardware, [Refused EPERM], {};
         /// Enters a domain into the second list.
-        SetPassive = 4, "set_passive", Hardware, [Refused ENOSYS], {};
+        SetPassive = 4, "set_passive", Hardware, [Refused EPERM], {};
         /// Takes the processor's counters.
-        ReserveCounters = 5, "reserve_counters", Hardware, [Refused ENOSYS], {};
+        ReserveCounters = 5, "reserve_counters", Hardware, [Refused EPERM], {};
         /// Sets a counter up.
-        Counter = 6, "counter", Hardware, [Refused ENOSYS], {};
+        Counter = 6, "counter", Hardware, [Refused EPERM], {};
         /// Loads the counters.
-        SetupEvents = 7, "setup_events", Hardware, [Refused ENOSYS], {};
+        SetupEvents = 7, "setup_events", Hardware, [Refused EPERM], {};
         /// Lets samples raise the virtual interrupt.
-        EnableVirq = 8, "enable_virq", Hardware, [Refused ENOSYS], {};
+        EnableVirq = 8, "enable_virq", Hardware, [Refused EPERM], {};
         /// Starts sampling.
-        Start = 9, "start", Hardware, [Refused ENOSYS], {};
+        Start = 9, "start", Hardware, [Refused EPERM], {};
         /// Stops sampling.
-        Stop = 10, "stop", Hardware, [Refused ENOSYS], {};
+        Stop = 10, "stop", Hardware, [Refused EPERM], {};
         /// Stops the virtual interrupt.
-        DisableVirq = 11, "disable_virq", Hardware, [Refused ENOSYS], {};
+        DisableVirq = 11, "disable_virq", Hardware, [Refused EPERM], {};
         /// Gives the counters back.
-        ReleaseCounters = 12, "release_counters", Hardware, [Refused ENOSYS], {};
+        ReleaseCounters = 12, "release_counters", Hardware, [Refused EPERM], {};
         /// Ends the session.
-        Shutdown = 13, "shutdown", Hardware, [Refused ENOSYS], {};
+        Shutdown = 13, "shutdown", Hardware, [Refused EPERM], {};
         /// Maps the sample buffer.
-        GetBuffer = 14, "get_buffer", Hardware, [Refused ENOSYS], {};
+        GetBuffer = 14, "get_buffer", Hardware, [LeftOut ENODEV "nothing samples into it"], {};
         /// How deep call chains are recorded.
-        SetBacktrace = 15, "set_backtrace", Hardware, [Refused ENOSYS], {};
+        SetBacktrace = 15, "set_backtrace", Hardware, [Refused EPERM], {};
         /// What instruction-based sampling offers.
-        GetIbsCaps = 16, "get_ibs_caps", Hardware, [Refused ENOSYS], {};
+        GetIbsCaps = 16, "get_ibs_caps", Hardware, [Refused EPERM], {};
         /// Sets instruction-based sampling up.
-        IbsCounter = 17, "ibs_counter", Hardware, [Refused ENOSYS], {};
+        IbsCounter = 17, "ibs_counter", Hardware, [Refused EPERM], {};
     }
 }
 
@@ -154,25 +154,25 @@ operations! {
     /// Commands of `hvm_op` (public/hvm/hvm_op.h): for hardware-virtualized domains and those that serve them.
     HvmOp of HvmOp, "HVMOP_", 64 bits, else ENOSYS {
         /// Sets a parameter of a domain.
-        SetParam = 0, "set_param", Guest, [Refused ENOSYS], {};
+        SetParam = 0, "set_param", Guest, [Handled], {};
         /// Reads a parameter of a domain.
-        GetParam = 1, "get_param", Guest, [Refused ENOSYS], {};
+        GetParam = 1, "get_param", Guest, [Handled], {};
         /// Flushes translations of a domain's vCPUs.
-        FlushTlbs = 5, "flush_tlbs", Guest, [Refused ENOSYS], {};
+        FlushTlbs = 5, "flush_tlbs", Guest, [Refused EINVAL], {};
         /// A page table of a shadowed guest goes away.
-        PagetableDying = 9, "pagetable_dying", Guest, [Refused ENOSYS], {};
+        PagetableDying = 9, "pagetable_dying", Guest, [Handled], {};
         /// System time for a hardware-virtualized guest.
-        GetTime = 10, "get_time", Guest, [Refused ENOSYS], {};
+        GetTime = 10, "get_time", Guest, [Handled], {};
         /// Writes a record to the trace buffer.
-        Xentrace = 11, "xentrace", Guest, [Refused ENOSYS], {};
+        Xentrace = 11, "xentrace", Guest, [Handled], {};
         /// What a frame of a guest is.
-        GetMemType = 15, "get_mem_type", Guest, [Refused ENOSYS], {};
+        GetMemType = 15, "get_mem_type", Guest, [Handled], {};
         /// Sets a vCPU's vector for events.
-        SetEvtchnUpcallVector = 23, "set_evtchn_upcall_vector", Guest, [Refused ENOSYS], {};
+        SetEvtchnUpcallVector = 23, "set_evtchn_upcall_vector", Guest, [Refused EINVAL], {};
         /// Sends an event to who monitors the domain.
-        GuestRequestVmEvent = 24, "guest_request_vm_event", Guest, [Refused ENOSYS], {};
+        GuestRequestVmEvent = 24, "guest_request_vm_event", Guest, [Handled], {};
         /// Alternative physical maps.
-        Altp2m = 25, "altp2m", Guest, [Refused ENOSYS], {};
+        Altp2m = 25, "altp2m", Guest, [Refused EOPNOTSUPP], {};
     }
 }
 
@@ -180,25 +180,25 @@ operations! {
     /// Commands of `kexec_op` (public/kexec.h).
     KexecOp of KexecOp, "KEXEC_CMD_", 64 bits, else ENOSYS {
         /// Starts the loaded kernel.
-        Kexec = 0, "kexec", Hardware, [Refused ENOSYS], {};
+        Kexec = 0, "kexec", Hardware, [LeftOut ENOSYS "there is no other kernel to start"], {};
         /// Loads a kernel, the old form.
-        LoadV1 = 1, "kexec_load_v1", Hardware, [Refused ENOSYS], {};
+        LoadV1 = 1, "kexec_load_v1", Hardware, [LeftOut ENOSYS "there is no other kernel to start"], {};
         /// Unloads it, the old form.
-        UnloadV1 = 2, "kexec_unload_v1", Hardware, [Refused ENOSYS], {};
+        UnloadV1 = 2, "kexec_unload_v1", Hardware, [LeftOut ENOSYS "there is no other kernel to start"], {};
         /// Where a reserved range lies.
-        GetRange = 3, "kexec_get_range", Hardware, [Refused ENOSYS], {};
+        GetRange = 3, "kexec_get_range", Hardware, [LeftOut ENOSYS "there is no other kernel to start"], {};
         /// Loads a kernel.
-        Load = 4, "kexec_load", Hardware, [Refused ENOSYS], {};
+        Load = 4, "kexec_load", Hardware, [LeftOut ENOSYS "there is no other kernel to start"], {};
         /// Unloads it.
-        Unload = 5, "kexec_unload", Hardware, [Refused ENOSYS], {};
+        Unload = 5, "kexec_unload", Hardware, [LeftOut ENOSYS "there is no other kernel to start"], {};
         /// Whether one is loaded.
-        Status = 6, "kexec_status", Hardware, [Refused ENOSYS], {};
+        Status = 6, "kexec_status", Hardware, [LeftOut ENOSYS "there is no other kernel to start"], {};
     }
 }
 
 operations! {
     /// Commands of `argo_op` (public/argo.h).
-    ArgoOp of ArgoOp, "XEN_ARGO_OP_", 32 bits, else EOPNOTSUPP {
+    ArgoOp of ArgoOp, "XEN_ARGO_OP_", 32 bits, else ENOSYS {
         /// Registers a ring to receive in.
         RegisterRing = 1, "register_ring", Guest, [Refused ENOSYS], {};
         /// Takes it back.
@@ -212,81 +212,81 @@ operations! {
 
 operations! {
     /// Commands of `xenpmu_op` (public/pmu.h).
-    XenpmuOp of XenpmuOp, "XENPMU_", 32 bits, else EINVAL {
+    XenpmuOp of XenpmuOp, "XENPMU_", 32 bits, else EOPNOTSUPP {
         /// Reads what may be sampled.
-        ModeGet = 0, "mode_get", Guest, [Refused ENOSYS], {};
+        ModeGet = 0, "mode_get", Guest, [Refused EOPNOTSUPP], {};
         /// Sets what may be sampled.
-        ModeSet = 1, "mode_set", Guest, [Refused ENOSYS], {};
+        ModeSet = 1, "mode_set", Guest, [Refused EOPNOTSUPP], {};
         /// Reads which features are on.
-        FeatureGet = 2, "feature_get", Guest, [Refused ENOSYS], {};
+        FeatureGet = 2, "feature_get", Guest, [Refused EOPNOTSUPP], {};
         /// Turns features on.
-        FeatureSet = 3, "feature_set", Guest, [Refused ENOSYS], {};
+        FeatureSet = 3, "feature_set", Guest, [Refused EOPNOTSUPP], {};
         /// Registers the frame that counters are shared in.
-        Init = 4, "init", Guest, [Refused ENOSYS], {};
+        Init = 4, "init", Guest, [Refused EOPNOTSUPP], {};
         /// Takes it back.
-        Finish = 5, "finish", Guest, [Refused ENOSYS], {};
+        Finish = 5, "finish", Guest, [Refused EOPNOTSUPP], {};
         /// Loads the vCPU's interrupt entry for counters.
-        LvtpcSet = 6, "lvtpc_set", Guest, [Refused ENOSYS], {};
+        LvtpcSet = 6, "lvtpc_set", Guest, [Refused EOPNOTSUPP], {};
         /// Loads the cached counters into the processor.
-        Flush = 7, "flush", Guest, [Refused ENOSYS], {};
+        Flush = 7, "flush", Guest, [Refused EOPNOTSUPP], {};
     }
 }
 
 operations! {
     /// Commands of `dm_op` (public/hvm/dm_op.h), in the first word of its first buffer: for device models of hardware-virtualized domains.
-    DmOp of DmOp, "XEN_DMOP_", 32 bits, else EOPNOTSUPP {
+    DmOp of DmOp, "XEN_DMOP_", 32 bits, else EINVAL {
         /// Makes a server of emulated accesses.
-        CreateIoreqServer = 1, "create_ioreq_server", Control, [Refused ENOSYS], {};
+        CreateIoreqServer = 1, "create_ioreq_server", Control, [Refused EINVAL], {};
         /// Tells its frames and port.
-        GetIoreqServerInfo = 2, "get_ioreq_server_info", Control, [Refused ENOSYS], {};
+        GetIoreqServerInfo = 2, "get_ioreq_server_info", Control, [Refused EINVAL], {};
         /// Sends a range of ports, memory or devices to a server.
-        MapIoRangeToIoreqServer = 3, "map_io_range_to_ioreq_server", Control, [Refused ENOSYS], {};
+        MapIoRangeToIoreqServer = 3, "map_io_range_to_ioreq_server", Control, [Refused EINVAL], {};
         /// Takes the range back.
-        UnmapIoRangeFromIoreqServer = 4, "unmap_io_range_from_ioreq_server", Control, [Refused ENOSYS], {};
+        UnmapIoRangeFromIoreqServer = 4, "unmap_io_range_from_ioreq_server", Control, [Refused EINVAL], {};
         /// Turns a server on or off.
-        SetIoreqServerState = 5, "set_ioreq_server_state", Control, [Refused ENOSYS], {};
+        SetIoreqServerState = 5, "set_ioreq_server_state", Control, [Refused EINVAL], {};
         /// Removes a server.
-        DestroyIoreqServer = 6, "destroy_ioreq_server", Control, [Refused ENOSYS], {};
+        DestroyIoreqServer = 6, "destroy_ioreq_server", Control, [Refused EINVAL], {};
         /// Which frames of a range were written.
-        TrackDirtyVram = 7, "track_dirty_vram", Control, [Refused ENOSYS], {};
+        TrackDirtyVram = 7, "track_dirty_vram", Control, [Refused EINVAL], {};
         /// Sets a PCI interrupt line.
-        SetPciIntxLevel = 8, "set_pci_intx_level", Control, [Refused ENOSYS], {};
+        SetPciIntxLevel = 8, "set_pci_intx_level", Control, [Refused EINVAL], {};
         /// Sets an ISA interrupt line.
-        SetIsaIrqLevel = 9, "set_isa_irq_level", Control, [Refused ENOSYS], {};
+        SetIsaIrqLevel = 9, "set_isa_irq_level", Control, [Refused EINVAL], {};
         /// Routes a PCI interrupt link.
-        SetPciLinkRoute = 10, "set_pci_link_route", Control, [Refused ENOSYS], {};
+        SetPciLinkRoute = 10, "set_pci_link_route", Control, [Refused EINVAL], {};
         /// Tells which frames the caller wrote.
-        ModifiedMemory = 11, "modified_memory", Control, [Refused ENOSYS], {};
+        ModifiedMemory = 11, "modified_memory", Control, [Refused EINVAL], {};
         /// Changes what frames are.
-        SetMemType = 12, "set_mem_type", Control, [Refused ENOSYS], {};
+        SetMemType = 12, "set_mem_type", Control, [Refused EINVAL], {};
         /// Raises an event in a vCPU.
-        InjectEvent = 13, "inject_event", Control, [Refused ENOSYS], {};
+        InjectEvent = 13, "inject_event", Control, [Refused EINVAL], {};
         /// Raises a message interrupt.
-        InjectMsi = 14, "inject_msi", Control, [Refused ENOSYS], {};
+        InjectMsi = 14, "inject_msi", Control, [Refused EINVAL], {};
         /// Sends accesses to frames of a kind to a server.
-        MapMemTypeToIoreqServer = 15, "map_mem_type_to_ioreq_server", Control, [Refused ENOSYS], {};
+        MapMemTypeToIoreqServer = 15, "map_mem_type_to_ioreq_server", Control, [Refused EINVAL], {};
         /// Shuts the domain down.
-        RemoteShutdown = 16, "remote_shutdown", Control, [Refused ENOSYS], {};
+        RemoteShutdown = 16, "remote_shutdown", Control, [Refused EINVAL], {};
         /// Moves frames in the physical map.
-        RelocateMemory = 17, "relocate_memory", Control, [Refused ENOSYS], {};
+        RelocateMemory = 17, "relocate_memory", Control, [Refused EINVAL], {};
         /// Sets the caching of a range.
-        PinMemoryCacheattr = 18, "pin_memory_cacheattr", Control, [Refused ENOSYS], {};
+        PinMemoryCacheattr = 18, "pin_memory_cacheattr", Control, [Refused EINVAL], {};
         /// Sets an interrupt line.
-        SetIrqLevel = 19, "set_irq_level", Control, [Refused ENOSYS], {};
+        SetIrqLevel = 19, "set_irq_level", Control, [Refused EINVAL], {};
         /// How many vCPUs the domain has.
-        NrVcpus = 20, "nr_vcpus", Control, [Refused ENOSYS], {};
+        NrVcpus = 20, "nr_vcpus", Control, [Refused EINVAL], {};
     }
 }
 
 operations! {
     /// Commands of `hypfs_op` (public/hypfs.h).
-    HypfsOp of HypfsOp, "XEN_HYPFS_OP_", 32 bits, else EOPNOTSUPP {
+    HypfsOp of HypfsOp, "XEN_HYPFS_OP_", 32 bits, else ENOSYS {
         /// The version of the interface.
-        GetVersion = 0, "get_version", Control, [Refused ENOSYS], {};
+        GetVersion = 0, "get_version", Control, [LeftOut ENOSYS "there is no tree of parameters"], {};
         /// Reads an entry.
-        Read = 1, "read", Control, [Refused ENOSYS], {};
+        Read = 1, "read", Control, [LeftOut ENOSYS "there is no tree of parameters"], {};
         /// Writes an entry.
-        WriteContents = 2, "write_contents", Control, [Refused ENOSYS], {};
+        WriteContents = 2, "write_contents", Control, [LeftOut ENOSYS "there is no tree of parameters"], {};
     }
 }
 
@@ -294,16 +294,16 @@ operations! {
     /// Commands of `mca` (public/arch-x86/xen-mca.h), in the first word of its argument.
     McaOp of Arch0, "XEN_MC_", 32 bits, else EINVAL {
         /// Takes a record of a machine check.
-        Fetch = 1, "fetch", Hardware, [Refused ENOSYS], {};
+        Fetch = 1, "fetch", Hardware, [LeftOut ENOSYS "machine checks are not recorded: the first one ends the host"], {};
         /// Tells a domain of a machine check, gone.
-        Notifydomain = 2, "notifydomain", Hardware, [Refused ENOSYS], {};
+        Notifydomain = 2, "notifydomain", Hardware, [Refused EINVAL], {};
         /// What processors there are.
-        Physcpuinfo = 3, "physcpuinfo", Hardware, [Refused ENOSYS], {};
+        Physcpuinfo = 3, "physcpuinfo", Hardware, [LeftOut ENOSYS "machine checks are not recorded: the first one ends the host"], {};
         /// Writes registers before a test of machine checks.
-        Msrinject = 4, "msrinject", Hardware, [Refused ENOSYS], {};
+        Msrinject = 4, "msrinject", Hardware, [LeftOut ENOSYS "machine checks are not recorded: the first one ends the host"], {};
         /// Raises a machine check.
-        Mceinject = 5, "mceinject", Hardware, [Refused ENOSYS], {};
+        Mceinject = 5, "mceinject", Hardware, [LeftOut ENOSYS "machine checks are not recorded: the first one ends the host"], {};
         /// Raises a machine check on chosen processors.
-        InjectV2 = 6, "inject_v2", Hardware, [Refused ENOSYS], {};
+        InjectV2 = 6, "inject_v2", Hardware, [LeftOut ENOSYS "machine checks are not recorded: the first one ends the host"], {};
     }
 }

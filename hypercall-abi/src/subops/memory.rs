@@ -109,7 +109,7 @@ operations! {
             [takes Out memory::MachphysMapping]
         };
         /// Sets another domain's memory map.
-        SetMemoryMap = 13, "set_memory_map", Guest, [Refused ENOSYS], {};
+        SetMemoryMap = 13, "set_memory_map", Guest, [Handled], {};
         /// The highest guest frame number in use.
         MaximumGpfn = 14, "maximum_gpfn", Guest, [Handled], {
             [takes In memory::MemoryDomain]
@@ -129,17 +129,17 @@ operations! {
             ]
         };
         /// Populate-on-demand target, set.
-        SetPodTarget = 16, "set_pod_target", Guest, [Refused ENOSYS], {};
+        SetPodTarget = 16, "set_pod_target", Guest, [Handled], {};
         /// Populate-on-demand target, read.
-        GetPodTarget = 17, "get_pod_target", Guest, [Refused ENOSYS], {};
+        GetPodTarget = 17, "get_pod_target", Guest, [Handled], {};
         /// Frames saved by sharing.
-        GetSharingFreedPages = 18, "get_sharing_freed_pages", Guest, [Refused ENOSYS], {};
+        GetSharingFreedPages = 18, "get_sharing_freed_pages", Guest, [Handled], {};
         /// Frames that are shared.
-        GetSharingSharedPages = 19, "get_sharing_shared_pages", Guest, [Refused ENOSYS], {};
+        GetSharingSharedPages = 19, "get_sharing_shared_pages", Guest, [Handled], {};
         /// Guest paging by a tool.
         PagingOp = 20, "paging_op", Guest, [Refused ENOSYS], {};
         /// Page access rights set by a tool.
-        AccessOp = 21, "access_op", Guest, [Refused ENOSYS], {};
+        AccessOp = 21, "access_op", Guest, [Handled], {};
         /// Page sharing by a tool.
         SharingOp = 22, "sharing_op", Guest, [Refused ENOSYS], {};
         /// A list of `add_to_physmap`.
@@ -150,9 +150,9 @@ operations! {
             ]
         };
         /// Sets frames aside for a domain to be built.
-        ClaimPages = 24, "claim_pages", Guest, [Refused ENOSYS], {};
+        ClaimPages = 24, "claim_pages", Guest, [Handled], {};
         /// `machphys_mfn_list` for 32-bit guests.
-        MachphysCompatMfnList = 25, "machphys_compat_mfn_list", Guest, [Handled], {
+        MachphysCompatMfnList = 25, "machphys_compat_mfn_list", Guest, [Refused EOPNOTSUPP], {
             [takes InOut memory::MachphysMfnList]
             [errors
                 EOPNOTSUPP "there are no 32-bit guests";
@@ -165,8 +165,8 @@ operations! {
             ]
         };
         /// Memory reserved for devices.
-        ReservedDeviceMemoryMap = 27, "reserved_device_memory_map", Guest, [Refused ENOSYS], {};
+        ReservedDeviceMemoryMap = 27, "reserved_device_memory_map", Guest, [Handled], {};
         /// Lists frames of another domain's resource, for mapping.
-        AcquireResource = 28, "acquire_resource", Guest, [Refused ENOSYS], {};
+        AcquireResource = 28, "acquire_resource", Guest, [Handled], {};
     }
 }

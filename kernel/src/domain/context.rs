@@ -2,6 +2,7 @@
 
 use super::DomainError;
 use alloc::boxed::Box;
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
@@ -267,9 +268,7 @@ fn store(state: &mut VcpuState, context: &mut VcpuGuestContext) {
     if state.callbacks.syscall.mask_events {
         context.flags |= VcpuContextFlags::SYSCALL_DISABLES_EVENTS.bits();
     }
-    let vectors = state.vectors.bytes_mut();
-    let legacy = vectors.len().min(context.fpu_ctxt.len());
-    context.fpu_ctxt[..legacy].copy_from_slice(&vectors[..legacy]);
+    store_vectors(state.vectors.bytes_mut(), &mut context.fpu_ctxt);
     for (vector, (out, entry)) in context.trap_ctxt.iter_mut().zip(&state.traps).enumerate() {
         (out.vector, out.flags, out.cs, out.address) = (vector as u8, entry.flags, entry.cs, entry.address);
     }
@@ -290,9 +289,65 @@ fn store(state: &mut VcpuState, context: &mut VcpuGuestContext) {
     context.ctrlreg[4] = state.cr4;
 }
 
+/// Bytes of the x87 registers in a legacy image: control words before MXCSR, and the stack.
+const X87: [Range<usize>; 2] = [0..24, 32..160];
+/// Bytes of the SSE registers.
+const SSE: Range<usize> = 160..416;
+/// Where an XSAVE area says which components it holds.
+const XSTATE_BV: Range<usize> = 512..520;
+
+/// The legacy part of a saved area. XSAVE does not write components that are in their initial state: what the area holds there is
+/// of an earlier time.
+fn store_vectors(area: &[u8], out: &mut [u8]) {
+    for (to, from) in out.iter_mut().zip(area) {
+        *to = *from;
+    }
+    let Some(held) = area.get(XSTATE_BV).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
+    else {
+        return;
+    };
+    let mut clear = |range: Range<usize>| out.get_mut(range).unwrap_or_default().fill(0);
+    if held & 1 == 0 {
+        X87.into_iter().for_each(&mut clear);
+    }
+    if held & 2 == 0 {
+        clear(SSE);
+    }
+    if held & 1 == 0 {
+        // FCW after FNINIT.
+        out.iter_mut().zip(0x037f_u16.to_le_bytes()).for_each(|(to, byte)| *to = byte);
+    }
+}
+
 fn store_gdt(gdt: &GuestGdt, context: &mut VcpuGuestContext) {
     for (out, frame) in context.gdt_frames.iter_mut().zip(gdt.frames) {
         *out = frame.unwrap_or(Mfn::new(0));
     }
     context.gdt_ents = u64::from(gdt.entries);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_in_their_initial_state_are_stored_so() {
+        let mut area = [0xaa; 576];
+        let mut out = [0x55; 512];
+        let image = |held: u64, area: &mut [u8; 576], out: &mut [u8; 512]| {
+            area[XSTATE_BV].copy_from_slice(&held.to_le_bytes());
+            store_vectors(area, out);
+        };
+        image(3, &mut area, &mut out);
+        assert_eq!(out[..], area[..512]);
+        image(1, &mut area, &mut out);
+        assert!(out[SSE].iter().all(|b| *b == 0) && out[..160].iter().all(|b| *b == 0xaa));
+        image(2, &mut area, &mut out);
+        assert_eq!(out[..4], [0x7f, 3, 0, 0]);
+        assert!(out[32..160].iter().all(|b| *b == 0) && out[SSE].iter().all(|b| *b == 0xaa));
+        assert_eq!(out[24..28], [0xaa; 4], "MXCSR is stored in any case");
+        // Without XSAVE there is nothing that says.
+        store_vectors(&area[..512], &mut out);
+        assert_eq!(out[..], area[..512]);
+    }
 }

@@ -13,6 +13,7 @@ mod vcpu_services;
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn, VcpuId};
 
 pub use crash::reason;
@@ -38,6 +39,12 @@ pub enum Life {
     Dead = 2,
 }
 
+/// Most entries of a memory map that is set for a domain. Fewer than Xen keeps: the room is there from the start, so that no
+/// guest's call takes from the heap.
+pub const MEMORY_MAP_ENTRIES: usize = 128;
+/// A memory map that is set for a domain.
+pub type DomainMemoryMap = arrayvec::ArrayVec<E820Entry, MEMORY_MAP_ENTRIES>;
+
 /// A domain: an isolated guest with its memory, vCPUs, event channels and grants.
 pub struct Domain {
     /// Its number.
@@ -56,6 +63,8 @@ pub struct Domain {
     pub events: RankedMutex<crate::evtchn::PortTable, { rank::EVENTS }>,
     /// Grant table and mappings.
     pub grants: RankedMutex<crate::grant::GrantTable, { rank::GRANTS }>,
+    /// The memory map that somebody set for it; empty when nobody did.
+    pub memory_map: RankedMutex<DomainMemoryMap, { rank::MEMORY_MAP }>,
     /// `vm_assist` types that are on, a bit each.
     pub vm_assist: AtomicU32,
     /// Times it was paused by the control interface; it runs only at 0.
@@ -104,6 +113,7 @@ impl Domain {
             shared_info: config.shared_info,
             events: RankedMutex::new(crate::evtchn::PortTable::new()),
             grants: RankedMutex::new(crate::grant::GrantTable::new()),
+            memory_map: RankedMutex::new(DomainMemoryMap::new_const()),
             vm_assist: AtomicU32::new(0),
             pauses: AtomicU32::new(1),
             is_shut_down: AtomicBool::new(false),

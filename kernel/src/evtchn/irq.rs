@@ -152,6 +152,17 @@ impl<P: Platform> Hypervisor<P> {
         Ok(())
     }
 
+    /// `PHYSDEVOP_IRQ_UNMASK_NOTIFY`: the domain has handled all interrupts whose ports it does not mask.
+    pub fn end_unmasked_irqs(&self, domain: &Domain) {
+        for pin in 0..self.irqs.pins() {
+            let listener = self.irqs.listener(pin).filter(|(listener, _)| *listener == domain.id);
+            if listener.is_some_and(|(_, port)| !self.port_masked(domain, port)) {
+                // Bound by the domain; if not any more, there is nothing to end.
+                let _ = self.end_irq(domain, pin);
+            }
+        }
+    }
+
     /// What `domain` may know about `pin`. [`Error::BadSource`] no such pin.
     pub fn irq_status(&self, domain: &Domain, pin: u32) -> Result<IrqStatus, Error> {
         self.irqs.status(pin, domain.id)

@@ -234,6 +234,11 @@ impl<P: Platform> Hypervisor<P> {
         Ok(two_level::Word::read(words.pending) & words.bit != 0)
     }
 
+    /// Whether the domain masks a port; a port without words is.
+    pub(super) fn port_masked(&self, domain: &Domain, port: Port) -> bool {
+        self.port_words(domain, port).is_none_or(|words| two_level::Word::read(words.mask) & words.bit != 0)
+    }
+
     /// Clears the mask of a port and delivers what it held back. Does nothing to a port that is not open.
     pub fn unmask(&self, domain: &Arc<Domain>, port: Port) -> Result<(), Error> {
         let table = domain.events.lock();

@@ -2,10 +2,12 @@
 
 use hypercall_abi::{Errno, Hypercall, for_each_hypercall};
 
+use super::administration::{arch_0, arch_1, hypfs_op, kexec_op, platform_op, sysctl, xenoprof_op};
 use super::console_io::console_io;
 use super::domctl::domctl;
 use super::event_channel_op::{event_channel_op, event_channel_op_compat};
 use super::grant_table_op::grant_table_op;
+use super::hvm::{dm_op, hvm_op};
 use super::iret::iret;
 use super::memory_op::memory_op;
 use super::mmu_update::mmu_update;

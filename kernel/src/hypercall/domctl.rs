@@ -11,6 +11,7 @@ use hypercall_abi::control::{
 use hypercall_abi::vcpu::VcpuGuestContext;
 use hypercall_abi::{DomId, Errno, Mfn, VcpuId};
 
+use super::administration::foreign_domctl;
 use super::{Args, Budget, Exit, HcResult, write_hypercall_page};
 use crate::access::{RangeSet, Rights, Verbs};
 use crate::domain::{Current, Domain, Life, MAX_VCPUS, NewDomain, VcpuRef, block};
@@ -30,10 +31,18 @@ const WEIGHT_MAX: u32 = 65535;
 
 /// `domctl(op)`.
 ///
-/// Errors of all commands: `EFAULT` unreadable, `EPERM` no control verb, `EACCES` another interface version, `ENOSYS` unknown
-/// command, `ESRCH` no such domain; more with each command (`hypercall_abi::control`).
+/// Errors of all commands: `EFAULT` unreadable, `EPERM` no control verb, `EINVAL` padding that is not zero, `EACCES` another
+/// interface version, `ENOSYS` unknown command, `ESRCH` no such domain; more with each command (`hypercall_abi::control`).
+/// What is not in this interface's form is answered as Xen answers it, or `EACCES`.
 pub fn domctl<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
+    let first: u32 = hv.read_guest(args[0])?;
+    if first >> 16 != INTERFACE_VERSION >> 16 {
+        return foreign_domctl(hv, current, args[0]);
+    }
     let mut op: ControlOp = hv.read_guest(args[0])?;
+    if op.pad != [0; 3] {
+        return Err(Errno::EINVAL.into());
+    }
     let command = op.command();
     // In Xen's order: a caller of another interface is told so, whoever it is.
     if command != Some(Command::Version) && !op.version_matches() {

@@ -1,9 +1,11 @@
 //! `memory_op`: reservations, exchanges, memory maps (public/memory.h).
 
 use hypercall_abi::memory::{
-    E820Entry, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, MachphysMapping, MachphysMfnList, MemoryDomain,
-    MemoryExchange, MemoryMap, MemoryReservation, XENMEMF_ADDRESS_BITS_MASK, XENMEMF_EXACT_NODE_REQUEST,
-    XENMEMF_POPULATE_ON_DEMAND,
+    AccessOpArgument, AddToPhysmap, AddToPhysmapBatch, E820_MAX, E820Entry, ForeignMemoryMap, MEMOP_CMD_MASK,
+    MEMOP_EXTENT_SHIFT, MachphysMapping, MachphysMfnList, MemoryDomain, MemoryExchange, MemoryMap,
+    MemoryReservation, PodTarget, RemoveFromPhysmap, ReservedDeviceMemory, ReservedDeviceMemoryMap,
+    VnumaTopologyInfo, XENMAPSPACE_GMFN_FOREIGN, XENMAPSPACE_GMFN_RANGE, XENMEM_RDM_ALL,
+    XENMEMF_ADDRESS_BITS_MASK, XENMEMF_EXACT_NODE_REQUEST, XENMEMF_POPULATE_ON_DEMAND,
 };
 use hypercall_abi::shared_info::SharedInfo;
 use hypercall_abi::subops::MemoryOp;
@@ -11,13 +13,15 @@ use hypercall_abi::{DomId, Errno, Mfn};
 
 use alloc::sync::Arc;
 
+use super::memory_resource::acquire_resource;
 use super::{Args, Budget, Exit, HcResult};
 use crate::access::Verbs;
-use crate::domain::{Current, Domain};
+use crate::domain::{Current, Domain, DomainMemoryMap};
 use crate::hypervisor::Hypervisor;
 use crate::mm::m2p::INVALID;
 use crate::mm::{MAX_ORDER, TlbDebt};
 use crate::platform::Platform;
+use crate::x86::layout::is_guest_range;
 
 /// Largest extent of a domain without the control right: 2 MiB, as on Xen.
 const MAX_GUEST_ORDER: u32 = 9;
@@ -54,14 +58,23 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
             }
             return Ok(done);
         }
-        // These take an extent to go on with but refuse PV callers before they look at it.
-        MemoryOp::AddToPhysmap | MemoryOp::AddToPhysmapBatch => {}
+        // A guest's own number may follow the command, and has to be one that its structure could hold.
+        MemoryOp::AddToPhysmap | MemoryOp::AddToPhysmapBatch if start > u16::MAX.into() => {
+            return Err(Errno::EDOM.into());
+        }
+        MemoryOp::AddToPhysmap
+        | MemoryOp::AddToPhysmapBatch
+        | MemoryOp::AccessOp
+        | MemoryOp::AcquireResource => {}
         MemoryOp::Exchange
         | MemoryOp::MaximumRamPage
         | MemoryOp::CurrentReservation
         | MemoryOp::MaximumReservation
         | MemoryOp::MaximumGpfn
         | MemoryOp::RemoveFromPhysmap
+        | MemoryOp::ClaimPages
+        | MemoryOp::GetVnumainfo
+        | MemoryOp::ReservedDeviceMemoryMap
             if start != 0 =>
         {
             return Err(Errno::EINVAL.into());
@@ -100,6 +113,10 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
         }
         MemoryOp::MemoryMap => {
             let request: MemoryMap = hv.read_guest(arg)?;
+            let set = current.domain().memory_map.lock().clone();
+            if !set.is_empty() {
+                return store_map(hv, arg, request, set.into_iter());
+            }
             // As on Xen, who manages the machine has no map of its own; others have RAM from 0 as far as they may have frames.
             if current.domain().rights.lock().verbs.contains(Verbs::PLATFORM) {
                 return Err(Errno::ENOSYS.into());
@@ -114,6 +131,12 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
             }
             let request: MemoryMap = hv.read_guest(arg)?;
             let map = hv.mm.machine_map();
+            if request.buffer.is_null() {
+                // Asked for its length only.
+                let length = MemoryMap { nr_entries: map.len() as u32, ..request };
+                hv.write_guest(arg, &length)?;
+                return Ok(0);
+            }
             if (request.nr_entries as usize) < map.len() {
                 return Err(Errno::EINVAL.into());
             }
@@ -121,7 +144,7 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
         }
         MemoryOp::MachphysMfnList => {
             let mut request: MachphysMfnList = hv.read_guest(arg)?;
-            let first = hv.mm.m2p_frame().ok_or(Errno::ENOSYS)?;
+            let first = hv.mm.m2p_frame().ok_or(Errno::EOPNOTSUPP)?;
             let extents = (hv.mm.max_frame() * 8).div_ceil(M2P_EXTENT_FRAMES << 12) as u32;
             request.nr_extents = extents.min(request.max_extents);
             for n in 0..u64::from(request.nr_extents) {
@@ -131,13 +154,110 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
             hv.write_guest(arg, &request)?;
             Ok(0)
         }
-        // Physical maps are for translated guests.
-        MemoryOp::AddToPhysmap | MemoryOp::AddToPhysmapBatch | MemoryOp::RemoveFromPhysmap => {
+        // Physical maps are for translated guests, of which there are none.
+        MemoryOp::AddToPhysmap => {
+            let request: AddToPhysmap = hv.read_guest(arg)?;
+            if request.space == XENMAPSPACE_GMFN_FOREIGN {
+                return Err(Errno::ENOSYS.into());
+            }
+            existing(hv, current, request.domid)?;
             Err(Errno::EACCES.into())
         }
-        MemoryOp::GetVnumainfo | MemoryOp::MachphysCompatMfnList => Err(Errno::EOPNOTSUPP.into()),
+        MemoryOp::AddToPhysmapBatch => {
+            let request: AddToPhysmapBatch = hv.read_guest(arg)?;
+            if u32::from(request.space) == XENMAPSPACE_GMFN_RANGE {
+                return Err(Errno::EOPNOTSUPP.into());
+            }
+            existing(hv, current, request.domid)?;
+            Err(Errno::EACCES.into())
+        }
+        MemoryOp::RemoveFromPhysmap => {
+            let request: RemoveFromPhysmap = hv.read_guest(arg)?;
+            existing(hv, current, request.domid)?;
+            Err(Errno::EACCES.into())
+        }
+        MemoryOp::SetPodTarget | MemoryOp::GetPodTarget => {
+            let request: PodTarget = hv.read_guest(arg)?;
+            existing(hv, current, request.domid)?;
+            Err(Errno::EINVAL.into())
+        }
+        MemoryOp::AccessOp => {
+            let request: AccessOpArgument = hv.read_guest(arg)?;
+            remote(hv, current, request.domid)?;
+            Err(Errno::EINVAL.into())
+        }
+        // No frame is shared between domains by content.
+        MemoryOp::GetSharingFreedPages | MemoryOp::GetSharingSharedPages => Ok(0),
+        MemoryOp::SetMemoryMap => set_memory_map(hv, current, arg),
+        MemoryOp::ClaimPages => claim_pages(hv, current, arg),
+        MemoryOp::GetVnumainfo => {
+            let request: VnumaTopologyInfo = hv.read_guest(arg)?;
+            if request.pad != 0 {
+                return Err(Errno::EINVAL.into());
+            }
+            target(hv, current, request.domid)?;
+            Err(Errno::EOPNOTSUPP.into())
+        }
+        MemoryOp::ReservedDeviceMemoryMap => {
+            let mut request: ReservedDeviceMemoryMap = hv.read_guest(arg)?;
+            let room = u64::from(request.nr_entries) * size_of::<ReservedDeviceMemory>() as u64;
+            if !is_guest_range(request.buffer.addr(), room) {
+                return Err(Errno::EFAULT.into());
+            }
+            if request.flags & !XENMEM_RDM_ALL != 0 {
+                return Err(Errno::EINVAL.into());
+            }
+            // Without an IOMMU no device has memory that it must find unmoved.
+            request.nr_entries = 0;
+            hv.write_guest(arg, &request)?;
+            Ok(0)
+        }
+        MemoryOp::AcquireResource => acquire_resource(hv, current, args, start, budget),
         refused => Err(refused.refusal().into()),
     }
+}
+
+/// The domain a request names, whoever asks. `ESRCH` there is none.
+fn existing<P: Platform>(hv: &Hypervisor<P>, current: &Current, domid: DomId) -> Result<Arc<Domain>, Errno> {
+    hv.domains.get(hv.resolve_domid(current.domain().id, domid)).ok_or(Errno::ESRCH)
+}
+
+/// A domain other than the caller, by its number. `ESRCH` there is none, `EPERM` it is the caller.
+pub(super) fn remote<P: Platform>(
+    hv: &Hypervisor<P>,
+    current: &Current,
+    domid: DomId,
+) -> Result<Arc<Domain>, Errno> {
+    let domain = hv.domains.get(domid).ok_or(Errno::ESRCH)?;
+    if domain.id == current.domain().id { Err(Errno::EPERM) } else { Ok(domain) }
+}
+
+/// `EFAULT`; `EINVAL` more than [`E820_MAX`] entries; `ESRCH`, `EPERM` the domain; `ENOMEM` more entries than are kept.
+fn set_memory_map<P: Platform>(hv: &Hypervisor<P>, current: &Current, arg: u64) -> HcResult {
+    let request: ForeignMemoryMap = hv.read_guest(arg)?;
+    if request.map.nr_entries as usize > E820_MAX {
+        return Err(Errno::EINVAL.into());
+    }
+    let domain = target(hv, current, request.domid)?;
+    let mut map = DomainMemoryMap::new();
+    for index in 0..u64::from(request.map.nr_entries) {
+        let entry: E820Entry = hv.read_guest_item(request.map.buffer.addr(), index)?;
+        map.try_push(entry).map_err(|_| Errno::ENOMEM)?;
+    }
+    *domain.memory_map.lock() = map;
+    Ok(0)
+}
+
+/// Claims are not kept: frames are taken when they are given. `EFAULT`; `EINVAL` a list, an order, flags, or no such domain;
+/// `EPERM` no right over domains; `ENOSYS` a claim of more than nothing.
+fn claim_pages<P: Platform>(hv: &Hypervisor<P>, current: &Current, arg: u64) -> HcResult {
+    let request: MemoryReservation = hv.read_guest(arg)?;
+    if !request.extent_start.is_null() || request.extent_order != 0 || request.mem_flags != 0 {
+        return Err(Errno::EINVAL.into());
+    }
+    hv.domains.get(request.domid).ok_or(Errno::EINVAL)?;
+    hv.require(current, Verbs::CONTROL)?;
+    if request.nr_extents == 0 { Ok(0) } else { Err(Errno::ENOSYS.into()) }
 }
 
 /// The domain a request names: the caller, or another over which it has the control right.

@@ -6,6 +6,7 @@
 //! arguments to go on with, and the guest's SYSCALL instruction is executed again.
 #![forbid(unsafe_code)]
 
+mod administration;
 mod budget;
 mod console_io;
 mod dispatch;
@@ -15,8 +16,10 @@ pub mod event_channel_op;
 mod fuzz;
 pub mod grant_table_op;
 mod guest_memory;
+mod hvm;
 mod iret;
 pub mod memory_op;
+mod memory_resource;
 pub mod mmu_update;
 pub mod mmuext_op;
 mod multicall;

@@ -5,7 +5,8 @@ use core::sync::atomic::Ordering;
 use hypercall_abi::segment::HYPERVISOR_VIRT_START;
 use hypercall_abi::subops::{VersionOp, VmAssist};
 use hypercall_abi::version::{
-    CAPABILITIES_LEN, CHANGESET_LEN, CompileInfo, EXTRAVERSION_LEN, FeatureInfo, Features, PlatformParameters,
+    CAPABILITIES_LEN, CHANGESET_LEN, COMMANDLINE_LEN, CompileInfo, EXTRAVERSION_LEN, FeatureInfo, Features,
+    PlatformParameters,
 };
 use hypercall_abi::{Errno, PAGE_SIZE};
 
@@ -20,15 +21,18 @@ use crate::trap::cpuid::INTERFACE_VERSION;
 const EXTRAVERSION: &str = ".0-xenolith";
 /// What a guest must be to run here.
 const CAPABILITIES: &str = "xen-3.0-x86_64 ";
+/// What others get instead of the command line.
+const DENIED: &[u8; 9] = b"<denied>\0";
 const CHANGESET: &str = concat!("xenolith ", env!("CARGO_PKG_VERSION"));
 
 /// Answers the queries of public/version.h.
 ///
-/// `EFAULT`; `EINVAL` for feature words beyond the first, and for a page-size query with an argument; `EPERM` and `ENODATA`
-/// for the build identifier, which there is none of; `ENOSYS` for the command line, which is not kept, and unknown queries.
+/// `EFAULT`; `EINVAL` for feature words beyond the first, for a page-size query with an argument and for a build identifier of no
+/// length; `EPERM` and `ENODATA` for the build identifier, which there is none of; `ENOSYS` for unknown queries.
 /// `xen_version(0, 0)` is also how Linux asks for pending events: they are delivered on the way back from any call.
 pub fn xen_version<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [command, arg, ..] = args;
+    let privileged = current.domain().rights.lock().verbs.contains(Verbs::CONTROL);
     match VersionOp::accept(command)? {
         VersionOp::Version => return Ok(u64::from(INTERFACE_VERSION)),
         VersionOp::Extraversion => hv.write_guest(arg, &text::<EXTRAVERSION_LEN>(EXTRAVERSION))?,
@@ -58,19 +62,21 @@ pub fn xen_version<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args:
         VersionOp::Pagesize if arg == 0 => return Ok(PAGE_SIZE as u64),
         VersionOp::Pagesize => return Err(Errno::EINVAL.into()),
         VersionOp::GuestHandle => hv.write_guest(arg, &current.domain().handle)?,
-        VersionOp::BuildId if !privileged(current) => return Err(Errno::EPERM.into()),
-        VersionOp::BuildId => return Err(Errno::ENODATA.into()),
-        VersionOp::Commandline if !privileged(current) => hv.write_guest(arg, DENIED)?,
-        VersionOp::Commandline => return Err(Errno::ENOSYS.into()),
+        VersionOp::Commandline if !privileged => hv.write_guest(arg, DENIED)?,
+        VersionOp::Commandline => {
+            let words = hv.command_line.get().copied().unwrap_or("");
+            hv.write_guest(arg, &text::<COMMANDLINE_LEN>(words))?;
+        }
+        VersionOp::BuildId if !privileged => return Err(Errno::EPERM.into()),
+        VersionOp::BuildId => {
+            // A null argument asks for the length.
+            if arg != 0 && hv.read_guest::<u32>(arg)? == 0 {
+                return Err(Errno::EINVAL.into());
+            }
+            return Err(Errno::ENODATA.into());
+        }
     }
     Ok(0)
-}
-
-/// What an unprivileged domain gets in place of the command line, as on Xen.
-const DENIED: &[u8; 9] = b"<denied>\0";
-
-fn privileged(current: &Current) -> bool {
-    current.domain().rights.lock().verbs.contains(Verbs::CONTROL)
 }
 
 fn features(domain: &Domain) -> Features {

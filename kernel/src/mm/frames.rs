@@ -158,12 +158,21 @@ impl Memory {
         self.machine_map.get().copied().unwrap_or_default()
     }
 
-    /// Notes the first of the frames that hold the machine-to-physical table, if they are contiguous. The first call counts.
-    pub fn set_m2p_frame(&self, first: Mfn) {
-        self.m2p_frame.call_once(|| first);
+    /// Notes the `count` contiguous frames, declared as RAM, that hold the machine-to-physical table. From then on they are pages
+    /// of `DOMID_XEN` that can be mapped for reading. The first call counts.
+    pub fn set_m2p_frames(&self, first: Mfn, count: u64) {
+        self.m2p_frame.call_once(|| {
+            for mfn in (first.get()..first.get().saturating_add(count)).map(Mfn::new) {
+                let record = self.record(mfn);
+                record.set_owner(u32::from(DomId::XEN.get()), HYPERVISOR_PAGE);
+                record.word.store(TypeWord::READ_ONLY_PAGE.bits(), Ordering::Release);
+                record.count.store(ALLOCATED | 1, Ordering::Release);
+            }
+            first
+        });
     }
 
-    /// See [`Memory::set_m2p_frame`].
+    /// See [`Memory::set_m2p_frames`].
     pub fn m2p_frame(&self) -> Option<Mfn> {
         self.m2p_frame.get().copied()
     }

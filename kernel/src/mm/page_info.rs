@@ -243,6 +243,9 @@ impl TypeWord {
     /// The word of a page that the hypervisor writes and shares with a guest: writable for ever, hence never a table.
     pub const HYPERVISOR_PAGE: TypeWord = TypeWord((Kind::Writable as u64) << KIND_SHIFT | VALIDATED | 1);
 
+    /// The word of a page that the hypervisor lets guests read: in use as what no guest may write, for ever.
+    pub const READ_ONLY_PAGE: TypeWord = TypeWord((Kind::SegDesc as u64) << KIND_SHIFT | VALIDATED | 1);
+
     /// From and to memory.
     pub const fn from_bits(bits: u64) -> TypeWord {
         TypeWord(bits)

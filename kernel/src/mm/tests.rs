@@ -599,7 +599,10 @@ fn maps_and_limits() {
         assert_eq!(g.memory_op(MemoryOp::MemoryMap, &map), Ok(0));
         assert_eq!((g.get::<MemoryMap>(ARGS).nr_entries, g.get::<u64>(LIST + 8)), (1, 64 << 12));
         assert_eq!(g.memory_op(MemoryOp::MachineMemoryMap, &map), Err(Errno::EPERM));
-        assert_eq!(g.memory_op(MemoryOp::AddToPhysmap, &AddToPhysmap::default()), Err(Errno::EACCES));
+        let own = AddToPhysmap { domid: DomId::SELF, ..AddToPhysmap::default() };
+        assert_eq!(g.memory_op(MemoryOp::AddToPhysmap, &own), Err(Errno::EACCES));
+        let nobody = AddToPhysmap { domid: DomId::new(9), ..AddToPhysmap::default() };
+        assert_eq!(g.memory_op(MemoryOp::AddToPhysmap, &nobody), Err(Errno::ESRCH));
         let other = MemoryDomain { domid: DomId::new(9) };
         assert_eq!(g.memory_op(MemoryOp::CurrentReservation, &other), Err(Errno::ESRCH));
         domain(&g.hv, 9, Rights::none());

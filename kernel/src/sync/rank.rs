@@ -12,6 +12,8 @@ pub const EVENTS: u8 = 30;
 pub const EVENTS_SECOND: u8 = 31;
 /// What a domain may do.
 pub const RIGHTS: u8 = 40;
+/// The memory map that was set for a domain.
+pub const MEMORY_MAP: u8 = 45;
 /// Table of all domains.
 pub const REGISTRY: u8 = 50;
 /// List of the frames a domain owns.

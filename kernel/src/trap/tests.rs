@@ -941,7 +941,10 @@ fn version_queries() {
     assert_eq!(g.call(Hypercall::XenVersion, &[7, 0]), Ok(4096));
     assert_eq!(g.call(Hypercall::XenVersion, &[7, DATA]), errno(Errno::EINVAL));
     assert_eq!(g.call(Hypercall::XenVersion, &[8, DATA]), Ok(0));
-    assert_eq!(g.call(Hypercall::XenVersion, &[9, DATA]), errno(Errno::EPERM));
+    g.hv.command_line.call_once(|| "dom0_mem=1G");
+    assert_eq!(g.call(Hypercall::XenVersion, &[9, DATA]), Ok(0));
+    assert_eq!(&g.words::<1>(DATA)[0].to_le_bytes(), b"<denied>", "not for everybody");
+    assert_eq!(g.call(Hypercall::XenVersion, &[10, DATA]), errno(Errno::EPERM));
     assert_eq!(g.call(Hypercall::XenVersion, &[11, DATA]), errno(Errno::ENOSYS));
     assert_eq!(g.call(Hypercall::XenVersion, &[1, 0x10_0000]), errno(Errno::EFAULT));
 }
@@ -989,7 +992,18 @@ fn physdev_op_knows_the_domains_own_pins() {
     assert_eq!(g.call(Hypercall::PhysdevOpCompat, &[DATA]), Ok(0));
     assert_eq!(g.state().iopl, 1);
     g.put_words(DATA, &[12, 1]);
+    assert_eq!(g.call(Hypercall::PhysdevOpCompat, &[DATA]), errno(Errno::EINVAL), "not bound");
+    g.put_words(DATA, &[1000, 1]);
     assert_eq!(g.call(Hypercall::PhysdevOpCompat, &[DATA]), errno(Errno::ENOSYS));
+    // get_free_pirq: a global interrupt, then one past the pins, each number once.
+    for wanted in [16, 17] {
+        g.put_words(DATA, &[1]);
+        assert_eq!(g.call(Hypercall::PhysdevOp, &[23, DATA]), Ok(0));
+        assert_eq!(g.words(DATA), [1 | wanted << 32]);
+    }
+    g.put_words(DATA, &[0]);
+    assert_eq!(g.call(Hypercall::PhysdevOp, &[23, DATA]), Ok(0));
+    assert_eq!(g.words(DATA), [511 << 32]);
     // map_pirq: own domain, interrupt pin 5, any number.
     let request = [0x7ff0 | 1 << 32, 5 | 0xffff_ffff << 32, 0, 0, 0];
     g.put_words(DATA, &request);
@@ -999,6 +1013,10 @@ fn physdev_op_knows_the_domains_own_pins() {
     g.put_words(DATA, &request);
     assert_eq!(g.call(Hypercall::PhysdevOp, &[13, DATA]), Ok(0));
     assert_eq!(g.words::<2>(DATA)[1], 5 | 5 << 32);
+    // What was mapped can be unmapped, once.
+    g.put_words(DATA, &[0x7ff0 | 5 << 32]);
+    assert_eq!(g.call(Hypercall::PhysdevOp, &[14, DATA]), Ok(0));
+    assert_eq!(g.call(Hypercall::PhysdevOp, &[14, DATA]), errno(Errno::EINVAL));
     g.put_words(DATA, &[request[0], 24, 0, 0, 0]);
     assert_eq!(g.call(Hypercall::PhysdevOp, &[13, DATA]), errno(Errno::EINVAL));
     g.put_words(DATA, &[0x1234 | 1 << 32, 5, 0, 0, 0]);

@@ -9,8 +9,8 @@ use hypercall_abi::start_info::{self, StartFlags};
 use hypercall_abi::vcpu::{self, PvclockFlags, VcpuContextFlags};
 use hypercall_abi::version::{self, Features};
 use hypercall_abi::{
-    DomId, Errno, Hypercall, Virq, callback, elfnote, evtchn, grant, memory, physdev, platform, sched,
-    segment, shared_info, subops, xen_control,
+    DomId, Errno, Hypercall, Virq, callback, elfnote, evtchn, grant, hvm, memory, physdev, platform, sched,
+    segment, shared_info, subops, xen_control, xen_header,
 };
 
 use core::mem::offset_of;
@@ -162,6 +162,14 @@ fn cpu(facts: &mut Vec<Fact>) {
         XEN_NMIREASON_io_error = NmiReason::IO_ERROR.bits(), XEN_NMIREASON_pci_serr = NmiReason::PCI_SERR.bits(),
         XEN_NMIREASON_unknown = NmiReason::UNKNOWN.bits(),
         XENPF_INTERFACE_VERSION = platform::XENPF_INTERFACE_VERSION,
+        XEN_MCA_INTERFACE_VERSION = platform::XEN_MCA_INTERFACE_VERSION,
+        XEN_DOMCTL_INTERFACE_VERSION = xen_header::XEN_DOMCTL_INTERFACE_VERSION,
+        XEN_SYSCTL_INTERFACE_VERSION = xen_header::XEN_SYSCTL_INTERFACE_VERSION,
+        XEN_DOMCTL_createdomain = xen_header::DOMCTL_CREATEDOMAIN,
+        XEN_DOMCTL_getdomaininfo = xen_header::DOMCTL_GETDOMAININFO,
+        XEN_DOMCTL_shadow_op = xen_header::DOMCTL_SHADOW_OP,
+        HVM_NR_PARAMS = hvm::HVM_NR_PARAMS,
+        XENMEM_RDM_ALL = memory::XENMEM_RDM_ALL,
         EVTCHN_2L_NR_CHANNELS = shared_info::EVTCHN_2L_NR_CHANNELS,
     );
     for (c, ours) in [

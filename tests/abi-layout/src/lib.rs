@@ -48,6 +48,7 @@ pub const HEADERS: &[&str] = &[
     "xen/physdev.h",
     "xen/memory.h",
     "xen/platform.h",
+    "xen/hvm/params.h",
     "xen/domctl.h",
     "xen/sysctl.h",
     "xen/elfnote.h",

@@ -222,7 +222,8 @@ fn machine_check(domain: &mut Domain) -> Verdict {
         row("interface version 0", &[ROOM], &[], No(E::EPERM), No(E::EACCES)),
         row("an unknown command", &[ROOM], &[(0, 99), VERSION], No(E::EPERM), No(E::EINVAL)),
         row("notifydomain", &[ROOM], &[(0, 2), VERSION], No(E::EPERM), No(E::EINVAL)),
-        row("fetch without a kind", &[ROOM], &[(0, 1), VERSION], No(E::EPERM), No(E::EINVAL)),
+        row("fetch without a kind", &[ROOM], &[(0, 1), VERSION], No(E::EPERM), No(E::EINVAL))
+            .ours(No(E::ENOSYS), "machine checks are not recorded"),
     ];
     run(domain, 48, &table)
 }
@@ -251,9 +252,10 @@ fn xenoprof_op(domain: &mut Domain) -> Verdict {
         row("reserve_counters", &[5, ROOM], &[], No(E::EPERM), No(E::EPERM)),
         row("counter", &[6, ROOM], &[], No(E::EPERM), No(E::EPERM)),
         row("setup_events", &[7, ROOM], &[], No(E::EPERM), No(E::EPERM)),
-        row("enable_virq", &[8, ROOM], &[], Unasked, Unasked),
+        row("enable_virq", &[8, ROOM], &[], No(E::EPERM), No(E::EPERM)),
         row("start", &[9, ROOM], &[], No(E::EPERM), No(E::EPERM)),
         row("stop", &[10, ROOM], &[], No(E::EPERM), No(E::EPERM)),
+        row("disable_virq", &[11, ROOM], &[], No(E::EPERM), No(E::EPERM)),
         row("release_counters", &[12, ROOM], &[], No(E::EPERM), No(E::EPERM)),
         row("shutdown", &[13, ROOM], &[], No(E::EPERM), No(E::EPERM)),
         row("set_backtrace", &[15, ROOM], &[], No(E::EPERM), No(E::EPERM)),

@@ -5,7 +5,7 @@
 extern crate alloc;
 
 use conformance::{
-    NOWHERE, at, by_privilege, call, callback, evtchn, is_privileged, is_xenolith, only_on, raw, version,
+    NOWHERE, at, by_privilege, call, callback, evtchn, is_privileged, is_xenolith, raw, version,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_sdk::abi::callback::{CallbackRegister, CallbackUnregister};
@@ -59,7 +59,6 @@ fn main(domain: Domain) {
             legacy_sched_op,
             legacy_event_channel_op,
             legacy_physdev_op,
-            calls_of_the_hypervisor_alone,
         ],
     )
 }
@@ -173,10 +172,6 @@ fn version_command_line(_: &mut Domain) -> Verdict {
         check_eq!(text(&line), Some("<denied>"));
         check_eq!(line[9], 0xff, "the byte behind it");
         return expect_errno(call(Hypercall::XenVersion, [9, NOWHERE, 0, 0, 0]), Errno::EFAULT);
-    }
-    if is_xenolith() {
-        // In the list of docs/abi/enosys.md.
-        return expect_errno(version(VersionOp::Commandline, &mut line), Errno::ENOSYS);
     }
     check_eq!(version(VersionOp::Commandline, &mut line), Ok(0));
     check!(text(&line).is_some_and(|text| text.contains("dom0_mem=")));
@@ -555,27 +550,4 @@ fn legacy_physdev_op(_: &mut Domain) -> Verdict {
     let mut unknown = [1000u32, 0, 0, 0, 0, 0, 0, 0];
     check_eq!(call(Hypercall::PhysdevOpCompat, [at(&mut unknown), 0, 0, 0, 0]), Err(Errno::ENOSYS));
     expect_errno(call(Hypercall::PhysdevOpCompat, [NOWHERE, 0, 0, 0, 0]), Errno::EFAULT)
-}
-
-fn calls_of_the_hypervisor_alone(_: &mut Domain) -> Verdict {
-    only_on(true, "Xen implements these for its own tools")?;
-    check!(call(Hypercall::XenVersion, [0, 0, 0, 0, 0])? >= 4 << 16, "others are there");
-    // What step 2 is to empty: docs/abi/enosys.md.
-    for which in [
-        Hypercall::PlatformOp,
-        Hypercall::XsmOp,
-        Hypercall::XenoprofOp,
-        Hypercall::HvmOp,
-        Hypercall::Sysctl,
-        Hypercall::KexecOp,
-        Hypercall::TmemOp,
-        Hypercall::ArgoOp,
-        Hypercall::XenpmuOp,
-        Hypercall::DmOp,
-        Hypercall::HypfsOp,
-        Hypercall::Arch0,
-    ] {
-        check_eq!(call(which, [0; 5]), Err(Errno::ENOSYS), "{}", which.name());
-    }
-    Ok(())
 }

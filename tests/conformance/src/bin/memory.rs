@@ -10,6 +10,7 @@ use guest_sdk::abi::memory::{
     MemoryReservation,
 };
 use guest_sdk::abi::mmu::MmuCommand;
+use guest_sdk::abi::mmu::MmuextOp;
 use guest_sdk::abi::segment::MACH2PHYS_VIRT_START;
 use guest_sdk::abi::subops::MemoryOp;
 use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall};
@@ -239,11 +240,6 @@ fn machphys_mapping(_: &mut Domain) -> Verdict {
 
 fn machphys_list(_: &mut Domain) -> Verdict {
     check!(query(MemoryOp::CurrentReservation, DomId::SELF)? > 0);
-    if conformance::is_xenolith() {
-        // In the list of docs/abi/enosys.md.
-        let mut list = MachphysMfnList::default();
-        return expect_errno(memop(MemoryOp::MachphysMfnList, &mut list), Errno::ENOSYS);
-    }
     let mut frames = [u64::MAX; 4];
     let mut list = MachphysMfnList {
         max_extents: 4,
@@ -262,6 +258,14 @@ fn machphys_list(_: &mut Domain) -> Verdict {
     }
     check_eq!(mapped, Ok(0));
     check_eq!(try_read(range.start() + 8 * 300), try_read(MACH2PHYS_VIRT_START + 8 * 300));
+    // For reading only, and it cannot become a table.
+    let entry = pte(frames[0], Access::ReadWrite.bits());
+    check!(call(Hypercall::UpdateVaMappingOtherdomain, [range.start(), entry, 2, dom_xen, 0]).is_err());
+    let mut pin = MmuextOp::new(MmuextCmd::PinL1Table, frames[0], 0);
+    check!(call(Hypercall::MmuextOp, [at(&mut pin), 1, 0, dom_xen, 0]).is_err());
+    let mut clear = MmuextOp::new(MmuextCmd::ClearPage, frames[0], 0);
+    check!(call(Hypercall::MmuextOp, [at(&mut clear), 1, 0, dom_xen, 0]).is_err());
+    check_eq!(try_read(range.start() + 8 * 300), try_read(MACH2PHYS_VIRT_START + 8 * 300), "untouched");
     let mut bad =
         MachphysMfnList { max_extents: 4, extent_start: GuestHandle::new(NOWHERE), ..Default::default() };
     expect_errno(memop(MemoryOp::MachphysMfnList, &mut bad), Errno::EFAULT)

@@ -33,6 +33,8 @@ pub struct Machine {
     pub free: FreeRanges,
     /// One more than the highest frame of RAM: length of the frame table and of the machine-to-physical table.
     pub frames: u64,
+    /// Frames that hold the machine-to-physical table.
+    pub m2p: Range<u64>,
     /// dom0's image.
     pub module: Option<Module>,
     /// ACPI's facts.
@@ -173,7 +175,7 @@ extern "C" fn start(info: u32) -> ! {
     let largest = ram.iter().max_by_key(|(start, end)| end - start).unwrap_or((0, 0));
     let main_ram = largest.0 >> 12..largest.1 >> 12;
     let frames = ram.iter().map(|(_, end)| end / PAGE_SIZE).max().unwrap_or(0);
-    map_frame_tables(&mut space, frames);
+    let m2p = map_frame_tables(&mut space, frames);
     apic::map(&mut space, acpi.local_apic);
     ioapic::map(&mut space, &acpi);
     let root = space.root;
@@ -183,6 +185,7 @@ extern "C" fn start(info: u32) -> ! {
         main_ram,
         free,
         frames,
+        m2p,
         module: info.module,
         acpi,
         features,
@@ -231,17 +234,19 @@ fn map_ram(space: &mut Space<'_>, ram: &FreeRanges) {
     }
 }
 
-/// The machine-to-physical table (for guests to read, and its alias for us to write) and the frame table.
-fn map_frame_tables(space: &mut Space<'_>, frames: u64) {
-    let pages = (frames * 8).div_ceil(PAGE_SIZE);
-    assert!(pages * PAGE_SIZE <= layout::M2P_SIZE);
-    let m2p = space.large_frames(pages);
-    space.map(layout::M2P, m2p, pages * PAGE_SIZE, paging::GUEST_READ);
-    space.map(layout::M2P_ALIAS, m2p, pages * PAGE_SIZE, paging::WRITE);
+/// The machine-to-physical table (for guests to read, and its alias for us to write) and the frame table. Returns the frames of
+/// the former.
+fn map_frame_tables(space: &mut Space<'_>, frames: u64) -> Range<u64> {
+    let m2p_pages = (frames * 8).div_ceil(PAGE_SIZE);
+    assert!(m2p_pages * PAGE_SIZE <= layout::M2P_SIZE);
+    let m2p = space.large_frames(m2p_pages);
+    space.map(layout::M2P, m2p, m2p_pages * PAGE_SIZE, paging::GUEST_READ);
+    space.map(layout::M2P_ALIAS, m2p, m2p_pages * PAGE_SIZE, paging::WRITE);
     let pages = (frames * size_of::<FrameRecord>() as u64).div_ceil(PAGE_SIZE);
     assert!(pages * PAGE_SIZE <= layout::FRAME_TABLE_SIZE);
     let table = space.large_frames(pages);
     space.map(layout::FRAME_TABLE, table, pages * PAGE_SIZE, paging::WRITE);
+    m2p / PAGE_SIZE..m2p / PAGE_SIZE + m2p_pages
 }
 
 /// The frame table and the machine-to-physical table, for the one `Memory` that is made of them.

@@ -86,7 +86,9 @@ macro_rules! for_each_layout {
             memory::AcquireResource = "struct xen_mem_acquire_resource", 32 {
                 domid @ 0, kind = "type" @ 2, id @ 4, nr_frames @ 8, pad @ 12, frame @ 16, frame_list @ 24
             };
-            memory::AccessOpArgument = "struct xen_mem_access_op", 32 { op @ 0, access @ 1, domid @ 2, nr @ 4, pfn @ 8 };
+            memory::AccessOpArgument = "struct xen_mem_access_op", 32 {
+ op @ 0, access @ 1, domid @ 2, nr @ 4, pfn @ 8, pfn_list @ 16, access_list @ 24
+ };
             memory::VnumaTopologyInfo = "struct xen_vnuma_topology_info", 40 {
                 domid @ 0, pad @ 2, nr_vnodes @ 4, nr_vcpus @ 8, nr_vmemranges @ 12, vdistance @ 16, vcpu_to_vnode @ 24, vmemrange @ 32
             };

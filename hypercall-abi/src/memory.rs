@@ -230,8 +230,10 @@ pub struct AccessOpArgument {
     pub nr: u32,
     /// IN: the first.
     pub pfn: u64,
-    /// IN: lists of pages and rights.
-    pub lists: [u64; 2],
+    /// IN: a list of pages.
+    pub pfn_list: u64,
+    /// IN: a list of rights.
+    pub access_list: u64,
 }
 
 /// Argument of `get_vnumainfo`.

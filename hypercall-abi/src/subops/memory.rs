@@ -152,12 +152,7 @@ operations! {
         /// Sets frames aside for a domain to be built.
         ClaimPages = 24, "claim_pages", Guest, [Handled], {};
         /// `machphys_mfn_list` for 32-bit guests.
-        MachphysCompatMfnList = 25, "machphys_compat_mfn_list", Guest, [Refused EOPNOTSUPP], {
-            [takes InOut memory::MachphysMfnList]
-            [errors
-                EOPNOTSUPP "there are no 32-bit guests";
-            ]
-        };
+        MachphysCompatMfnList = 25, "machphys_compat_mfn_list", Guest, [Refused EOPNOTSUPP], {};
         /// The domain's virtual NUMA layout.
         GetVnumainfo = 26, "get_vnumainfo", Guest, [Handled], {
             [errors

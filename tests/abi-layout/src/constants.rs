@@ -133,6 +133,13 @@ fn domains_and_memory(facts: &mut Vec<Fact>) {
         ("sizeof(xen_changeset_info_t)", version::CHANGESET_LEN),
         ("sizeof(xen_commandline_t)", version::COMMANDLINE_LEN),
         ("sizeof(struct xen_platform_op)", platform::PLATFORM_OP_SIZE),
+        ("offsetof(struct xen_domctl, u)", size_of::<xen_header::XenControlHeader>()),
+        ("sizeof(struct xen_mc)", platform::MCA_OP_SIZE),
+        ("sizeof(struct xen_domctl)", xen_header::DOMCTL_SIZE),
+        ("sizeof(struct xen_sysctl)", xen_header::SYSCTL_SIZE),
+        ("sizeof(struct xenoprof_init)", xen_header::XENOPROF_INIT_SIZE),
+        ("sizeof(struct physdev_op)", physdev::PHYSDEV_OP_SIZE),
+        ("sizeof(((struct xen_hvm_xentrace *)0)->extra)", usize::from(hvm::XENTRACE_MAX_EXTRA)),
         ("offsetof(struct xen_platform_op, u)", size_of::<platform::PlatformHeader>()),
     ] {
         facts.push(Fact::new(c, ours as i128));

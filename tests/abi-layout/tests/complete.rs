@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 const STRUCTURES: &[(&str, &str)] = &[
     ("memory::E820Entry", "the firmware's format: no Xen header has it"),
     ("platform::PlatformHeader", "the head of a union: constants.rs compares where the union begins"),
+    ("xen_header::XenControlHeader", "likewise"),
     ("start_info::ConsoleStart", "a member without a name of its own in C: constants.rs compares its parts"),
     ("start_info::Dom0ConsoleStart", "likewise"),
 ];
@@ -49,6 +50,7 @@ const CONSTANTS: &[(&str, &str)] = &[
     ("PAYLOAD_SIZE", "the size of a field, compared as such"),
     ("COMMAND", "a variant of an enum that is compared"),
     ("NS_PER_SECOND", "arithmetic"),
+    ("DM_OP_MAX_BUFFERS XENTRACE_MAX_EVENT", "the hypervisor's own limits"),
     ("INITIAL ZERO NULL", "values, not facts"),
 ];
 

@@ -12,7 +12,7 @@ use guest_sdk::abi::memory::{
 use guest_sdk::abi::mmu::MmuCommand;
 use guest_sdk::abi::mmu::MmuextOp;
 use guest_sdk::abi::segment::MACH2PHYS_VIRT_START;
-use guest_sdk::abi::subops::MemoryOp;
+use guest_sdk::abi::subops::{MemoryOp, MmuextCmd};
 use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall};
 use guest_sdk::memory::{self, Access, Page, Range};
 use guest_sdk::testkit::{self, Verdict, cases, check, check_eq, expect_errno, expect_vector, try_read};

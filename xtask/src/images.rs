@@ -40,8 +40,8 @@ pub struct Conformance {
     pub icount: bool,
     /// Why it cannot run as an unprivileged domain, if so.
     pub only_dom0: Option<String>,
-    /// Words for the hypervisor when the image is dom0.
-    pub append: String,
+    /// vCPUs of the domain, in both roles.
+    pub vcpus: u32,
 }
 
 /// `[package.metadata.conformance]` of a package of test guests.
@@ -56,8 +56,8 @@ struct ConformanceKeys {
     icount: Vec<String>,
     /// For an image that cannot run as an unprivileged domain, why.
     only_dom0: BTreeMap<String, String>,
-    /// Words for the hypervisor when an image is dom0.
-    append: String,
+    /// For an image, how many vCPUs it has, if not 2.
+    vcpus: BTreeMap<String, u32>,
 }
 
 impl ConformanceKeys {
@@ -66,7 +66,7 @@ impl ConformanceKeys {
             peers: self.peers.get(image).copied().unwrap_or(0),
             icount: self.icount.iter().any(|name| name == image),
             only_dom0: self.only_dom0.get(image).cloned(),
-            append: self.append.clone(),
+            vcpus: self.vcpus.get(image).copied().unwrap_or(2),
         }
     }
 }

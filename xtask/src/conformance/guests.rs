@@ -12,8 +12,6 @@ use std::path::Path;
 const MEMORY: &str = "64M";
 /// Memory of a helper.
 const HELPER_MEMORY: &str = "4M";
-/// vCPUs of a domain that runs cases, as a dom0 of the suite has.
-const VCPUS: u32 = 2;
 /// The last command of a list: a list that got there was carried out.
 const LAST: &str = "free";
 
@@ -48,7 +46,8 @@ pub fn batch(
         let path = bench.built.guests.get(image).with_context(|| format!("{image} was not built"))?;
         files.push((format!("images/{image}"), sh::read(&build::stripped(bench.workspace, path)?)?));
         let is_helper = helper.is_some_and(|helper| helper.name == image);
-        let (memory, vcpus) = if is_helper { (HELPER_MEMORY, 1) } else { (MEMORY, VCPUS) };
+        let vcpus = bench.workspace.guest(image)?.conformance.vcpus;
+        let (memory, vcpus) = if is_helper { (HELPER_MEMORY, 1) } else { (MEMORY, vcpus) };
         let text = format!(
             "name = \"{image}\"\nimage = \"{image}\"\nmemory = \"{memory}\"\nvcpus = {vcpus}\non_reboot = \"destroy\"\n"
         );

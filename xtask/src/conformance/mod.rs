@@ -483,7 +483,7 @@ fn choice(cases: &[String], left: &[String]) -> String {
 fn as_dom0(bench: &Bench, host: Host, image: &Image, cases: &[String]) -> Result<Verdicts> {
     let kernel = bench.built.guests.get(&image.name).context("it was built")?;
     let kernel = build::stripped(bench.workspace, kernel)?;
-    let words = format!("dom0_mem={DOM0_MEM} {}", image.conformance.append);
+    let words = format!("dom0_mem={DOM0_MEM} dom0_max_vcpus={}", image.conformance.vcpus);
     let mut verdicts = Verdicts::new();
     for round in 1.. {
         let left = without_verdict(cases, &verdicts);
@@ -496,7 +496,7 @@ fn as_dom0(bench: &Bench, host: Host, image: &Image, cases: &[String]) -> Result
             hypervisor: None,
             kernel: &kernel,
             module: None,
-            words: words.trim(),
+            words: &words,
             cmdline: &choice(cases, &left),
             icount: image.conformance.icount,
             timeout: TIMEOUT,

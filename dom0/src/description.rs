@@ -5,6 +5,7 @@
 //! image = "hello"            # a file in images/ of the boot archive
 //! memory = "4M"              # K, M or G; a multiple of 4K
 //! vcpus = 1
+//! max_event_channels = 1023  # the highest port it may have
 //! cmdline = "log=debug"
 //! autostart = true           # start it when dom0 starts
 //! on_poweroff = "destroy"    # what to do when it has ended: destroy, restart or preserve
@@ -23,6 +24,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use hypercall_abi::DomId;
+use hypercall_abi::evtchn::EVTCHN_FIFO_NR_CHANNELS;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -32,10 +34,24 @@ const DEFAULT_PAGES: u64 = (32 << 20) / 4096;
 const PEER: &str = "{domid:";
 /// Longest name.
 const MAX_NAME: usize = 31;
+/// The highest port of a domain that says nothing else, as with Xen's tools (`max_event_channels` in xl.cfg(5)).
+const DEFAULT_PORT: u32 = 1023;
+/// Ports 1 and 2 are made with the domain: its console's and its store's.
+const LEAST_PORT: u32 = 2;
 /// Name of the domain that this runs in.
 pub const OWN_NAME: &str = "dom0";
-const KEYS: &[&str] =
-    &["name", "image", "memory", "vcpus", "cmdline", "autostart", "on_crash", "on_poweroff", "on_reboot"];
+const KEYS: &[&str] = &[
+    "name",
+    "image",
+    "memory",
+    "vcpus",
+    "max_event_channels",
+    "cmdline",
+    "autostart",
+    "on_crash",
+    "on_poweroff",
+    "on_reboot",
+];
 
 /// What a domain is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +64,8 @@ pub struct Description {
     pub memory: Bytes,
     /// Its vCPUs, from 1.
     pub vcpus: u32,
+    /// The highest port it may have.
+    pub max_event_channels: u32,
     /// Its kernel's command line.
     pub cmdline: String,
     /// Whether it starts with dom0.
@@ -83,6 +101,7 @@ struct Raw {
     image: Spanned<String>,
     memory: Spanned<String>,
     vcpus: Option<Spanned<i64>>,
+    max_event_channels: Option<Spanned<i64>>,
     cmdline: Option<Spanned<String>>,
     autostart: Option<bool>,
     on_crash: Option<Action>,
@@ -111,6 +130,10 @@ impl Description {
             None => 1,
             Some(vcpus) => check_vcpus(*vcpus.get_ref()).map_err(at(vcpus.span()))?,
         };
+        let max_event_channels = match &raw.max_event_channels {
+            None => DEFAULT_PORT,
+            Some(port) => check_port(*port.get_ref()).map_err(at(port.span()))?,
+        };
         if let Some(cmdline) = raw.cmdline.as_ref().filter(|cmdline| cmdline.get_ref().contains('\0')) {
             return Err(fail(line(cmdline.span()), "cmdline: a zero byte would end it early"));
         }
@@ -120,6 +143,7 @@ impl Description {
             image,
             memory,
             vcpus,
+            max_event_channels,
             cmdline: raw.cmdline.map(Spanned::into_inner).unwrap_or_default(),
             autostart: raw.autostart.unwrap_or(false),
             policy: Policy {
@@ -142,6 +166,7 @@ impl Description {
             image: check_image(image)?,
             memory: Bytes::of_pages(DEFAULT_PAGES),
             vcpus: 1,
+            max_event_channels: DEFAULT_PORT,
             cmdline: String::new(),
             autostart: false,
             policy: Policy::default(),
@@ -216,6 +241,11 @@ impl Description {
                 let number = value.parse().map_err(|_| format!("vcpus={value}: not a whole number"))?;
                 self.vcpus = check_vcpus(number)?;
             }
+            "max_event_channels" => {
+                let number =
+                    value.parse().map_err(|_| format!("max_event_channels={value}: not a whole number"))?;
+                self.max_event_channels = check_port(number)?;
+            }
             "cmdline" => self.cmdline = value.into(),
             "on_crash" => self.policy.on_crash = action()?,
             "on_poweroff" => self.policy.on_poweroff = action()?,
@@ -257,6 +287,15 @@ fn check_memory(memory: &str) -> Result<Bytes, String> {
 fn check_vcpus(vcpus: i64) -> Result<u32, String> {
     let checked = u32::try_from(vcpus).ok().filter(|&vcpus| vcpus > 0);
     checked.ok_or_else(|| format!("vcpus = {vcpus}: a domain has 1 or more"))
+}
+
+fn check_port(port: i64) -> Result<u32, String> {
+    let checked =
+        u32::try_from(port).ok().filter(|port| (LEAST_PORT..EVTCHN_FIFO_NR_CHANNELS).contains(port));
+    checked.ok_or_else(|| {
+        let most = EVTCHN_FIFO_NR_CHANNELS - 1;
+        format!("max_event_channels = {port}: from {LEAST_PORT}, for console and store, to {most}")
+    })
 }
 
 fn unknown_key(key: &str) -> String {
@@ -312,6 +351,7 @@ mod tests {
             Policy { on_crash: Action::Restart, on_poweroff: Action::Preserve, on_reboot: Action::Destroy };
         assert_eq!(description.policy, policy);
         let least = Description::parse(b"name = 'a'\nimage = 'b'\nmemory = '512K'").unwrap();
+        assert_eq!(least.max_event_channels, 1023);
         assert_eq!((least.vcpus, least.autostart, least.policy), (1, false, Policy::default()));
     }
 
@@ -323,6 +363,7 @@ mod tests {
             ("image", "i"),
             ("memory", "8M"),
             ("vcpus", "3"),
+            ("max_event_channels", "131071"),
             ("cmdline", "z"),
             ("on_crash", "preserve"),
         ]
@@ -333,11 +374,18 @@ mod tests {
             ("b", "i", "z")
         );
         assert_eq!((changed.memory.pages(), changed.vcpus), (2048, 3));
+        assert_eq!(changed.max_event_channels, 131_071);
         assert_eq!(changed.policy.on_crash, Action::Preserve);
         for (key, value, message) in [
             ("nam", "x", "unknown key `nam`: did you mean `name`?"),
             ("memory", "5K", "memory \"5K\": memory comes in pages: make it a multiple of 4K"),
             ("vcpus", "0", "vcpus = 0: a domain has 1 or more"),
+            ("max_event_channels", "1", "max_event_channels = 1: from 2, for console and store, to 131071"),
+            (
+                "max_event_channels",
+                "131072",
+                "max_event_channels = 131072: from 2, for console and store, to 131071",
+            ),
             ("vcpus", "x", "vcpus=x: not a whole number"),
             ("on_reboot", "x", "on_reboot=x: there are destroy, restart and preserve"),
         ] {
@@ -389,8 +437,8 @@ mod tests {
             (
                 "vcpus",
                 "colour",
-                "line 4: unknown key `colour`: known are name, image, memory, vcpus, cmdline, autostart, on_crash, \
-                 on_poweroff, on_reboot",
+                "line 4: unknown key `colour`: known are name, image, memory, vcpus, max_event_channels, cmdline, \
+                 autostart, on_crash, on_poweroff, on_reboot",
             ),
             ("name = 'a-1'\n", "", "the key `name` is missing: name, image and memory are needed"),
             ("image = 'hello'\n", "", "the key `image` is missing: name, image and memory are needed"),

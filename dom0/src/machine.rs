@@ -43,8 +43,8 @@ impl Window for Mapped {
 impl ControlInterface for Machine {
     type Window = Mapped;
 
-    fn create_domain(&mut self, vcpus: u32, max_pages: u64) -> Result<(DomId, Mfn), Errno> {
-        self.hypervisor.create_domain(self.handle, vcpus, max_pages)
+    fn create_domain(&mut self, vcpus: u32, max_pages: u64, max_port: u32) -> Result<(DomId, Mfn), Errno> {
+        self.hypervisor.create_domain(self.handle, vcpus, max_pages, max_port)
     }
 
     fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {

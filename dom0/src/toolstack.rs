@@ -42,11 +42,11 @@ pub trait ControlInterface {
     /// Mapped frames.
     type Window: Window;
 
-    /// Makes a paused domain without memory; returns its number and the frame of its shared page.
+    /// Makes a paused domain without memory, whose ports go up to `max_port`; returns its number and the frame of its shared page.
     ///
     /// # Errors
     /// The hypervisor's.
-    fn create_domain(&mut self, vcpus: u32, max_pages: u64) -> Result<(DomId, Mfn), Errno>;
+    fn create_domain(&mut self, vcpus: u32, max_pages: u64, max_port: u32) -> Result<(DomId, Mfn), Errno>;
 
     /// Gives pages: `frames` holds guest frame numbers, and machine frames afterwards.
     ///
@@ -206,6 +206,8 @@ pub struct Request<'a> {
     pub pages: u64,
     /// Its vCPUs.
     pub vcpus: u32,
+    /// The highest port it may have.
+    pub max_port: u32,
     /// Its kernel's command line.
     pub command_line: &'a str,
 }
@@ -260,7 +262,7 @@ pub fn create_empty<C: ControlInterface>(
         return Err(CreateError::Memory { wanted: request.pages, free });
     }
     let (domain, shared_info) = control
-        .create_domain(request.vcpus, request.pages)
+        .create_domain(request.vcpus, request.pages, request.max_port)
         .map_err(|errno| CreateError::Refused(Step::Create, errno))?;
     Ok(Empty { domain, shared_info })
 }
@@ -502,7 +504,7 @@ mod tests {
     impl ControlInterface for Fake {
         type Window = FakeWindow;
 
-        fn create_domain(&mut self, _: u32, _: u64) -> Result<(DomId, Mfn), Errno> {
+        fn create_domain(&mut self, _: u32, _: u64, _: u32) -> Result<(DomId, Mfn), Errno> {
             self.call()?;
             self.0.borrow_mut().domains.insert(5, Vec::new());
             Ok((DomId::new(5), Mfn::new(77)))
@@ -624,7 +626,7 @@ mod tests {
     }
 
     fn request(image: &[u8], pages: u64) -> Request<'_> {
-        Request { image, pages, vcpus: 1, command_line: "hello" }
+        Request { image, pages, vcpus: 1, max_port: 1023, command_line: "hello" }
     }
 
     #[test]
@@ -714,10 +716,10 @@ mod tests {
         struct Greedy<'a>(&'a mut Fake);
         impl ControlInterface for Greedy<'_> {
             type Window = FakeWindow;
-            fn create_domain(&mut self, vcpus: u32, pages: u64) -> Result<(DomId, Mfn), Errno> {
+            fn create_domain(&mut self, vcpus: u32, pages: u64, port: u32) -> Result<(DomId, Mfn), Errno> {
                 // Somebody else takes most of it between the question and the first page.
                 self.0.0.borrow_mut().free.truncate(700);
-                self.0.create_domain(vcpus, pages)
+                self.0.create_domain(vcpus, pages, port)
             }
             fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {
                 self.0.populate(domain, frames)

@@ -19,11 +19,17 @@ pub trait Hypervisor: Sync {
     /// Its name, version and interface, for people.
     fn about(&self) -> String;
 
-    /// Makes a paused domain without memory; returns its number and the frame of its shared page.
+    /// Makes a paused domain without memory, whose ports go up to `max_port`; returns its number and the frame of its shared page.
     ///
     /// # Errors
     /// `ENOMEM`, `EINVAL` for a number of vCPUs that it does not make.
-    fn create_domain(&self, handle: [u8; 16], vcpus: u32, max_pages: u64) -> Result<(DomId, Mfn), Errno>;
+    fn create_domain(
+        &self,
+        handle: [u8; 16],
+        vcpus: u32,
+        max_pages: u64,
+        max_port: u32,
+    ) -> Result<(DomId, Mfn), Errno>;
 
     /// Fills a frame of a domain under construction with hypercall stubs.
     ///

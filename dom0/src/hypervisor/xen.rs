@@ -12,8 +12,6 @@ use hypercall_abi::xen_control::{
 };
 use hypercall_abi::{DomId, Errno, GrantRef, Mfn};
 
-/// Ports of a domain: as many as its FIFO queues can name.
-const MAX_PORT: u32 = hypercall_abi::evtchn::EVTCHN_FIFO_NR_CHANNELS - 1;
 /// What the hypervisor was configured with.
 const DEFAULT: i32 = -1;
 
@@ -45,11 +43,17 @@ impl Hypervisor for Xen {
         format!("Xen {major}.{minor}{extra}, control interface {INTERFACE_VERSION:#x}")
     }
 
-    fn create_domain(&self, handle: [u8; 16], vcpus: u32, max_pages: u64) -> Result<(DomId, Mfn), Errno> {
+    fn create_domain(
+        &self,
+        handle: [u8; 16],
+        vcpus: u32,
+        max_pages: u64,
+        max_port: u32,
+    ) -> Result<(DomId, Mfn), Errno> {
         let request = CreateDomain {
             handle,
             max_vcpus: vcpus,
-            max_evtchn_port: MAX_PORT,
+            max_evtchn_port: max_port,
             max_grant_frames: DEFAULT,
             max_maptrack_frames: DEFAULT,
             grant_opts: GRANT_VERSION_2,

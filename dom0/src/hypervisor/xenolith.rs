@@ -37,12 +37,19 @@ impl Hypervisor for Xenolith {
         }
     }
 
-    fn create_domain(&self, handle: [u8; 16], vcpus: u32, max_pages: u64) -> Result<(DomId, Mfn), Errno> {
+    fn create_domain(
+        &self,
+        handle: [u8; 16],
+        vcpus: u32,
+        max_pages: u64,
+        max_port: u32,
+    ) -> Result<(DomId, Mfn), Errno> {
         let request = CreateDomain {
             flags: CreateFlags::GRANT_V2.bits(),
             max_vcpus: vcpus,
             max_pages,
             handle,
+            max_port,
             ..CreateDomain::default()
         };
         let made = control::create_domain(DomId::INVALID, request)?;

@@ -6,9 +6,10 @@ use crate::memory;
 use crate::rt::trap::{self, TrapFrame};
 use crate::rt::{heap, panic};
 use core::fmt::Write;
+use core::sync::atomic::{AtomicU32, Ordering};
 use hypercall_abi::callback::{CALLBACKF_MASK_EVENTS, CallbackRegister};
 use hypercall_abi::segment::FLAT_KERNEL_CS;
-use hypercall_abi::shared_info::SharedInfo;
+use hypercall_abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo};
 use hypercall_abi::start_info::{StartFlags, StartInfo};
 use hypercall_abi::subops::{CallbackOp, CallbackType};
 use hypercall_abi::vcpu::TrapInfo;
@@ -52,6 +53,24 @@ pub fn start_info() -> Option<&'static StartInfo> {
 /// The page shared with the hypervisor.
 pub(crate) fn shared_info() -> *mut SharedInfo {
     (&raw const __shared_info) as *mut SharedInfo
+}
+
+static MASKED_AT_START: AtomicU32 = AtomicU32::new(0);
+
+/// Which `vcpu_info` of the shared page had `evtchn_upcall_mask` set when this domain began, a bit for each vCPU, also those that
+/// it does not have. The runtime opens and closes the mask of vCPU 0 afterwards, so this is kept for tests.
+#[must_use]
+pub fn upcalls_masked_at_start() -> u32 {
+    MASKED_AT_START.load(Ordering::Relaxed)
+}
+
+/// Notes the masks as they are.
+fn note_upcall_masks() {
+    let masked = (0..LEGACY_MAX_VCPUS).filter(|vcpu| {
+        // SAFETY: shared_info is mapped, and the index is below the length of its array.
+        unsafe { (&raw const (*shared_info()).vcpu_info[*vcpu].evtchn_upcall_mask).read_volatile() == 1 }
+    });
+    MASKED_AT_START.store(masked.fold(0, |bits, vcpu| bits | 1 << vcpu), Ordering::Relaxed);
 }
 
 /// Whether this is the first domain, whose console is the hypervisor's.
@@ -142,6 +161,7 @@ fn set_up(boot_stack: u64) -> Result<(), Errno> {
             page.get().shared_info | memory::Access::ReadWrite.bits(),
         )?;
     }
+    note_upcall_masks();
     let (start, bytes) = memory::init(page, image, boot_stack);
     // SAFETY: mapped by the builder and behind everything it has laid out.
     unsafe { heap::init(start, bytes) };

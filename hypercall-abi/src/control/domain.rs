@@ -38,8 +38,8 @@ pub struct CreateDomain {
     pub max_grant_frames: u32,
     /// IN: grants it may have mapped at a time; 0 for the default.
     pub max_maptrack: u32,
-    /// IN: ports it may have; 0 for the default.
-    pub max_ports: u32,
+    /// IN: the highest port it may have (`max_evtchn_port` of Xen's interface); 0 for as many as the form in use has.
+    pub max_port: u32,
     /// OUT: its number, also in the header.
     pub domid: DomId,
     /// Zero.

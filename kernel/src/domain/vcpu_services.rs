@@ -16,6 +16,8 @@ use crate::platform::{CpuId, Platform};
 const VCPU_INFO_SIZE: u32 = 64;
 /// How many vCPUs have their vcpu_info in shared_info.
 const INFOS_IN_SHARED_INFO: u32 = 32;
+/// `evtchn_upcall_mask` = 1 in the first word of a vcpu_info.
+const UPCALL_MASK: u64 = 1 << 8;
 
 impl<P: Platform> Hypervisor<P> {
     /// `EPERM` unless the caller holds all of `verbs`.
@@ -34,11 +36,15 @@ impl<P: Platform> Hypervisor<P> {
         address.is_canonical() && !address.is_hypervisor()
     }
 
-    /// Puts the vcpu_info of the first vCPUs into shared_info, where they are until registered elsewhere.
+    /// Puts the vcpu_info of the first vCPUs into shared_info, where they are until registered elsewhere. Upcalls are masked in
+    /// all that shared_info has room for, as every builder of Xen leaves them.
     pub fn place_vcpu_infos(&self, domain: &Domain) {
         for vcpu in domain.vcpus.iter().take(INFOS_IN_SHARED_INFO as usize) {
             vcpu.set_info_location(domain.shared_info, (vcpu.id.get() * VCPU_INFO_SIZE) as usize);
-            vcpu.set_upcall_mask(&self.platform, true);
+        }
+        let words = self.platform.frame(domain.shared_info);
+        for info in 0..INFOS_IN_SHARED_INFO {
+            words[(info * VCPU_INFO_SIZE / 8) as usize].fetch_or(UPCALL_MASK, Ordering::AcqRel);
         }
     }
 

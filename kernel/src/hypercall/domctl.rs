@@ -255,6 +255,10 @@ fn create<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args, op: &m
         max_pages: request.max_pages,
         rights,
     })?;
+    if request.max_port != 0 {
+        // It is paused and has no port yet.
+        domain.events.lock().set_highest(request.max_port);
+    }
     request.domid = domain.id;
     request.shared_info = domain.shared_info;
     op.domid = domain.id;

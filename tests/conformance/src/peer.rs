@@ -547,6 +547,12 @@ impl Peer {
         Ok((buffer, shared))
     }
 
+    /// Lets go of the mailbox of one that will end by itself.
+    #[must_use]
+    pub fn let_go(self) -> DomId {
+        self.domain
+    }
+
     /// Ends it: from here on its number names a domain that is shut down, and once the toolstack has seen it, one that is dying
     /// or none. The leader lets go of the mailbox, so that nothing of the facility keeps it.
     ///

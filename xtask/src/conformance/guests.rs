@@ -12,6 +12,10 @@ use std::path::Path;
 const MEMORY: &str = "64M";
 /// Memory of a helper.
 const HELPER_MEMORY: &str = "4M";
+/// The highest port of a domain that runs cases: as many as there are.
+const HIGHEST_PORT: u32 = 131_071;
+/// The highest port of a helper, which conf-pairs knows.
+const HELPER_HIGHEST_PORT: u32 = 63;
 /// The last command of a list: a list that got there was carried out.
 const LAST: &str = "free";
 
@@ -47,9 +51,11 @@ pub fn batch(
         files.push((format!("images/{image}"), sh::read(&build::stripped(bench.workspace, path)?)?));
         let is_helper = helper.is_some_and(|helper| helper.name == image);
         let vcpus = bench.workspace.guest(image)?.conformance.vcpus;
-        let (memory, vcpus) = if is_helper { (HELPER_MEMORY, 1) } else { (MEMORY, vcpus) };
+        let (memory, vcpus, ports) =
+            if is_helper { (HELPER_MEMORY, 1, HELPER_HIGHEST_PORT) } else { (MEMORY, vcpus, HIGHEST_PORT) };
         let text = format!(
-            "name = \"{image}\"\nimage = \"{image}\"\nmemory = \"{memory}\"\nvcpus = {vcpus}\non_reboot = \"destroy\"\n"
+            "name = \"{image}\"\nimage = \"{image}\"\nmemory = \"{memory}\"\nvcpus = {vcpus}\n\
+             max_event_channels = {ports}\non_reboot = \"destroy\"\n"
         );
         files.push((format!("{image}.toml"), text.into_bytes()));
     }

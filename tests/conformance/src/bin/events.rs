@@ -23,6 +23,7 @@ fn main(domain: Domain) {
     testkit::run(
         domain,
         &cases![
+            upcalls_are_masked_at_start,
             unbound_port,
             unbound_refused,
             unbound_for_anybody,
@@ -62,6 +63,22 @@ fn main(domain: Domain) {
             reset_closes_everything,
         ],
     )
+}
+
+fn upcalls_are_masked_at_start(_: &mut Domain) -> Verdict {
+    // Xen's own builder and Xen's tools mask all that the shared page has room for, whatever the number of vCPUs.
+    check_eq!(guest_sdk::rt::start::upcalls_masked_at_start(), u32::MAX);
+    // The byte is the one that counts: nothing is delivered while it is set.
+    let port = ipi(0)?;
+    let before = upcalls();
+    check_eq!(unmask(port), Ok(0));
+    check_eq!(send(port), Ok(0));
+    check!(pending(port));
+    check_eq!(upcalls(), before, "masked");
+    check_eq!(window(), 1, "unmasked for a moment");
+    guest_sdk::events::turn();
+    check_eq!(close(port), Ok(0));
+    Ok(())
 }
 
 fn unbound() -> Result<Port, Errno> {

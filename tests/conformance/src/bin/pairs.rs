@@ -5,11 +5,12 @@
 
 extern crate alloc;
 
+use alloc::vec::Vec;
 use conformance::peer::{self, Peer, wait_until};
-use conformance::{SELF, call, evtchn, grant, memop, pte, take_pending};
+use conformance::{SELF, call, evtchn, grant, memop, pte, sched, take_pending};
 use guest_sdk::abi::evtchn::{
-    EVTCHNSTAT_INTERDOMAIN, EVTCHNSTAT_UNBOUND, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnClose,
-    EvtchnSend, EvtchnStatus,
+    EVTCHN_FIFO_PENDING, EVTCHNSTAT_CLOSED, EVTCHNSTAT_INTERDOMAIN, EVTCHNSTAT_UNBOUND, EvtchnAllocUnbound,
+    EvtchnBindInterdomain, EvtchnClose, EvtchnExpandArray, EvtchnInitControl, EvtchnSend, EvtchnStatus,
 };
 use guest_sdk::abi::grant::{
     GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GNTST_BAD_DOMAIN, GNTST_GENERAL_ERROR, GNTST_OKAY, GnttabCopy,
@@ -17,11 +18,12 @@ use guest_sdk::abi::grant::{
 };
 use guest_sdk::abi::memory::MemoryDomain;
 use guest_sdk::abi::mmu::MmuUpdate;
-use guest_sdk::abi::sched::ShutdownReason;
-use guest_sdk::abi::subops::{EvtchnOp, GnttabOp, MemoryOp};
-use guest_sdk::abi::{DomId, Errno, GrantRef, Hypercall, Mfn, Port};
+use guest_sdk::abi::sched::{SchedRemoteShutdown, SchedWatchdog, ShutdownReason};
+use guest_sdk::abi::subops::{EvtchnOp, GnttabOp, MemoryOp, SchedOp};
+use guest_sdk::abi::{DomId, Errno, Gfn, GrantRef, Hypercall, Mfn, Port};
 use guest_sdk::memory::{Page, Range};
 use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, expect_vector, try_read, try_write};
+use guest_sdk::time::now_ns;
 use guest_sdk::{Domain, entry};
 
 #[entry]
@@ -35,6 +37,10 @@ fn main(domain: Domain) {
             port_is_bound_once,
             closing_is_seen_by_the_other_end,
             ports_of_others_are_not_ours,
+            port_is_for_the_named_domain_in_the_fifo_form,
+            ports_of_a_domain_have_a_limit,
+            peer_is_not_shut_down,
+            watchdog_ends_its_domain,
             granted_page_is_one_memory,
             readonly_grant_is_not_written,
             grant_in_use_does_not_end,
@@ -49,6 +55,9 @@ fn main(domain: Domain) {
         ],
     )
 }
+
+/// In a port's word of the FIFO form.
+const PENDING: u32 = 1 << EVTCHN_FIFO_PENDING;
 
 /// A port of the peer that `remote` may bind.
 fn port_of(peer: &Peer, remote: DomId) -> Result<Port, Stop> {
@@ -166,13 +175,125 @@ fn ports_of_others_are_not_ours(domain: &mut Domain) -> Verdict {
     let peer = peer::any()?;
     let theirs = port_of(peer, domain.id())?;
     let ours = bind(peer.domain(), theirs)?;
-    check_eq!(status(peer.domain(), theirs).err(), Some(Errno::EPERM));
+    for port in [theirs, Port::new(1)] {
+        check_eq!(status(peer.domain(), port).err(), Some(Errno::EPERM), "port {port}");
+    }
+    check_eq!(status(peer.domain(), Port::new(200_000)).err(), Some(Errno::EINVAL), "no port of anybody");
     let mut argument = EvtchnAllocUnbound { dom: peer.domain(), remote_dom: domain.id(), port: Port::new(0) };
     check_eq!(evtchn(EvtchnOp::AllocUnbound, &mut argument), Err(Errno::EPERM));
+    // A number of theirs says nothing here: the peer's highest port is none of ours, and nobody is told.
+    let mut alone = port_of(peer, domain.id())?;
+    let mut more = Vec::from([alone]);
+    while status(DomId::SELF, alone).is_ok_and(|now| now.status != EVTCHNSTAT_CLOSED) {
+        alone = port_of(peer, domain.id())?;
+        more.push(alone);
+    }
+    check_eq!(send(alone), Err(Errno::EINVAL));
+    check_eq!(close(alone), Err(Errno::EINVAL));
+    check!(!peer.take_pending(alone)?);
+    for port in more {
+        check_eq!(peer_closes(peer, port)?, Ok(0));
+    }
     // Its number is as good as any own number: closing our end leaves theirs.
     check_eq!(status(DomId::SELF, ours)?.status, EVTCHNSTAT_INTERDOMAIN);
     check_eq!(close(ours), Ok(0));
     check_eq!(peer_closes(peer, theirs)?, Ok(0));
+    Ok(())
+}
+
+fn port_is_for_the_named_domain_in_the_fifo_form(domain: &mut Domain) -> Verdict {
+    let peer = peer::mortal()?;
+    let (control, array) = (peer.page()?, peer.page()?);
+    let mut form = EvtchnInitControl { control_gfn: Gfn::new(control.frame), ..EvtchnInitControl::default() };
+    let events = Hypercall::EventChannelOp;
+    check_eq!(peer.operation(events, EvtchnOp::InitControl.number(), &mut form)?, Ok(0));
+    let mut more = EvtchnExpandArray { array_gfn: Gfn::new(array.frame) };
+    check_eq!(peer.operation(events, EvtchnOp::ExpandArray.number(), &mut more)?, Ok(0));
+    let word = |port: Port| {
+        let word = peer.read(array.address + u64::from(port.get() & !1) * 4)?;
+        Ok::<_, Stop>((word >> (32 * (port.get() & 1))) as u32)
+    };
+    let another = port_of(&peer, peer.domain())?;
+    check_eq!(bind(peer.domain(), another), Err(Errno::EINVAL), "its own");
+    check_eq!(word(another)? & PENDING, 0, "who is refused tells nobody");
+    check_eq!(status(peer.domain(), another).err(), Some(Errno::EPERM));
+    let theirs = port_of(&peer, domain.id())?;
+    let ours = bind(peer.domain(), theirs)?;
+    check_eq!(bind(peer.domain(), theirs), Err(Errno::EINVAL), "it is taken");
+    check_eq!(send(ours), Ok(0));
+    check!(word(theirs)? & PENDING != 0, "the peer has it in its array");
+    check_eq!(word(another)? & PENDING, 0);
+    take_pending(ours);
+    check_eq!(peer_sends(&peer, theirs)?, Ok(0));
+    check!(take_pending(ours), "from one form to the other");
+    check_eq!(close(ours), Ok(0));
+    peer.end(ShutdownReason::Poweroff).map(drop)
+}
+
+/// The highest port of a peer: `max_event_channels` in the description that the suite writes for it.
+const HIGHEST_OF_PEER: u32 = 63;
+
+fn ports_of_a_domain_have_a_limit(domain: &mut Domain) -> Verdict {
+    let peer = peer::any()?;
+    let mut ports = Vec::new();
+    let end = loop {
+        let mut argument =
+            EvtchnAllocUnbound { dom: DomId::SELF, remote_dom: domain.id(), port: Port::new(0) };
+        let command = EvtchnOp::AllocUnbound.number();
+        match peer.operation(Hypercall::EventChannelOp, command, &mut argument)? {
+            Ok(_) if ports.len() < 200 => ports.push(argument.port),
+            answer => break answer,
+        }
+    };
+    let highest = ports.iter().max().copied();
+    // The last one is as good as any.
+    let bound = highest.map(|port| bind(peer.domain(), port));
+    let told = bound.and_then(Result::ok).map(send);
+    let heard = highest.map(|port| peer.take_pending(port)).transpose()?;
+    for port in &ports {
+        check_eq!(peer_closes(peer, *port)?, Ok(0));
+    }
+    if let Some(Ok(ours)) = bound {
+        check_eq!(close(ours), Ok(0));
+    }
+    check_eq!(end, Err(Errno::ENOSPC));
+    check_eq!(highest, Some(Port::new(HIGHEST_OF_PEER)));
+    check!(matches!(bound, Some(Ok(_))), "{bound:?}");
+    check_eq!((told, heard), (Some(Ok(0)), Some(true)));
+    // The limit is of ports that are open, not of ports that ever were.
+    let again = port_of(peer, domain.id())?;
+    check_eq!(peer_closes(peer, again)?, Ok(0));
+    Ok(())
+}
+
+fn peer_is_not_shut_down(_: &mut Domain) -> Verdict {
+    let peer = peer::any()?;
+    let mut request =
+        SchedRemoteShutdown { domain_id: peer.domain(), pad0: 0, reason: ShutdownReason::Poweroff.number() };
+    check_eq!(sched(SchedOp::RemoteShutdown, &mut request), Err(Errno::EPERM));
+    request.domain_id = DomId::new(0x7000);
+    check_eq!(sched(SchedOp::RemoteShutdown, &mut request), Err(Errno::ESRCH), "nobody");
+    let page = peer.page()?;
+    check!(peer.write(page.address, 1)?, "the peer does what it is asked");
+    peer.free(page)
+}
+
+fn watchdog_ends_its_domain(domain: &mut Domain) -> Verdict {
+    let peer = peer::mortal()?;
+    let theirs = port_of(&peer, domain.id())?;
+    let ours = bind(peer.domain(), theirs)?;
+    let mut watchdog = SchedWatchdog { id: 0, timeout: 1 };
+    check_eq!(peer.operation(Hypercall::SchedOp, SchedOp::Watchdog.number(), &mut watchdog)?, Ok(1));
+    check_eq!(status(DomId::SELF, ours)?.status, EVTCHNSTAT_INTERDOMAIN, "it lives");
+    let armed = now_ns();
+    let gone = peer.let_go();
+    let ended =
+        wait_until(|| status(DomId::SELF, ours).is_ok_and(|now| now.status != EVTCHNSTAT_INTERDOMAIN));
+    check!(ended, "the watchdog bit nobody");
+    let after = now_ns() - armed;
+    check!(after > 900_000_000, "after {after} ns");
+    check!(wait_until(|| bind(gone, theirs) == Err(Errno::ESRCH)), "its number names nobody");
+    check_eq!(close(ours), Ok(0));
     Ok(())
 }
 

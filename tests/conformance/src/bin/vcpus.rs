@@ -8,7 +8,7 @@ use conformance::{NOWHERE, TablePage, at, call, callback, evtchn, pending, share
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use guest_sdk::abi::callback::CallbackRegister;
 use guest_sdk::abi::evtchn::{EvtchnBindIpi, EvtchnBindVirq, EvtchnClose, EvtchnSend};
-use guest_sdk::abi::sched::SchedPoll;
+use guest_sdk::abi::sched::{SchedPinOverride, SchedPoll};
 use guest_sdk::abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS};
 use guest_sdk::abi::subops::{CallbackOp, CallbackType, EvtchnOp, SchedOp, VcpuOp};
 use guest_sdk::abi::vcpu::{
@@ -17,7 +17,7 @@ use guest_sdk::abi::vcpu::{
 };
 use guest_sdk::abi::{Errno, GuestHandle, Hypercall, Mfn, Port, Virq, VirtAddr};
 use guest_sdk::memory::{self, Page};
-use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, probe};
+use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, probe, skip};
 use guest_sdk::time::now_ns;
 use guest_sdk::{Domain, entry};
 
@@ -58,6 +58,9 @@ const WAIT: u32 = 0;
 const SPIN: u32 = 1;
 const ECHO: u32 = 2;
 const STOP: u32 = 3;
+/// Bind itself to CPU 0, and let go of it.
+const PIN: u32 = 4;
+const UNPIN: u32 = 5;
 
 static BORN: AtomicU64 = AtomicU64::new(0);
 static SPUN: AtomicU64 = AtomicU64::new(0);
@@ -93,11 +96,49 @@ extern "C" fn second(argument: u64) -> ! {
                 ORDER.store(WAIT, Ordering::SeqCst);
                 let _ = call(Hypercall::VcpuOp, [VcpuOp::Down.number().into(), 1, 0, 0, 0]);
             }
+            order @ (PIN | UNPIN) => {
+                let _ = pin(order == PIN);
+                ORDER.store(WAIT, Ordering::SeqCst);
+            }
             _ => {
                 let _ = call(Hypercall::SchedOp, [0, 0, 0, 0, 0]);
             }
         }
     }
+}
+
+/// Binds the calling vCPU to CPU 0, or lets go of it.
+fn pin(bind: bool) -> Result<u64, Errno> {
+    conformance::sched(SchedOp::PinOverride, &mut SchedPinOverride { pcpu: if bind { 0 } else { -1 } })
+}
+
+/// Has both vCPUs take turns on one CPU while `work` runs.
+///
+/// # Errors
+/// `work`'s, and a skip where they run at once and the domain may not pin them.
+fn on_one_cpu(work: impl FnOnce() -> Verdict) -> Verdict {
+    if conformance::is_privileged() {
+        let other = |order: u32| {
+            ORDER.store(order, Ordering::SeqCst);
+            wait("its pin", || ORDER.load(Ordering::SeqCst) == WAIT)
+        };
+        check_eq!(pin(true), Ok(0));
+        let result = other(PIN).and_then(|()| work());
+        let freed = other(UNPIN);
+        check_eq!(pin(false), Ok(0));
+        return result.and(freed);
+    }
+    ORDER.store(SPIN, Ordering::SeqCst);
+    let turn = SPUN.load(Ordering::Relaxed);
+    wait("its first turn", || SPUN.load(Ordering::Relaxed) > turn)?;
+    let (own, other, start) = (running(0)?, running(1)?, now_ns());
+    while now_ns() - start < 100 * MS {}
+    let (both, passed) = (running(0)? - own + running(1)? - other, now_ns() - start);
+    ORDER.store(WAIT, Ordering::SeqCst);
+    if both > passed + passed / 4 {
+        return skip("the vCPUs have a CPU each, and an unprivileged domain cannot pin them to one");
+    }
+    work()
 }
 
 fn context() -> alloc::boxed::Box<VcpuGuestContext> {
@@ -298,6 +339,10 @@ fn running(id: u64) -> Result<u64, Errno> {
 }
 
 fn two_that_spin_share_the_cpu(_: &mut Domain) -> Verdict {
+    on_one_cpu(share_the_cpu)
+}
+
+fn share_the_cpu() -> Verdict {
     ORDER.store(SPIN, Ordering::SeqCst);
     wait("its first turn", || SPUN.load(Ordering::Relaxed) > 0)?;
     let (own, other, spun) = (running(0)?, running(1)?, SPUN.load(Ordering::Relaxed));
@@ -314,6 +359,10 @@ fn two_that_spin_share_the_cpu(_: &mut Domain) -> Verdict {
 }
 
 fn the_wait_for_the_cpu_is_stolen_time(_: &mut Domain) -> Verdict {
+    on_one_cpu(wait_is_stolen_time)
+}
+
+fn wait_is_stolen_time() -> Verdict {
     let states = |id: u64| -> Result<RunstateInfo, Errno> {
         let mut info = RunstateInfo::default();
         vcpu(VcpuOp::GetRunstateInfo, id, &mut info)?;
@@ -471,6 +520,10 @@ unsafe extern "C" fn own_failsafe() {
 }
 
 fn failsafe_callback_tells_of_a_lost_selector(_: &mut Domain) -> Verdict {
+    on_one_cpu(lose_a_selector)
+}
+
+fn lose_a_selector() -> Verdict {
     // A segment is loaded, its descriptor taken away, and the vCPU switched off and on again: it cannot be loaded any more.
     let table = TablePage::new(&[(3, 0x00cf_f300_0000_ffff)])?;
     let mut frames = [table.mfn()];

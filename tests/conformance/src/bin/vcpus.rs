@@ -570,6 +570,9 @@ fn down_and_up_again(_: &mut Domain) -> Verdict {
     // Another vCPU can stop it, too.
     check_eq!(operation(VcpuOp::Down, 1), Ok(0));
     check_eq!(operation(VcpuOp::IsUp, 1), Ok(0));
+    // On a CPU of its own it is told, not waited for.
+    let start = now_ns();
+    while now_ns() - start < 5 * MS {}
     let stopped = SPUN.load(Ordering::Relaxed);
     let start = now_ns();
     while now_ns() - start < 50 * MS {}

@@ -457,6 +457,11 @@ fn nmi_refused(_: &mut Domain) -> Verdict {
 }
 
 fn runstate_area_of_another_vcpu(_: &mut Domain) -> Verdict {
+    // The area is written at changes of state: alone on its CPU, a vCPU that yields has none.
+    on_one_cpu(runstate_area_is_kept)
+}
+
+fn runstate_area_is_kept() -> Verdict {
     static AREA: [AtomicU64; 6] = [const { AtomicU64::new(u64::MAX) }; 6];
     let mut argument = VcpuRegisterRunstateMemoryArea { addr: GuestHandle::new((&raw const AREA) as u64) };
     check_eq!(vcpu(VcpuOp::RegisterRunstateMemoryArea, 1, &mut argument), Ok(0));

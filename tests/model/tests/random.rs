@@ -42,7 +42,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (dom, frame, hold).prop_map(|(dom, frame, how)| Op::Hold { dom, frame, how }),
         4 => any::<u8>().prop_map(|index| Op::Release { index }),
         2 => (dom, frame).prop_map(|(dom, frame)| Op::Exchange { dom, frame }),
-        2 => (dom.clone(), frame.clone(), dom.clone()).prop_map(|(dom, frame, to)| Op::Transfer { dom, frame, to }),
+        2 => (dom, frame, dom).prop_map(|(dom, frame, to)| Op::Transfer { dom, frame, to }),
         2 => Just(Op::Flush),
         1 => dom.prop_map(|dom| Op::Kill { dom }),
     ]

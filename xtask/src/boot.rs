@@ -125,3 +125,15 @@ fn kernel(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     let path = recipe::guests(workspace, &[image])?.pop().context("one image in, one image out")?;
     build::stripped(workspace, &path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_xen_our_dom0_leaves_room_unless_told_otherwise() {
+        assert_eq!(with_room_for_guests(Host::Xen, ""), "dom0_mem=128M");
+        assert_eq!(with_room_for_guests(Host::Xen, "dom0_mem=64M loglvl=all"), "dom0_mem=64M loglvl=all");
+        assert_eq!(with_room_for_guests(Host::Xenolith, " loglvl=all "), "loglvl=all");
+    }
+}

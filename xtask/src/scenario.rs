@@ -38,7 +38,7 @@ pub struct Scenario {
     pub cmdline: String,
     /// Words for the hypervisor.
     pub append: String,
-    /// dom0's memory; empty leaves it to the hypervisor.
+    /// dom0's memory; empty leaves it to the hypervisor, on Xen to `cargo xtask run`'s default.
     pub dom0_mem: String,
     /// Memory of the machine.
     pub mem: String,
@@ -340,6 +340,7 @@ impl Scenario {
                 if !self.dom0_mem.is_empty() {
                     words = format!("dom0_mem={} {words}", self.dom0_mem);
                 }
+                words = boot::with_room_for_guests(host, &words);
                 let path = scratch.with_extension("tar");
                 let kernels = self.kernels.iter().map(|kernel| kernel.files(workspace, scratch));
                 let added = kernels.collect::<Result<Vec<_>>>()?.concat();

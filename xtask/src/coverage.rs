@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 /// The data.
 pub const COVERAGE: &str = "docs/abi/coverage.toml";
 
-/// Operations that no case shows yet, one a line.
+/// What no case shows, one a line: an operation, or an operation and one of its errors, with the reason behind a colon where a
+/// guest cannot bring it about.
 const WITHOUT_CASE: &str = "docs/abi/without-case.txt";
 
 /// Where the handlers are.
@@ -111,34 +112,44 @@ pub fn check(sources: &BTreeMap<PathBuf, Source>, findings: &mut Vec<String>) ->
     without_case(&coverage, findings)
 }
 
-/// Operations that the hypervisor handles and no case shows: those that are listed, and no others.
+/// What the hypervisor handles and no case shows: operations and documented errors that are listed, and no others.
 fn without_case(coverage: &Coverage, findings: &mut Vec<String>) -> Result<()> {
     let text = String::from_utf8(sh::read(&sh::root().join(WITHOUT_CASE))?)?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let mut listed: BTreeSet<&str> = lines.collect();
+    let mut listed = listed(&text);
     for family in FAMILIES.iter().filter(|family| family.call.answer() == Answer::Handled) {
-        for operation in family.operations {
-            let handled = operation.answer == Answer::Handled;
-            let shown = entry(coverage, family, operation).is_some();
-            let is_listed = listed.remove(operation.name);
-            if handled && !shown && !is_listed {
-                findings.push(format!(
-                    "{COVERAGE}: no line, and so no case, for {}.{}",
-                    family.call.name(),
-                    operation.name
-                ));
-            } else if is_listed && (shown || !handled) {
-                findings.push(format!(
-                    "{WITHOUT_CASE}: {} has a case or needs none: take it off",
-                    operation.name
-                ));
+        for operation in family.operations.iter().filter(|operation| operation.answer == Answer::Handled) {
+            let entry = entry(coverage, family, operation);
+            let mut expect = |what: String, shown: bool| {
+                let is_listed = listed.remove(what.as_str());
+                if !shown && !is_listed {
+                    findings.push(format!(
+                        "{COVERAGE}: no case shows {what}, and {WITHOUT_CASE} has no line for it"
+                    ));
+                } else if shown && is_listed {
+                    findings.push(format!("{WITHOUT_CASE}: {what} has a case: take it off"));
+                }
+            };
+            expect(operation.name.to_owned(), entry.is_some());
+            let errors: BTreeSet<&str> =
+                operation.facts.errors.iter().map(|cause| cause.errno.name()).collect();
+            for errno in errors {
+                let shown = entry.is_some_and(|entry| entry.errors.contains_key(errno));
+                expect(format!("{} {errno}", operation.name), shown);
             }
         }
     }
-    findings.extend(
-        listed.into_iter().map(|name| format!("{WITHOUT_CASE}: {name} is no operation that is handled")),
-    );
+    findings.extend(listed.into_iter().map(|what| {
+        format!("{WITHOUT_CASE}: {what} is no operation that is handled, nor an error that its table lists")
+    }));
     Ok(())
+}
+
+/// What a list names, without comments and reasons.
+fn listed(text: &str) -> BTreeSet<&str> {
+    text.lines()
+        .map(|line| line.split_once(':').map_or(line, |(what, _)| what).trim())
+        .filter(|what| !what.is_empty() && !what.starts_with('#'))
+        .collect()
 }
 
 /// One line of the data.
@@ -246,6 +257,26 @@ mod tests {
         entry.test = "mmu::nobody_wrote_this".to_owned();
         line(Hypercall::MmuextOp, "mark_super", &entry, &mut findings);
         assert_eq!(findings.len(), 2, "{findings:?}");
+    }
+
+    #[test]
+    fn an_error_without_case_is_found() -> Result<()> {
+        let mut coverage = load()?;
+        let mut findings = Vec::new();
+        without_case(&coverage, &mut findings)?;
+        assert_eq!(findings, Vec::<String>::new());
+        let virq = coverage.get_mut("event_channel_op").and_then(|lines| lines.get_mut("bind_virq"));
+        let shown = virq.and_then(|entry| entry.errors.remove("EEXIST"));
+        without_case(&coverage, &mut findings)?;
+        assert!(shown.is_some() && findings.len() == 1, "{findings:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_list_has_comments_and_reasons() {
+        let text = "# none\nXENMEM_exchange ENOMEM: needs a host without memory\nSCHEDOP_shutdown\n";
+        let wanted = ["SCHEDOP_shutdown", "XENMEM_exchange ENOMEM"];
+        assert_eq!(listed(text).into_iter().collect::<Vec<_>>(), wanted);
     }
 
     #[test]

@@ -57,7 +57,8 @@ operations! {
             [takes In sched::SchedPinOverride]
             [errors
                 EPERM "the caller has no rights over hardware";
-                ENOSYS "it has; vCPUs are placed by their affinity alone";
+                EINVAL "it has, and names no processor, or lets go of a vCPU that is not held";
+                EBUSY "the vCPU is held already";
             ]
         };
     }
@@ -204,7 +205,7 @@ operations! {
         /// SYSCALL from 64-bit guest user mode.
         Syscall = 2, "syscall", Guest, [Handled], {};
         /// SYSENTER, the number before interface 0x00030207; refused on 64 bit.
-        SysenterDeprecated = 3, "sysenter_deprecated", Guest, [Handled], {};
+        SysenterDeprecated = 3, "sysenter_deprecated", Guest, [Refused ENOSYS], {};
         /// Virtual NMI.
         Nmi = 4, "nmi", Guest, [Handled], {};
         /// SYSENTER from guest user mode.

@@ -6,11 +6,7 @@ operations! {
     /// Commands of `physdev_op`; the argument structs are in [`physdev`](crate::physdev).
     PhysdevOp of PhysdevOp as physdev, "PHYSDEVOP_", 32 bits, else ENOSYS {
         /// Unmasks an interrupt, only in the old form of the call.
-        IrqUnmaskNotify = 4, "IRQ_UNMASK_NOTIFY", Guest, [Handled], {
-            [errors
-                ENOSYS "only in the oldest form";
-            ]
-        };
+        IrqUnmaskNotify = 4, "IRQ_UNMASK_NOTIFY", Guest, [Handled], {};
         /// Whether an interrupt needs an end-of-interrupt call.
         IrqStatusQuery = 5, "irq_status_query", Guest, [Handled], {
             [takes InOut physdev::PhysdevIrqStatusQuery]
@@ -43,7 +39,7 @@ operations! {
             [takes InOut physdev::PhysdevApic]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                EINVAL "it has; interrupt controllers are the hypervisor's";
             ]
         };
         /// Writes an I/O APIC register.
@@ -51,7 +47,7 @@ operations! {
             [takes In physdev::PhysdevApic]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                EINVAL "it has; interrupt controllers are the hypervisor's";
             ]
         };
         /// Allocates a vector for an interrupt.
@@ -59,7 +55,6 @@ operations! {
             [takes InOut physdev::PhysdevIrq]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
             ]
         };
         /// Frees such a vector; does nothing in Xen.
@@ -97,7 +92,7 @@ operations! {
             [takes In physdev::PhysdevManagePci]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENOSYS "it has; the hypervisor knows no PCI devices";
             ]
         };
         /// Reports that a PCI function went away.
@@ -105,43 +100,45 @@ operations! {
             [takes In physdev::PhysdevManagePci]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENODEV "it has; the hypervisor knows no PCI devices";
             ]
         };
         /// Registers a bitmap of interrupts needing an end, which also stops masking them.
         PirqEoiGmfnV1 = 17, "pirq_eoi_gmfn_v1", Guest, [Handled], {
             [takes In physdev::PhysdevPirqEoiGmfn]
             [errors
-                ENOSYS "there is no such bitmap: each interrupt is ended by a call";
+                EINVAL "the frame is not a writable one of the domain's";
+                ENOSYS "it is; each interrupt is ended by a call";
             ]
         };
         /// Restores message interrupts after sleep.
         RestoreMsi = 19, "restore_msi", Guest, [Handled], {
             [errors
-                EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENODEV "the hypervisor knows no PCI devices";
             ]
         };
         /// Reports a PCI function with its kind.
         ManagePciAddExt = 20, "manage_pci_add_ext", Guest, [Handled], {
             [errors
+                EINVAL "a device that is neither an extended nor a virtual function, nor a plain one";
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENOSYS "it has; the hypervisor knows no PCI devices";
             ]
         };
         /// Sets trigger and polarity of a global interrupt.
         SetupGsi = 21, "setup_gsi", Guest, [Handled], {
             [takes In physdev::PhysdevSetupGsi]
             [errors
+                EINVAL "there is no such interrupt";
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENOSYS "it has; the hypervisor drives interrupt controllers";
             ]
         };
         /// Allocates a physical-interrupt number.
         GetFreePirq = 23, "get_free_pirq", Guest, [Handled], {
             [takes InOut physdev::PhysdevGetFreePirq]
             [errors
-                ENOSYS "numbers of interrupts are those of the pins";
+                ENOSPC "no number is free";
             ]
         };
         /// Tells whether PCI configuration space is reserved in the memory map.
@@ -149,7 +146,7 @@ operations! {
             [takes In physdev::PhysdevPciMmcfgReserved]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENODEV "it has; the hypervisor knows no PCI devices";
             ]
         };
         /// Reports a PCI function by segment.
@@ -157,7 +154,7 @@ operations! {
             [takes In physdev::PhysdevPciDeviceAdd]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENOSYS "it has; the hypervisor knows no PCI devices";
             ]
         };
         /// Reports that such a function went away.
@@ -165,29 +162,28 @@ operations! {
             [takes In physdev::PhysdevPciDevice]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENODEV "it has; the hypervisor knows no PCI devices";
             ]
         };
         /// Restores message interrupts, by segment.
         RestoreMsiExt = 27, "restore_msi_ext", Guest, [Handled], {
             [takes In physdev::PhysdevPciDevice]
             [errors
-                EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENODEV "the hypervisor knows no PCI devices";
             ]
         };
         /// Registers a bitmap of interrupts needing an end.
         PirqEoiGmfnV2 = 28, "pirq_eoi_gmfn_v2", Guest, [Handled], {
             [takes In physdev::PhysdevPirqEoiGmfn]
             [errors
-                ENOSYS "there is no such bitmap: each interrupt is ended by a call";
+                EINVAL "the frame is not a writable one of the domain's";
+                ENOSYS "it is; each interrupt is ended by a call";
             ]
         };
         /// Debug-port reset notices.
         DbgpOp = 29, "dbgp_op", Guest, [Handled], {
             [errors
-                EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                EPERM "the caller has no rights over hardware";
             ]
         };
         /// Prepares a device for MSI-X.
@@ -195,7 +191,7 @@ operations! {
             [takes In physdev::PhysdevPciDevice]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENODEV "it has; the hypervisor knows no PCI devices";
             ]
         };
         /// Undoes that.
@@ -203,7 +199,7 @@ operations! {
             [takes In physdev::PhysdevPciDevice]
             [errors
                 EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers and knows no PCI devices";
+                ENODEV "it has; the hypervisor knows no PCI devices";
             ]
         };
     }

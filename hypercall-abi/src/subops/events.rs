@@ -155,6 +155,7 @@ operations! {
             [takes In evtchn::EvtchnSetPriority]
             [errors
                 EINVAL "there is no such port, or no such priority";
+                EACCES "the port is closed";
                 ENOSYS "the domain uses the two-level layout";
             ]
             [rules

@@ -54,16 +54,13 @@ operations! {
         /// The hypervisor's command line, privileged.
         Commandline = 9, "commandline", Guest, [Handled], {
             [value "address of 1024 bytes of text"]
-            [errors
-                EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor keeps no copy";
-            ]
         };
         /// The build identifier.
         BuildId = 10, "build_id", Guest, [Handled], {
             [value "null to ask for the length, or the address of a length and a buffer"]
             [errors
                 EPERM "the caller has no control verbs";
+                EINVAL "it has, and gives no room";
                 ENODATA "it has; builds are named by their version alone";
             ]
         };

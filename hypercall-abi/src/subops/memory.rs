@@ -57,7 +57,7 @@ operations! {
         MachphysMfnList = 5, "machphys_mfn_list", Guest, [Handled], {
             [takes InOut memory::MachphysMfnList]
             [errors
-                ENOSYS "the table is not in 2 MiB extents of its own";
+                EOPNOTSUPP "the table is not in 2 MiB extents of its own";
             ]
         };
         /// Allocates frames and enters them into the physical map.
@@ -73,6 +73,9 @@ operations! {
         AddToPhysmap = 7, "add_to_physmap", Guest, [Handled], {
             [takes In memory::AddToPhysmap]
             [errors
+                EDOM "a start above 65535 in the command";
+                ENOSYS "a frame of another guest's";
+                ESRCH "there is no such domain";
                 EACCES "the guest has no physical map but its own";
             ]
         };
@@ -109,7 +112,13 @@ operations! {
             [takes Out memory::MachphysMapping]
         };
         /// Sets another domain's memory map.
-        SetMemoryMap = 13, "set_memory_map", Guest, [Handled], {};
+        SetMemoryMap = 13, "set_memory_map", Guest, [Handled], {
+            [errors
+                EINVAL "more entries than a domain's map has";
+                ESRCH "there is no such domain";
+                EPERM "another domain over which the caller has no control";
+            ]
+        };
         /// The highest guest frame number in use.
         MaximumGpfn = 14, "maximum_gpfn", Guest, [Handled], {
             [takes In memory::MemoryDomain]
@@ -125,13 +134,24 @@ operations! {
             [takes In memory::RemoveFromPhysmap]
             [errors
                 EINVAL "a start above 0 in the command";
+                ESRCH "there is no such domain";
                 EACCES "the guest has no physical map but its own";
             ]
         };
         /// Populate-on-demand target, set.
-        SetPodTarget = 16, "set_pod_target", Guest, [Handled], {};
+        SetPodTarget = 16, "set_pod_target", Guest, [Handled], {
+            [errors
+                ESRCH "there is no such domain";
+                EINVAL "the guest has no physical map but its own";
+            ]
+        };
         /// Populate-on-demand target, read.
-        GetPodTarget = 17, "get_pod_target", Guest, [Handled], {};
+        GetPodTarget = 17, "get_pod_target", Guest, [Handled], {
+            [errors
+                ESRCH "there is no such domain";
+                EINVAL "the guest has no physical map but its own";
+            ]
+        };
         /// Frames saved by sharing.
         GetSharingFreedPages = 18, "get_sharing_freed_pages", Guest, [Handled], {};
         /// Frames that are shared.
@@ -139,29 +159,58 @@ operations! {
         /// Guest paging by a tool.
         PagingOp = 20, "paging_op", Guest, [Refused ENOSYS], {};
         /// Page access rights set by a tool.
-        AccessOp = 21, "access_op", Guest, [Handled], {};
+        AccessOp = 21, "access_op", Guest, [Handled], {
+            [errors
+                ESRCH "there is no such domain";
+                EPERM "the caller itself";
+                EINVAL "another guest: none has a physical map but its own";
+            ]
+        };
         /// Page sharing by a tool.
         SharingOp = 22, "sharing_op", Guest, [Refused ENOSYS], {};
         /// A list of `add_to_physmap`.
         AddToPhysmapBatch = 23, "add_to_physmap_batch", Guest, [Handled], {
             [takes In memory::AddToPhysmapBatch]
             [errors
+                EDOM "a start above 65535 in the command";
+                EOPNOTSUPP "a range";
+                ESRCH "there is no such domain";
                 EACCES "the guest has no physical map but its own";
             ]
         };
         /// Sets frames aside for a domain to be built.
-        ClaimPages = 24, "claim_pages", Guest, [Handled], {};
+        ClaimPages = 24, "claim_pages", Guest, [Handled], {
+            [errors
+                EINVAL "a start above 0 in the command, a list, an order, flags, or no such domain";
+                EPERM "the caller has no control verbs";
+                ENOSYS "a claim of more than nothing: frames are taken when they are given";
+            ]
+        };
         /// `machphys_mfn_list` for 32-bit guests.
         MachphysCompatMfnList = 25, "machphys_compat_mfn_list", Guest, [Refused EOPNOTSUPP], {};
         /// The domain's virtual NUMA layout.
         GetVnumainfo = 26, "get_vnumainfo", Guest, [Handled], {
             [errors
+                EINVAL "a start above 0 in the command, or padding that is not 0";
+                ESRCH "there is no such domain";
+                EPERM "another domain over which the caller has no control";
                 EOPNOTSUPP "the domain has no virtual NUMA layout";
             ]
         };
         /// Memory reserved for devices.
-        ReservedDeviceMemoryMap = 27, "reserved_device_memory_map", Guest, [Handled], {};
+        ReservedDeviceMemoryMap = 27, "reserved_device_memory_map", Guest, [Handled], {
+            [errors
+                EINVAL "a start above 0 in the command, or flags of nobody";
+            ]
+        };
         /// Lists frames of another domain's resource, for mapping.
-        AcquireResource = 28, "acquire_resource", Guest, [Handled], {};
+        AcquireResource = 28, "acquire_resource", Guest, [Handled], {
+            [errors
+                EINVAL "padding that is not 0, frames past the last number or past what the resource has, or an identifier of nobody";
+                ESRCH "there is no such domain, or it is named by `DOMID_SELF`";
+                EPERM "the caller itself, or it has no control verbs";
+                EOPNOTSUPP "a resource of another kind than the grant table's";
+            ]
+        };
     }
 }

@@ -77,7 +77,6 @@ pub fn callback_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args:
             let request: CallbackUnregister = hv.read_guest(arg)?;
             match kind(request.kind)? {
                 CallbackType::Nmi => unregister_nmi(&mut current.state),
-                CallbackType::SysenterDeprecated => return Err(Errno::ENOSYS.into()),
                 _ => return Err(Errno::EINVAL.into()),
             }
         }
@@ -114,7 +113,7 @@ fn register(state: &mut VcpuState, kind: CallbackType, address: u64, mask_events
         CallbackType::Nmi => {
             state.traps[NMI] = TrapEntry { address, cs: FLAT_KERNEL_CS, flags: TrapInfo::MASK_EVENTS };
         }
-        CallbackType::SysenterDeprecated => return Err(Errno::ENOSYS),
+        refused => return Err(refused.refusal()),
     }
     Ok(())
 }

@@ -18,6 +18,8 @@ pub struct Gpr(u8);
 impl Gpr {
     /// The accumulator.
     pub const RAX: Gpr = Gpr(0);
+    /// The upper half of double-width operands.
+    pub const RDX: Gpr = Gpr(2);
     /// The source of string instructions.
     pub const RSI: Gpr = Gpr(6);
     /// The destination of string instructions.
@@ -182,15 +184,23 @@ pub enum StoreOp {
     Bts(Source),
     /// Clears one bit; likewise.
     Btr(Source),
+    /// Writes the sum of memory and register, and loads the register with what memory held.
+    Xadd(Gpr),
+    /// Writes ecx:ebx if memory equals edx:eax, and loads edx:eax otherwise.
+    Cmpxchg8b,
+    /// Writes rcx:rbx if 16 bytes of memory equal rdx:rax, and loads rdx:rax otherwise.
+    Cmpxchg16b,
 }
 
-/// A store to memory of 4 or 8 bytes.
+/// A store to memory of 1 to 8 bytes, or the one of 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Store {
     /// What is written.
     pub op: StoreOp,
-    /// How wide: `Dword` or `Qword`.
+    /// How wide; `Qword` also for the halves of [`StoreOp::Cmpxchg16b`].
     pub width: Width,
+    /// Whether the register operand is bits 8 to 15 of its register: ah, ch, dh, bh.
+    pub high: bool,
     /// Where.
     pub mem: Mem,
     /// Whether it carries a LOCK prefix.
@@ -254,6 +264,14 @@ impl<'a> Cursor<'a> {
     }
     fn next_i32(&mut self) -> Option<i32> {
         Some(i32::from_le_bytes([self.next()?, self.next()?, self.next()?, self.next()?]))
+    }
+    /// Reads a constant of an instruction of this width, sign-extended.
+    fn immediate(&mut self, width: Width) -> Option<i32> {
+        Some(match width {
+            Width::Byte => i32::from(self.next()? as i8),
+            Width::Word => i32::from(i16::from_le_bytes([self.next()?, self.next()?])),
+            Width::Dword | Width::Qword => self.next_i32()?,
+        })
     }
     /// Reads prefixes, and the first byte of the opcode after them.
     fn prefixes(&mut self) -> Option<(Prefixes, u8)> {
@@ -383,17 +401,12 @@ pub fn privileged(bytes: &[u8]) -> Option<Insn<Op>> {
     Some(Insn { len: c.read, op })
 }
 
-/// Decodes a store of 4 or 8 bytes at the start of `bytes` as 64-bit code.
+/// Decodes a store at the start of `bytes` as 64-bit code.
 ///
 /// As with [`privileged`], whatever is not certain is not decoded.
 pub fn store(bytes: &[u8]) -> Option<Insn<Store>> {
     let mut c = Cursor::new(bytes);
     let (p, opcode) = c.prefixes()?;
-    let width = match (p.rex_w(), p.operand16) {
-        (true, _) => Width::Qword,
-        (false, false) => Width::Dword,
-        (false, true) => return None,
-    };
     // F2 and F3 mean lock elision hints on some of these, and nothing sure on others.
     if p.repeat.is_some() {
         return None;
@@ -401,8 +414,21 @@ pub fn store(bytes: &[u8]) -> Option<Insn<Store>> {
     let second = if opcode == 0x0f { Some(c.next()?) } else { None };
     let modrm = c.next()?;
     let mem = c.memory(p, modrm)?;
-    let reg = p.reg(modrm);
     let group = modrm >> 3 & 7;
+    let byte = matches!(
+        (opcode, second),
+        (0x08 | 0x20 | 0x30 | 0x80 | 0x86 | 0x88 | 0xc6, _) | (_, Some(0xb0 | 0xc0))
+    );
+    let width = match (byte, p.rex_w(), p.operand16) {
+        (true, ..) => Width::Byte,
+        (_, true, _) => Width::Qword,
+        (_, false, true) => Width::Word,
+        (_, false, false) => Width::Dword,
+    };
+    // Without REX, the byte registers 4 to 7 are the second bytes of the first four.
+    let immediate = matches!(opcode, 0x80 | 0xc6);
+    let high = byte && !immediate && p.rex == 0 && group >= 4;
+    let reg = if high { Gpr(group - 4) } else { p.reg(modrm) };
     let alu = |source| {
         Some(match group {
             1 => StoreOp::Or(source),
@@ -412,17 +438,20 @@ pub fn store(bytes: &[u8]) -> Option<Insn<Store>> {
         })
     };
     let op = match (opcode, second) {
-        (0x09, _) => StoreOp::Or(Source::Reg(reg)),
-        (0x21, _) => StoreOp::And(Source::Reg(reg)),
-        (0x31, _) => StoreOp::Xor(Source::Reg(reg)),
-        (0x81, _) => alu(Source::Imm(c.next_i32()?))?,
+        (0x08 | 0x09, _) => StoreOp::Or(Source::Reg(reg)),
+        (0x20 | 0x21, _) => StoreOp::And(Source::Reg(reg)),
+        (0x30 | 0x31, _) => StoreOp::Xor(Source::Reg(reg)),
+        (0x80 | 0x81, _) => alu(Source::Imm(c.immediate(width)?))?,
         (0x83, _) => alu(Source::Imm(i32::from(c.next()? as i8)))?,
-        (0x87, _) => StoreOp::Xchg(reg),
-        (0x89, _) => StoreOp::Mov(Source::Reg(reg)),
-        (0xc7, _) if group == 0 => StoreOp::Mov(Source::Imm(c.next_i32()?)),
+        (0x86 | 0x87, _) => StoreOp::Xchg(reg),
+        (0x88 | 0x89, _) => StoreOp::Mov(Source::Reg(reg)),
+        (0xc6 | 0xc7, _) if group == 0 => StoreOp::Mov(Source::Imm(c.immediate(width)?)),
         (_, Some(0xab)) => StoreOp::Bts(Source::Reg(reg)),
-        (_, Some(0xb1)) => StoreOp::Cmpxchg(reg),
+        (_, Some(0xb0 | 0xb1)) => StoreOp::Cmpxchg(reg),
         (_, Some(0xb3)) => StoreOp::Btr(Source::Reg(reg)),
+        (_, Some(0xc0 | 0xc1)) => StoreOp::Xadd(reg),
+        (_, Some(0xc7)) if group == 1 && p.rex_w() => StoreOp::Cmpxchg16b,
+        (_, Some(0xc7)) if group == 1 => StoreOp::Cmpxchg8b,
         (_, Some(0xba)) => {
             let bit = Source::Imm(i32::from(c.next()? as i8));
             match group {
@@ -437,7 +466,8 @@ pub fn store(bytes: &[u8]) -> Option<Insn<Store>> {
     if p.lock && matches!(op, StoreOp::Mov(_)) {
         return None;
     }
-    Some(Insn { len: c.read, op: Store { op, width, mem, lock: p.lock } })
+    let width = if op == StoreOp::Cmpxchg8b { Width::Qword } else { width };
+    Some(Insn { len: c.read, op: Store { op, width, high, mem, lock: p.lock } })
 }
 
 #[cfg(test)]

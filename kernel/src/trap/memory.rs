@@ -190,7 +190,13 @@ impl<P: Platform> Hypervisor<P> {
         let index = (address as usize & 0xfff) / 8;
         let Some(word) = self.platform.frame(pte.mfn()).get(index) else { return Emulated::No };
         let old = word.load(Ordering::Acquire);
-        let Some(outcome) = access.compute(regs, &insn.op, old) else { return Emulated::No };
+        let outcome = if insn.op.op == StoreOp::Cmpxchg16b {
+            let next = self.platform.frame(pte.mfn()).get(index + 1).map(|w| w.load(Ordering::Acquire));
+            next.and_then(|next| compare_pair(regs, [old, next]))
+        } else {
+            access.compute(regs, &insn.op, old)
+        };
+        let Some(outcome) = outcome else { return Emulated::No };
         if let Some(new) = outcome.new {
             // Read-modify-write instructions must not lose what the processor or another vCPU writes in between: then the
             // guest executes it again.
@@ -205,7 +211,7 @@ impl<P: Platform> Hypervisor<P> {
             }
         }
         let regs = &mut current.state.regs;
-        if let Some((register, value)) = outcome.register {
+        for (register, value) in outcome.registers.into_iter().flatten() {
             set_gpr(regs, register, value);
         }
         if let Some((bits, mask)) = outcome.flags {
@@ -215,7 +221,7 @@ impl<P: Platform> Hypervisor<P> {
     }
 }
 
-/// Where a store goes: a naturally aligned word of 4 or 8 bytes.
+/// Where a store goes: a naturally aligned word of 1 to 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Access {
     address: u64,
@@ -228,8 +234,8 @@ struct Access {
 struct Outcome {
     /// The 8-byte word afterwards; `None` when it stays.
     new: Option<u64>,
-    /// A register that changes.
-    register: Option<(Gpr, u64)>,
+    /// Registers that change, and to what as a whole.
+    registers: [Option<(Gpr, u64)>; 2],
     /// Flags that change: their values and which.
     flags: Option<(u64, u64)>,
 }
@@ -245,7 +251,10 @@ impl Access {
     /// `None` for an access that is not aligned to its size: it could touch two entries.
     fn new(regs: &GuestRegs, insn: &Insn<Store>, segment_base: u64) -> Option<Access> {
         let store = &insn.op;
-        let size = u64::from(store.width.bytes());
+        let size = match store.op {
+            StoreOp::Cmpxchg16b => 16,
+            _ => u64::from(store.width.bytes()),
+        };
         let mut address = effective_address(regs, &store.mem, insn.len, segment_base);
         let bits = size as u32 * 8;
         let mut bit = 0;
@@ -254,6 +263,7 @@ impl Access {
             StoreOp::Bts(Source::Reg(r)) | StoreOp::Btr(Source::Reg(r)) => {
                 let offset = match store.width {
                     Width::Qword => gpr(regs, r) as i64,
+                    Width::Word => i64::from(gpr(regs, r) as i16),
                     _ => i64::from(gpr(regs, r) as i32),
                 };
                 let words = offset.div_euclid(i64::from(bits));
@@ -266,14 +276,19 @@ impl Access {
         address.is_multiple_of(size).then_some(Access { address, bit })
     }
 
-    /// `None` for an exchange or operation whose result a register of half the width cannot be told apart from; never for
-    /// the widths decoded.
+    /// `None` for [`StoreOp::Cmpxchg16b`], which [`compare_pair`] is for.
     fn compute(&self, regs: &GuestRegs, store: &Store, word: u64) -> Option<Outcome> {
         let mask = store.width.mask();
         let shift = (self.address as u32 & 7) * 8;
         let old = word.checked_shr(shift)? & mask;
+        let part = if store.high { 8 } else { 0 };
+        // A result of 4 bytes clears the rest of its register, a shorter one keeps it.
+        let loaded = |r, value: u64, part: u32| match store.width {
+            Width::Byte | Width::Word => Some((r, gpr(regs, r) & !(mask << part) | value << part)),
+            Width::Dword | Width::Qword => Some((r, value)),
+        };
         let value = |source| match source {
-            Source::Reg(r) => gpr(regs, r) & mask,
+            Source::Reg(r) => gpr(regs, r) >> part & mask,
             Source::Imm(i) => i as i64 as u64 & mask,
         };
         let in_word = |new: u64| Some(word & !(mask << shift) | (new & mask) << shift);
@@ -282,34 +297,75 @@ impl Access {
             let zero = if new == 0 { ZERO } else { 0 };
             let sign = if new & (mask ^ mask >> 1) != 0 { SIGN } else { 0 };
             let flags = Some((parity | zero | sign, CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW));
-            Outcome { new: in_word(new), register: None, flags }
+            Outcome { new: in_word(new), registers: [None; 2], flags }
         };
         let carry = |old: u64| Some((if old >> self.bit & 1 != 0 { CARRY } else { 0 }, CARRY));
         Some(match store.op {
             StoreOp::Mov(source) => Outcome { new: in_word(value(source)), ..Outcome::default() },
             StoreOp::Xchg(r) => {
-                Outcome { new: in_word(value(Source::Reg(r))), register: Some((r, old)), flags: None }
+                let registers = [loaded(r, old, part), None];
+                Outcome { new: in_word(value(Source::Reg(r))), registers, flags: None }
             }
             StoreOp::Cmpxchg(r) => {
                 let wanted = regs.rax & mask;
                 let flags = compare_flags(wanted, old, store.width);
                 if wanted == old {
-                    Outcome { new: in_word(value(Source::Reg(r))), register: None, flags }
+                    Outcome { new: in_word(value(Source::Reg(r))), registers: [None; 2], flags }
                 } else {
-                    Outcome { new: None, register: Some((Gpr::RAX, old)), flags }
+                    Outcome { new: None, registers: [loaded(Gpr::RAX, old, 0), None], flags }
                 }
             }
             StoreOp::And(source) => logic(old & value(source)),
             StoreOp::Or(source) => logic(old | value(source)),
             StoreOp::Xor(source) => logic(old ^ value(source)),
             StoreOp::Bts(_) => {
-                Outcome { new: in_word(old | 1 << self.bit), register: None, flags: carry(old) }
+                Outcome { new: in_word(old | 1 << self.bit), registers: [None; 2], flags: carry(old) }
             }
             StoreOp::Btr(_) => {
-                Outcome { new: in_word(old & !(1 << self.bit)), register: None, flags: carry(old) }
+                Outcome { new: in_word(old & !(1 << self.bit)), registers: [None; 2], flags: carry(old) }
             }
+            StoreOp::Xadd(r) => {
+                let added = value(Source::Reg(r));
+                let flags = sum_flags(old, added, store.width);
+                let registers = [loaded(r, old, part), None];
+                Outcome { new: in_word(old.wrapping_add(added)), registers, flags }
+            }
+            StoreOp::Cmpxchg8b => {
+                let low = |value: u64| value & 0xffff_ffff;
+                if old == low(regs.rax) | regs.rdx << 32 {
+                    let new = Some(low(regs.rbx) | regs.rcx << 32);
+                    Outcome { new, registers: [None; 2], flags: Some((ZERO, ZERO)) }
+                } else {
+                    let registers = [Some((Gpr::RAX, low(old))), Some((Gpr::RDX, old >> 32))];
+                    Outcome { new: None, registers, flags: Some((0, ZERO)) }
+                }
+            }
+            StoreOp::Cmpxchg16b => return None,
         })
     }
+}
+
+/// What CMPXCHG16B does on two entries: the comparison is carried out, a store of two entries at once is not (`None`), as on
+/// Xen.
+fn compare_pair(regs: &GuestRegs, words: [u64; 2]) -> Option<Outcome> {
+    let [low, high] = words;
+    let registers = [Some((Gpr::RAX, low)), Some((Gpr::RDX, high))];
+    (words != [regs.rax, regs.rdx]).then_some(Outcome { new: None, registers, flags: Some((0, ZERO)) })
+}
+
+/// The flags of `left + right`.
+fn sum_flags(left: u64, right: u64, width: Width) -> Option<(u64, u64)> {
+    let mask = width.mask();
+    let top = mask ^ mask >> 1;
+    let sum = left.wrapping_add(right) & mask;
+    let flag = |on: bool, bit: u64| if on { bit } else { 0 };
+    let flags = flag(sum < left, CARRY)
+        | flag((sum as u8).count_ones().is_multiple_of(2), PARITY)
+        | flag((left ^ right ^ sum) & 0x10 != 0, ADJUST)
+        | flag(sum == 0, ZERO)
+        | flag(sum & top != 0, SIGN)
+        | flag((left ^ sum) & (right ^ sum) & top != 0, OVERFLOW);
+    Some((flags, CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW))
 }
 
 /// The flags of `left - right`.

@@ -645,6 +645,79 @@ fn a_store_to_an_l1_table_is_checked_and_carried_out() {
 }
 
 #[test]
+fn stores_of_one_and_two_bytes_change_their_part_of_an_entry_and_of_a_register() {
+    let mut g = page_table_guest();
+    let entry = |g: &Guest, page: usize| g.hv.platform.frame(g.l1)[page].load(Ordering::SeqCst);
+    let software = 0xe00;
+    // Two bytes across a boundary of two are not one access.
+    let before = entry(&g, 11);
+    g.state().regs.rdi = L1_WINDOW + 8 * 11;
+    g.put(CODE, &[0x66, 0x89, 0x47, 0x01]);
+    g.state().regs.rip = CODE;
+    g.exception(14, 3, L1_WINDOW + 8 * 11 + 1);
+    assert_eq!(g.state().regs.rip, HANDLER + 14);
+    assert_eq!(entry(&g, 11), before);
+    let mut g = page_table_guest();
+    // mov [rdi], al; the byte's bits other than writable stay.
+    let before = entry(&g, 6);
+    g.state().regs.rax = !0xff | before & 0xfd;
+    assert_eq!(g.store(6, &[0x88, 0x07]), before & !2);
+    assert_eq!(g.state().regs.rip, CODE + 2);
+    // xchg [rdi], ch: no REX, the second byte of rcx; only that byte is loaded.
+    let before = entry(&g, 7);
+    g.state().regs.rcx = 0x1111_2222_3333_0044 | (before & 0xfd) << 8;
+    assert_eq!(g.store(7, &[0x86, 0x2f]), before & !2);
+    assert_eq!(g.state().regs.rcx, 0x1111_2222_3333_0044 | (before & 0xff) << 8);
+    // With REX the same number is bpl.
+    let before = entry(&g, 8);
+    g.state().regs.rbp = before & 0xfd;
+    assert_eq!(g.store(8, &[0x40, 0x86, 0x2f]), before & !2);
+    assert_eq!(g.state().regs.rbp, before & 0xff);
+    // xor word [rdi], 0xe00.
+    let before = entry(&g, 9);
+    assert_eq!(g.store(9, &[0x66, 0x81, 0x37, 0x00, 0x0e]), before ^ software);
+    assert_eq!(g.state().regs.rip, CODE + 5);
+    // A word compare that fails loads ax alone.
+    let before = entry(&g, 10);
+    g.state().regs.rax = 0x5555_5555_5555_0000;
+    assert_eq!(g.store(10, &[0x66, 0x0f, 0xb1, 0x0f]), before);
+    assert_eq!(g.state().regs.rax, 0x5555_5555_5555_0000 | before & 0xffff);
+    assert_eq!(g.state().regs.rflags & 0x40, 0);
+}
+
+#[test]
+fn exchanges_with_addition_and_of_register_pairs() {
+    let mut g = page_table_guest();
+    let entry = |g: &Guest, page: usize| g.hv.platform.frame(g.l1)[page].load(Ordering::SeqCst);
+    // lock xadd [rdi], rcx.
+    let before = entry(&g, 6);
+    g.state().regs.rcx = 2u64.wrapping_neg();
+    assert_eq!(g.store(6, &[0xf0, 0x48, 0x0f, 0xc1, 0x0f]), before - 2);
+    assert_eq!(g.state().regs.rcx, before);
+    assert_eq!(g.state().regs.rflags & 0x8c1, 1, "carry, no zero, no sign, no overflow");
+    // cmpxchg8b [rdi]: equal, then not.
+    let (before, pair) = (entry(&g, 7), [0x0f, 0xc7, 0x0f]);
+    (g.state().regs.rax, g.state().regs.rdx) = (before & 0xffff_ffff, before >> 32);
+    (g.state().regs.rbx, g.state().regs.rcx) = (before & 0xffff_fffd, before >> 32);
+    assert_eq!(g.store(7, &pair), before & !2);
+    assert_eq!(g.state().regs.rflags & 0x40, 0x40);
+    (g.state().regs.rax, g.state().regs.rdx) = (u64::MAX, u64::MAX);
+    assert_eq!(g.store(7, &pair), before & !2);
+    let r = g.state().regs;
+    assert_eq!((r.rax, r.rdx, r.rflags & 0x40), (before & 0xffff_fffd, before >> 32, 0));
+    // cmpxchg16b [rdi]: what is there is loaded, but two entries are not stored at once.
+    let (pair, words) = ([0x48, 0x0f, 0xc7, 0x0f], (entry(&g, 8), entry(&g, 9)));
+    (g.state().regs.rax, g.state().regs.rdx) = (words.0, 0);
+    assert_eq!(g.store(8, &pair), words.0);
+    let r = g.state().regs;
+    assert_eq!((r.rip, r.rax, r.rdx, r.rflags & 0x40), (CODE + 4, words.0, words.1, 0));
+    (g.state().regs.rbx, g.state().regs.rcx) = (0, 0);
+    assert_eq!(g.store(8, &pair), words.0);
+    assert_eq!(g.state().regs.rip, HANDLER + 14);
+    assert_eq!(entry(&g, 9), words.1);
+}
+
+#[test]
 fn a_forbidden_entry_is_a_page_fault_for_the_guest() {
     let mut g = page_table_guest();
     // A writable mapping of the table itself, and a frame that is not the guest's.

@@ -156,13 +156,21 @@ fn expected_store(insn: &Instruction) -> Option<Store> {
         return None;
     }
     let size = insn.memory_size().size();
-    if size != 4 && size != 8 || insn.has_rep_prefix() || insn.has_repne_prefix() {
+    if size > 16 || insn.has_rep_prefix() || insn.has_repne_prefix() {
         return None;
     }
+    let mut high = false;
     let source = match insn.op1_kind() {
-        OpKind::Register if insn.op1_register().is_gpr32() || insn.op1_register().is_gpr64() => {
-            Source::Reg(Gpr::new_truncated(number(insn.op1_register())))
+        _ if insn.mnemonic() == Mnemonic::Cmpxchg8b || insn.mnemonic() == Mnemonic::Cmpxchg16b => {
+            Source::Imm(0)
         }
+        OpKind::Register if insn.op1_register().is_gpr() => {
+            let register = insn.op1_register();
+            high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+            Source::Reg(Gpr::new_truncated(register.full_register().number() as u8))
+        }
+        OpKind::Immediate8to16 => Source::Imm(i32::from(insn.immediate8to16())),
+        OpKind::Immediate16 => Source::Imm(i32::from(insn.immediate16() as i16)),
         OpKind::Immediate8 => Source::Imm(i32::from(insn.immediate8() as i8)),
         OpKind::Immediate8to32 => Source::Imm(insn.immediate8to32()),
         OpKind::Immediate8to64 => Source::Imm(insn.immediate8to64() as i32),
@@ -183,10 +191,16 @@ fn expected_store(insn: &Instruction) -> Option<Store> {
         Mnemonic::Xor => StoreOp::Xor(source),
         Mnemonic::Bts => StoreOp::Bts(source),
         Mnemonic::Btr => StoreOp::Btr(source),
+        Mnemonic::Xadd => StoreOp::Xadd(reg()?),
+        Mnemonic::Cmpxchg8b => StoreOp::Cmpxchg8b,
+        Mnemonic::Cmpxchg16b => StoreOp::Cmpxchg16b,
         _ => return None,
     };
     // Moves of segment registers and to absolute 64-bit addresses are stores the matcher does not know.
-    if matches!(insn.code(), Code::Mov_moffs64_RAX | Code::Mov_moffs32_EAX) {
+    if matches!(
+        insn.code(),
+        Code::Mov_moffs64_RAX | Code::Mov_moffs32_EAX | Code::Mov_moffs16_AX | Code::Mov_moffs8_AL
+    ) {
         return None;
     }
     let (base, disp) = match insn.memory_base() {
@@ -203,7 +217,8 @@ fn expected_store(insn: &Instruction) -> Option<Store> {
     };
     Some(Store {
         op,
-        width: width(size),
+        width: if size == 16 { Width::Qword } else { width(size) },
+        high,
         mem: Mem { segment: segment(insn), base, index, disp: disp as i32, address32: false },
         lock: insn.has_lock_prefix(),
     })
@@ -261,7 +276,9 @@ proptest! {
             vec![0x0f, 0x20], vec![0x0f, 0x22], vec![0x0f, 0x21], vec![0x0f, 0x23], vec![0x0f, 0x01], vec![0x0f, 0x09],
             vec![0x0f, 0xa2], vec![0x6c], vec![0x6d], vec![0x6e], vec![0x6f], vec![0xe5], vec![0xef], vec![0xfb],
             vec![0x09], vec![0x21], vec![0x31], vec![0x81], vec![0x83], vec![0x87], vec![0x89], vec![0xc7],
-            vec![0x0f, 0xab], vec![0x0f, 0xb1], vec![0x0f, 0xb3], vec![0x0f, 0xba], vec![],
+            vec![0x0f, 0xab], vec![0x0f, 0xb1], vec![0x0f, 0xb3], vec![0x0f, 0xba],
+            vec![0x08], vec![0x20], vec![0x30], vec![0x80], vec![0x86], vec![0x88], vec![0xc6], vec![0x0f, 0xb0],
+            vec![0x0f, 0xc0], vec![0x0f, 0xc1], vec![0x0f, 0xc7], vec![],
         ]),
         tail in prop::collection::vec(any::<u8>(), 0..12),
     ) {

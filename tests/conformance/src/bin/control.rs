@@ -136,6 +136,7 @@ fn host_is_told(_: &mut Domain) -> Verdict {
 
 fn vcpu_runs_where_it_may(domain: &mut Domain) -> Verdict {
     only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
     let own = domain.id();
     let before = control::set_affinity(own, 0, 0, 0)?;
     check_eq!(control::set_affinity(own, 0, 1, u64::MAX), Ok((1, u64::MAX)));

@@ -129,13 +129,15 @@ fn periodic_timer_runs_from_the_start(_: &mut Domain) -> Verdict {
     KNOWN.store(u64::from(port.get()), Ordering::Relaxed);
     let start = now_ns();
     let mut beats = 0;
-    while now_ns() - start < 200 * MS {
-        // Awake all the time: Xen's beat stops while the vCPU sleeps.
-        beats += u32::from(take_pending(port));
+    while beats < 10 && now_ns() - start < 5000 * MS {
+        // Awake all the time: the beat stops while the vCPU sleeps.
+        beats += u64::from(take_pending(port));
     }
+    let took = now_ns() - start;
     check_eq!(call(Hypercall::VcpuOp, [7, 0, 0, 0, 0]), Ok(0));
-    // One each 10 ms; a vCPU that had to wait for its CPU gets those that it missed at once.
-    check!((8..=100).contains(&beats), "{beats} beats in 200 ms");
+    // One each 10 ms; the first may be due at once, and a vCPU that had to wait for its CPU gets those that it missed at once.
+    check_eq!(beats, 10);
+    check!(took > 20 * MS, "ten beats in {took} ns");
     take_pending(port);
     check!(!poll(port, now_ns() + 40 * MS)?, "it goes on when it was stopped");
     Ok(())
@@ -385,14 +387,19 @@ fn poll_ends_by_time(_: &mut Domain) -> Verdict {
     Ok(())
 }
 
-/// Polls these ports while the timer, whose own port is among them or not, fires after 5 ms; how long it took.
-fn poll_with_timer(list: &mut [Port]) -> Result<u64, testkit::Stop> {
+/// Far more than any poll that is ended early takes, even where the machine is shared.
+const PATIENCE: u64 = 400 * MS;
+/// What a poll that the timer ends takes.
+const ENDED_EARLY: core::ops::Range<u64> = 4 * MS..PATIENCE - 50 * MS;
+
+/// Polls these ports for `patience` while the timer, whose own port is among them or not, fires after 5 ms; how long it took.
+fn poll_with_timer(list: &mut [Port], patience: u64) -> Result<u64, testkit::Stop> {
     let timer = timer_port()?;
     take_pending(timer);
     let start = now_ns();
     check_eq!(set_timer(start + 5 * MS), Ok(0));
     let ports = GuestHandle::new(list.as_mut_ptr() as u64);
-    let mut argument = SchedPoll { ports, nr_ports: list.len() as u32, pad0: 0, timeout: start + 40 * MS };
+    let mut argument = SchedPoll { ports, nr_ports: list.len() as u32, pad0: 0, timeout: start + patience };
     check_eq!(sched(SchedOp::Poll, &mut argument), Ok(0));
     let took = now_ns() - start;
     check!(take_pending(timer), "the timer fired");
@@ -401,7 +408,7 @@ fn poll_with_timer(list: &mut [Port]) -> Result<u64, testkit::Stop> {
 
 fn poll_of_one_port_is_not_ended_by_another(_: &mut Domain) -> Verdict {
     let port = ipi()?;
-    let took = poll_with_timer(&mut [port])?;
+    let took = poll_with_timer(&mut [port], 40 * MS)?;
     check!(took > 39 * MS, "it took {took} ns");
     evtchn(EvtchnOp::Close, &mut EvtchnSend { port })?;
     Ok(())
@@ -410,11 +417,11 @@ fn poll_of_one_port_is_not_ended_by_another(_: &mut Domain) -> Verdict {
 fn poll_of_several_ports_is_ended_by_any(_: &mut Domain) -> Verdict {
     // Even by one that is not in the list: callers look for themselves.
     let (one, two) = (ipi()?, ipi()?);
-    let took = poll_with_timer(&mut [one, two])?;
-    check!((4 * MS..35 * MS).contains(&took), "it took {took} ns");
+    let took = poll_with_timer(&mut [one, two], PATIENCE)?;
+    check!(ENDED_EARLY.contains(&took), "it took {took} ns");
     let timer = timer_port()?;
-    let took = poll_with_timer(&mut [timer])?;
-    check!((4 * MS..35 * MS).contains(&took), "its own port: it took {took} ns");
+    let took = poll_with_timer(&mut [timer], PATIENCE)?;
+    check!(ENDED_EARLY.contains(&took), "its own port: it took {took} ns");
     for port in [one, two] {
         evtchn(EvtchnOp::Close, &mut EvtchnSend { port })?;
     }
@@ -426,7 +433,7 @@ fn poll_is_ended_by_an_upcall_to_take(_: &mut Domain) -> Verdict {
     let (port, timer) = (ipi()?, timer_port()?);
     guest_sdk::events::turn();
     check_eq!(evtchn(EvtchnOp::Unmask, &mut EvtchnUnmask { port: timer }), Ok(0));
-    let took = poll_with_timer(&mut [port]);
+    let took = poll_with_timer(&mut [port], PATIENCE);
     // SAFETY: bits of the shared page; the port is masked again, as the other cases want it.
     unsafe {
         let word = (&raw mut (*shared()).evtchn_mask).cast::<u64>().add(timer.get() as usize / 64);
@@ -434,7 +441,7 @@ fn poll_is_ended_by_an_upcall_to_take(_: &mut Domain) -> Verdict {
     }
     guest_sdk::events::turn();
     let took = took?;
-    check!((4 * MS..35 * MS).contains(&took), "it took {took} ns");
+    check!(ENDED_EARLY.contains(&took), "it took {took} ns");
     evtchn(EvtchnOp::Close, &mut EvtchnSend { port })?;
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod handles;
 pub mod peer;
 
 use alloc::vec::Vec;

@@ -67,7 +67,8 @@ impl Room {
 
     fn map(&self, access: Access) -> Result<(), Stop> {
         // SAFETY: this module accesses the page by volatile reads and writes only.
-        Ok(unsafe { self.range.map(0, self.page.mfn(), access)? })
+        unsafe { self.range.map(0, self.page.mfn(), access)? };
+        Ok(())
     }
 
     /// Puts down as much of the content at this offset as the page has room for; the address of it.

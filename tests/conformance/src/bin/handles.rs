@@ -26,6 +26,8 @@ fn main(domain: Domain) {
             memory_op_handles,
             mmu_update_handles,
             mmu_update_counts,
+            mmuext_op_handles,
+            grant_table_op_handles,
             multicall_handles,
             vcpu_op_handles,
         ],
@@ -56,6 +58,7 @@ fn event(command: u64, argument: &mut [u32]) -> Result<u64, Errno> {
 const CLOSE: u64 = 3;
 const STATUS: u64 = 5;
 const ALLOC_UNBOUND: u64 = 6;
+const BIND_VCPU: u64 = 8;
 
 /// The first ports, each with what it is and the vCPU that it notifies.
 fn ports() -> Vec<u64> {
@@ -116,6 +119,30 @@ fn event_channel_op_handles(_: &mut Domain) -> Verdict {
             &|_, after| word(after, 2) == 1 || word(after, 2) == 2,
             ReadOnly::Fails,
         ),
+        Row {
+            what: "bind_vcpu",
+            content: words(&[port, 1]),
+            call: &operation(BIND_VCPU),
+            seen: &|_, _| ports().get(port as usize).is_some_and(|&state| state as u32 == 1),
+            state: &ports,
+            undo: &|_| {
+                event(BIND_VCPU, &mut [port, 0]).expect("the first vCPU is there");
+            },
+            read_only: ReadOnly::Works,
+        },
+        Row {
+            what: "close",
+            content: words(&[port]),
+            call: &operation(CLOSE),
+            seen: &|_, _| !open(port),
+            state: &ports,
+            undo: &|_| {
+                let mut again = [own | own << 16, 0];
+                event(ALLOC_UNBOUND, &mut again).expect("a port was just closed");
+                assert_eq!(again[1], port, "the lowest free port is the one just closed");
+            },
+            read_only: ReadOnly::Works,
+        },
     ]);
     event(CLOSE, &mut [port])?;
     verdict
@@ -153,7 +180,17 @@ fn memory_op_handles(_: &mut Domain) -> Verdict {
         undo: &|_| {},
         read_only,
     };
+    let mut found = [0_u64];
+    let mut list = words(&[1, 0]);
+    list.extend(at(&mut found).to_le_bytes());
+    list.extend([0; 8]);
+    let nested = |address: u64| {
+        let mut list = [1, address, 0];
+        call(Hypercall::MemoryOp, [5, at(&mut list), 0, 0, 0])
+    };
     run(&[
+        row("machphys_mfn_list", list, &operation(5), &|_, after| word(after, 4) == 1, ReadOnly::Fails),
+        row("machphys_mfn_list's extents", vec![0; 8], &nested, &|_, after| after != [0; 8], ReadOnly::Fails),
         row("current_reservation", own.clone(), &operation(3), &|pages, _| pages > 0, ReadOnly::Works),
         row("maximum_reservation", own, &operation(4), &|pages, _| pages > 0, ReadOnly::Works),
         row(
@@ -241,6 +278,67 @@ fn mmu_update_counts(_: &mut Domain) -> Verdict {
     let mut request = m2p_update(frame, before);
     call(Hypercall::MmuUpdate, [at(&mut request), 1, 0, SELF, 0])?;
     Ok(())
+}
+
+fn mmuext_op_handles(_: &mut Domain) -> Verdict {
+    const CLEAR_PAGE: u64 = 16;
+    const FULL: u64 = 0x5a5a;
+    let page = Page::new()?;
+    // SAFETY: the page's first word; the hypervisor writes it too, so every access is volatile.
+    let first = || unsafe { (page.address() as *const u64).read_volatile() };
+    // SAFETY: as above.
+    let fill = || unsafe { (page.address() as *mut u64).write_volatile(FULL) };
+    fill();
+    let mut request = [CLEAR_PAGE, page.mfn().get(), 0];
+    let content = request.iter().flat_map(|word| word.to_le_bytes()).collect();
+    run(&[Row {
+        what: "the list",
+        content,
+        call: &|address| call(Hypercall::MmuextOp, [address, 1, 0, SELF, 0]),
+        seen: &|_, _| first() == 0,
+        state: &|| vec![first()],
+        undo: &|_| fill(),
+        read_only: ReadOnly::Works,
+    }])?;
+
+    // As for mmu_update, where the count goes does not keep the list from being worked on.
+    let list = at(&mut request);
+    for (kind, address) in BAD {
+        let answer = call(Hypercall::MmuextOp, [list, 1, address, SELF, 0]);
+        check!(answer.is_ok(), "the count at {kind}: {answer:x?}");
+        check_eq!(first(), 0, "the count at {}", kind);
+        fill();
+    }
+    for count in [0, 1 << 31, 1 << 32, 1 << 63] {
+        check_eq!(call(Hypercall::MmuextOp, [list, count, 0, SELF, 0]), Ok(0), "{:#x} requests", count);
+        check_eq!(first(), FULL, "{:#x} requests", count);
+    }
+    for count in [1, 0x7fff_ffff, 0xffff_ffff] {
+        let answer = call(Hypercall::MmuextOp, [NOWHERE, count, 0, SELF, 0]);
+        check_eq!(answer, Err(Errno::EFAULT), "{:#x} requests nowhere", count);
+    }
+    Ok(())
+}
+
+fn grant_table_op_handles(_: &mut Domain) -> Verdict {
+    let operation = |command| move |address| call(Hypercall::GrantTableOp, [command, address, 1, 0, 0]);
+    let own = SELF as u32;
+    let row = |what, content: &[u32], call, seen| Row {
+        what,
+        content: words(content),
+        call,
+        seen,
+        state: &nothing,
+        undo: &|_| {},
+        read_only: ReadOnly::Fails,
+    };
+    run(&[
+        // Some frames at most, and status 0.
+        row("query_size", &[own, 0, 0, 0xffff], &operation(6), &|_, after| {
+            word(after, 2) > 0 && word(after, 3) & 0xffff == 0
+        }),
+        row("get_version", &[own, 0], &operation(10), &|_, after| matches!(word(after, 1), 1 | 2)),
+    ])
 }
 
 fn multicall_handles(_: &mut Domain) -> Verdict {

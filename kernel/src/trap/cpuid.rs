@@ -92,6 +92,7 @@ const FEATURES_1D: u32 = bits([0, 2, 4, 5, 6, 7, 8, 9, 11, 14, 15, 16, 19, 22, 2
 const FEATURES_1C: u32 = bits([0, 1, 9, 13, 19, 20, 22, 23, 25, 30]);
 /// Leaf 1 ecx with XSAVE: FMA XSAVE AVX F16C.
 const FEATURES_1C_XSAVE: u32 = bits([12, 26, 28, 29]);
+const SYSENTER: u32 = 1 << 11;
 const HYPERVISOR: u32 = 1 << 31;
 const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7 ebx: BMI1 FDP_EXCP_ONLY BMI2 ERMS NO_FPU_SEL RDSEED ADX CLFLUSHOPT CLWB SHA.
@@ -155,8 +156,10 @@ fn basic(leaf: u32, subleaf: u32, vendor: Vendor, c: Context, host: impl Fn(u32,
             if c.offer.xsave && (c.osxsave || c.forced) {
                 ecx |= OSXSAVE;
             }
+            // AMD's processors have no SYSENTER in long mode.
+            let without = if matches!(vendor, Vendor::Amd | Vendor::Hygon) { SYSENTER } else { 0 };
             // No processor type, no APIC number, one thread.
-            [a & 0x0fff_0fff, b & 0x0000_ffff, ecx, d & FEATURES_1D]
+            [a & 0x0fff_0fff, b & 0x0000_ffff, ecx, d & FEATURES_1D & !without]
         }
         // Caches and translation buffers.
         2 if vendor == Vendor::Intel => {
@@ -355,6 +358,12 @@ mod tests {
         let small = |leaf, _| if leaf == 0 { [1, 0, 0, 0] } else { [u32::MAX; 4] };
         assert_eq!(guest(0, 0, CONTEXT, small)[0], 1);
         assert_eq!(guest(7, 0, CONTEXT, small), [0; 4]);
+    }
+
+    #[test]
+    fn sysenter_is_offered_where_it_works() {
+        assert_ne!(guest(1, 0, CONTEXT, everything(INTEL))[3] & SYSENTER, 0);
+        assert_eq!(guest(1, 0, CONTEXT, everything(AMD))[3] & SYSENTER, 0);
     }
 
     #[test]

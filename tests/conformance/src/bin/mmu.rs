@@ -714,6 +714,8 @@ struct StoredTable {
     _page: Page,
 }
 
+/// The bit of an entry that lets ring 3 at the page: guests' kernels run there.
+const USER: u64 = 1 << 2;
 /// Bits of an entry that are the guest's to choose and that the hypervisor leaves as they are: present, writable, accessed,
 /// dirty, the three free ones, and the low bits of the frame.
 const CHOSEN: u64 = 0xffff_ffff_fe63;
@@ -730,6 +732,14 @@ impl StoredTable {
     fn entry(&self, index: u64) -> u64 {
         self.table.address() + index * 8
     }
+
+    /// Sees that it is a table: the hypervisor sets USER in each entry, memory that is none keeps what is stored.
+    fn is_one(&self) -> Verdict {
+        let entry = self.table.word(3);
+        probe!(rax = entry & !USER, "mov [rdi], rax"; in("rdi") self.entry(3))?;
+        check_eq!(self.table.word(3), entry | USER);
+        Ok(())
+    }
 }
 
 impl Drop for StoredTable {
@@ -742,6 +752,7 @@ impl Drop for StoredTable {
 
 fn stores_of_parts_of_entries(_: &mut Domain) -> Verdict {
     let t = StoredTable::new()?;
+    t.is_one()?;
     let (at, table) = (t.entry(2), &t.table);
     let start = table.word(2);
     // Bits 9 to 11 are free: one byte, by a low and by a high register.
@@ -767,6 +778,7 @@ fn stores_of_parts_of_entries(_: &mut Domain) -> Verdict {
 
 fn stores_by_exchange(_: &mut Domain) -> Verdict {
     let t = StoredTable::new()?;
+    t.is_one()?;
     let (at, table) = (t.entry(2), &t.table);
     let start = table.word(2);
     let mut rcx = 0x400u64;

@@ -21,7 +21,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, Ordering};
 use hypercall_abi::Errno;
 use hypercall_abi::io::xenstore::{
-    MessageHeader, MessageType, PAYLOAD_MAX, RING_SIZE, XenstoreInterface, piece, waiting,
+    MessageHeader, MessageType, PAYLOAD_MAX, RING_SIZE, XenstoreInterface, error_from_text, piece, waiting,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -32,26 +32,6 @@ const REQ_PROD: usize = offset_of!(XenstoreInterface, req_prod);
 const RSP_CONS: usize = offset_of!(XenstoreInterface, rsp_cons);
 const RSP_PROD: usize = offset_of!(XenstoreInterface, rsp_prod);
 const HEADER: usize = size_of::<MessageHeader>();
-
-/// Errors that the store answers with, by name (`xsd_errors` of public/io/xs_wire.h).
-const ERRORS: [Errno; 16] = [
-    Errno::EINVAL,
-    Errno::EACCES,
-    Errno::EEXIST,
-    Errno::EISDIR,
-    Errno::ENOENT,
-    Errno::ENOMEM,
-    Errno::ENOSPC,
-    Errno::EIO,
-    Errno::ENOTEMPTY,
-    Errno::ENOSYS,
-    Errno::EROFS,
-    Errno::EBUSY,
-    Errno::EAGAIN,
-    Errno::EISCONN,
-    Errno::E2BIG,
-    Errno::EPERM,
-];
 
 /// Why a request got no good reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,8 +267,7 @@ impl<M: SharedPage, S: Signal> Client<M, S> {
                 Some((header, reply)) if header.req_id == req_id => {
                     if header.kind == MessageType::Error.number() {
                         let name = reply.split(|&byte| byte == 0).next().unwrap_or(&[]);
-                        let known = ERRORS.into_iter().find(|errno| errno.name().as_bytes() == name);
-                        return Err(StoreError::Refused(known.unwrap_or(Errno::EIO)));
+                        return Err(StoreError::Refused(error_from_text(name).unwrap_or(Errno::EIO)));
                     }
                     return if header.kind == kind.number() { Ok(reply) } else { Err(StoreError::Broken) };
                 }

@@ -27,6 +27,11 @@ use crate::platform::{CpuId, CpuSet};
 /// Weight of a vCPU that nobody weighted.
 pub const DEFAULT_WEIGHT: u32 = 256;
 
+/// Virtual time that `ran_ns` nanoseconds of running are at this weight. A weight of 0 counts as 1.
+fn virtual_time(ran_ns: u64, weight: u32) -> u64 {
+    ran_ns.saturating_mul(u64::from(DEFAULT_WEIGHT)) / u64::from(weight.max(1))
+}
+
 /// What the scheduler keeps per vCPU.
 pub struct Entity {
     /// Virtual run time in nanoseconds at the default weight.
@@ -76,9 +81,8 @@ impl Entity {
 
     /// Advances its clock by `ran_ns` nanoseconds of running.
     pub fn charge(&self, ran_ns: u64) {
-        let weight = u64::from(self.weight.load(Ordering::Relaxed).max(1));
-        let virtual_ns = ran_ns.saturating_mul(u64::from(DEFAULT_WEIGHT)) / weight;
-        self.virtual_ns.fetch_add(virtual_ns, Ordering::Relaxed);
+        let weight = self.weight.load(Ordering::Relaxed);
+        self.virtual_ns.fetch_add(virtual_time(ran_ns, weight), Ordering::Relaxed);
     }
 }
 

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::policy::{Affinity, Arrival, Fair, Null, Policy, Preempt, View};
-use super::{DEFAULT_WEIGHT, Entity, RunQueue};
+use super::{DEFAULT_WEIGHT, Entity, RunQueue, virtual_time};
 use crate::platform::CpuId;
 
 /// Nobody.
@@ -39,8 +39,7 @@ impl Published {
     pub fn view(&self, now: u64) -> View {
         let some = |value| Some(value).filter(|value| *value != NONE);
         let ran = now.saturating_sub(self.since.load(Ordering::Relaxed));
-        let weight = u64::from(self.weight.load(Ordering::Relaxed).max(1));
-        let ran = ran.saturating_mul(u64::from(DEFAULT_WEIGHT)) / weight;
+        let ran = virtual_time(ran, self.weight.load(Ordering::Relaxed));
         View {
             running: some(self.running.load(Ordering::SeqCst)).map(|at| at.saturating_add(ran)),
             first: some(self.first.load(Ordering::SeqCst)),
@@ -70,11 +69,6 @@ impl Published {
     /// Whether anybody waits here.
     pub fn has_waiting(&self) -> bool {
         self.first.load(Ordering::SeqCst) != NONE
-    }
-
-    /// Whether nobody runs here.
-    pub fn is_idle(&self) -> bool {
-        self.running.load(Ordering::SeqCst) == NONE
     }
 }
 

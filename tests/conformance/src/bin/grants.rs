@@ -796,6 +796,16 @@ fn map_twice(domain: &mut Domain) -> Verdict {
     Ok(())
 }
 
+/// Sees that a page is referred to by its own mapping only: it can become a page table.
+fn can_be_a_table(page: &Page) -> Verdict {
+    protect(page, false)?;
+    let pinned = mmuext(MmuextCmd::PinL1Table, page.mfn().get(), 0);
+    let unpinned = mmuext(MmuextCmd::UnpinTable, page.mfn().get(), 0);
+    protect(page, true)?;
+    check_eq!((pinned, unpinned), (Ok(0), Ok(0)));
+    Ok(())
+}
+
 fn map_over_another_page(domain: &mut Domain) -> Verdict {
     let table = Table::new(domain)?;
     let (data, other, window) = (page(&[1])?, page(&[2])?, Range::new(1)?);
@@ -809,13 +819,8 @@ fn map_over_another_page(domain: &mut Domain) -> Verdict {
     let seen = try_read(window.start());
     check_eq!(unmap(window.start(), handle)?, GNTST_OKAY);
     check_eq!((seen, memory::leaf(window.start())), (Ok(1), Some(0)));
-    // The page that was mapped there before is referred to by its own mapping only: it can become a table.
-    protect(&other, false)?;
-    let pinned = mmuext(MmuextCmd::PinL1Table, other.mfn().get(), 0);
-    let unpinned = mmuext(MmuextCmd::UnpinTable, other.mfn().get(), 0);
-    protect(&other, true)?;
-    check_eq!((pinned, unpinned), (Ok(0), Ok(0)));
-    Ok(())
+    // The page that was mapped there before has lost nothing and kept nothing.
+    can_be_a_table(&other)
 }
 
 fn map_pins_the_frame(domain: &mut Domain) -> Verdict {
@@ -1054,13 +1059,8 @@ fn replace_moves_an_entry(domain: &mut Domain) -> Verdict {
     check_eq!(table.flags(GREF), GTF_PERMIT_ACCESS);
     check_eq!(replace(window.start(), window.address(1), handle)?, GNTST_BAD_HANDLE);
     window.unmap(0)?;
-    // All references are where they belong: the page can become a table.
-    protect(&other, false)?;
-    let pinned = mmuext(MmuextCmd::PinL1Table, other.mfn().get(), 0);
-    let unpinned = mmuext(MmuextCmd::UnpinTable, other.mfn().get(), 0);
-    protect(&other, true)?;
-    check_eq!((pinned, unpinned), (Ok(0), Ok(0)));
-    Ok(())
+    // All references are where they belong.
+    can_be_a_table(&other)
 }
 
 fn replace_by_nothing(domain: &mut Domain) -> Verdict {

@@ -1063,7 +1063,7 @@ struct World {
     untouched: BTreeSet<(usize, u32)>,
     /// What each slot of each guest's L1 table maps.
     slots: BTreeMap<(usize, usize), (Mfn, bool)>,
-    /// References to frames that have an owner for ever, not counting grants.
+    /// References to frames that keep their owner while it lives or while they are granted, not counting grants.
     base: BTreeMap<Mfn, (usize, u32, u32)>,
     /// Frames that change hands, and whose they are; nobody's when a transfer failed.
     loose: Vec<(Mfn, Option<usize>)>,
@@ -1101,20 +1101,32 @@ impl World {
         }
     }
 
-    /// Frame 2 of a guest is its L1 table; 3 and 4 are those that were its loose ones.
-    fn frame(&self, guest: usize, index: usize) -> Mfn {
-        match index {
+    /// Frame 2 of a guest is its L1 table; 3 and 4 are those that were its loose ones. `None`: it is nobody's.
+    fn frame(&self, guest: usize, index: usize) -> Option<Mfn> {
+        let mfn = match index {
             0 | 1 => self.guests[guest].data[index],
             2 => self.guests[guest].l1,
             _ => self.loose[guest * LOOSE + index - 3].0,
+        };
+        (0..GUESTS).any(|guest| self.owns(guest, mfn)).then_some(mfn)
+    }
+
+    /// A frame went back to the allocator and may become anything, a status frame too: no unused entry names it any longer.
+    fn lost(&mut self, frame: Mfn) {
+        for (granter, guest) in self.guests.iter().enumerate().filter(|(granter, _)| !self.dead[*granter]) {
+            for gref in GREFS {
+                let in_table = self.versions[granter] == Version::V1 || gref < 256;
+                let named = in_table && guest.entry(&self.hv, gref).1 == frame.get();
+                if named && !self.active.contains_key(&(granter, gref)) {
+                    guest.set_entry(&self.hv, gref, 0, 0);
+                }
+            }
         }
     }
 
     fn owns(&self, guest: usize, frame: Mfn) -> bool {
         self.base.get(&frame).is_some_and(|(owner, ..)| *owner == guest)
             || self.loose.contains(&(frame, Some(guest)))
-            // A frame that was lost may have become one of a grant table.
-            || self.hv.mm.owner(frame) == Owner::Hypervisor(DomId::new(IDS[guest]))
     }
 
     fn uses(&self, granter: usize, gref: u32) -> impl Iterator<Item = &ModelMapping> {
@@ -1181,7 +1193,9 @@ impl World {
         match *op {
             Op::Write { granter, gref, frame, of, peer, flags, place } => {
                 let header = u64::from(place) << 32 | u64::from(IDS[peer]) << 16 | u64::from(flags);
-                self.write(granter, gref, header, self.frame(of, frame).get());
+                if let Some(frame) = self.frame(of, frame) {
+                    self.write(granter, gref, header, frame.get());
+                }
             }
             Op::WriteThrough { granter, gref, peer, to, target } => {
                 let header = u64::from(IDS[to]) << 32 | u64::from(IDS[peer]) << 16 | 3;
@@ -1407,8 +1421,11 @@ impl World {
                 assert_eq!(self.hv.platform.frame(mfn)[7].load(Ordering::SeqCst), 0x7777, "with its content");
             }
             Err(Error::BadPage) => {}
-            // Lost, as the interface says.
-            Err(_) => self.loose[frame].1 = None,
+            // As the interface says.
+            Err(_) => {
+                self.loose[frame].1 = None;
+                self.lost(mfn);
+            }
         }
     }
 
@@ -1429,6 +1446,19 @@ impl World {
     fn settle_active(&mut self) {
         let used: Vec<(usize, u32)> = self.mappings.iter().flatten().map(|m| (m.granter, m.gref)).collect();
         self.active.retain(|key, _| used.contains(key));
+        // What the dead leave goes with its last user.
+        let (active, dead) = (&self.active, &self.dead);
+        let gone = |mfn: Mfn, owner: usize| dead[owner] && active.values().all(|(frame, _)| *frame != mfn);
+        let mut lost: Vec<Mfn> =
+            self.base.extract_if(.., |mfn, (owner, ..)| gone(*mfn, *owner)).map(|(mfn, _)| mfn).collect();
+        for (mfn, owner) in &mut self.loose {
+            if owner.take_if(|owner| gone(*mfn, *owner)).is_some() {
+                lost.push(*mfn);
+            }
+        }
+        for frame in lost {
+            self.lost(frame);
+        }
     }
 
     fn compare(&self) {
@@ -1477,15 +1507,9 @@ impl World {
             let writable = writable_ptes + devices.clone().sum::<u32>();
             let own = if self.dead[owner] { (0, 0) } else { (general, typed) };
             let expected = own.0 + ptes.count() as u32 + devices.count() as u32 + held;
-            if !self.dead[owner] || held > 0 {
-                assert_eq!(self.hv.mm.owner(mfn), Owner::Domain(DomId::new(IDS[owner])), "{mfn:?}");
-                assert_eq!(self.hv.mm.general_count(mfn), expected, "references of {mfn:?}");
-                assert_eq!(
-                    self.hv.mm.type_word(mfn).unwrap().count(),
-                    own.1 + writable,
-                    "writers of {mfn:?}"
-                );
-            }
+            assert_eq!(self.hv.mm.owner(mfn), Owner::Domain(DomId::new(IDS[owner])), "{mfn:?}");
+            assert_eq!(self.hv.mm.general_count(mfn), expected, "references of {mfn:?}");
+            assert_eq!(self.hv.mm.type_word(mfn).unwrap().count(), own.1 + writable, "writers of {mfn:?}");
         }
     }
 

@@ -8,6 +8,8 @@
 //! | `maxcpus=N` | processors to use at most (default all) |
 //! | `sched=fair\|null` | share processors by weight (default), or leave each vCPU where it is |
 //! | `com1=BAUD[,8n1]` | speed of the serial console (default 115200) |
+//! | `watchdog_timeout=N` | seconds until a processor that does not come out of ring 0 is reported and the host stopped (default 5; 0: never) |
+//! | `wedge=N` | processor N stops in ring 0 three seconds after boot, for a test of the watchdog |
 //! | `debug-exit=PORT` | port of QEMU's isa-debug-exit device, told how the host ended |
 //! | `noreboot` | a stopped host stays stopped, its last words on the screen |
 #![forbid(unsafe_code)]
@@ -16,6 +18,7 @@ use arrayvec::ArrayVec;
 use log::LevelFilter;
 
 use crate::sched::Sharing;
+use crate::watchdog;
 
 /// The separator between our words and dom0's command line.
 const SEPARATOR: &str = "---";
@@ -35,6 +38,10 @@ pub struct Options<'a> {
     pub max_cpus: u32,
     /// How processors are shared.
     pub sharing: Sharing,
+    /// Seconds until a stuck processor is reported; 0 for never.
+    pub watchdog_seconds: u32,
+    /// Processor that is to get stuck.
+    pub wedge: Option<u32>,
     /// Speed of the serial line in baud.
     pub baud: u32,
     /// Port of the isa-debug-exit device.
@@ -59,6 +66,8 @@ pub fn parse(line: &str) -> Options<'_> {
         dom0_max_vcpus: 1,
         max_cpus: u32::MAX,
         sharing: Sharing::Fair,
+        watchdog_seconds: watchdog::DEFAULT_LIMIT,
+        wedge: None,
         baud: 115_200,
         debug_exit: None,
         noreboot: false,
@@ -110,6 +119,8 @@ fn apply(options: &mut Options<'_>, word: &str) -> Option<()> {
         ("maxcpus", Some(value)) => options.max_cpus = value.parse().ok().filter(|n| *n >= 1)?,
         ("sched", Some("fair")) => options.sharing = Sharing::Fair,
         ("sched", Some("null")) => options.sharing = Sharing::Null,
+        ("watchdog_timeout", Some(value)) => options.watchdog_seconds = value.parse().ok()?,
+        ("wedge", Some(value)) => options.wedge = Some(value.parse().ok()?),
         ("com1", Some(value)) => {
             let (speed, format) = value.split_once(',').unwrap_or((value, "8n1"));
             let speed = speed.parse().ok().filter(|b| (50..=115_200).contains(b))?;
@@ -144,12 +155,13 @@ mod tests {
 
     #[test]
     fn every_option() {
-        let line = "loglvl=all dom0_mem=128M com1=57600,8n1 dom0_max_vcpus=2 maxcpus=3 sched=null debug-exit=0xf4 noreboot --- a  --- b ";
+        let line = "loglvl=all dom0_mem=128M com1=57600,8n1 dom0_max_vcpus=2 maxcpus=3 sched=null \
+                    watchdog_timeout=9 wedge=1 debug-exit=0xf4 noreboot --- a  --- b ";
         let o = parse(line);
         assert_eq!(o.log_level, LevelFilter::Trace);
         assert_eq!(o.dom0_mem, Some(128 << 20));
         assert_eq!((o.baud, o.dom0_max_vcpus, o.debug_exit, o.noreboot), (57600, 2, Some(0xf4), true));
-        assert_eq!((o.max_cpus, o.sharing), (3, Sharing::Null));
+        assert_eq!((o.max_cpus, o.sharing, o.watchdog_seconds, o.wedge), (3, Sharing::Null, 9, Some(1)));
         assert_eq!(o.dom0, "a  --- b ", "dom0's part is verbatim, another separator included");
         assert!(o.unknown.is_empty());
     }
@@ -166,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_reported_and_changes_nothing() {
-        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 maxcpus=0 sched=rr \
+        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 maxcpus=0 sched=rr watchdog_timeout=x wedge= \
                    debug-exit=0x10000 noreboot=1 iommu=on é";
         let o = parse(bad);
         assert_eq!(o.unknown.len(), bad.split_ascii_whitespace().count());

@@ -3,13 +3,13 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
+use hv::sync::PlainMutex;
 use linked_list_allocator::Heap;
-use spin::Mutex;
 
-struct LockedHeap(Mutex<Heap>);
+struct LockedHeap(PlainMutex<Heap>);
 
 #[global_allocator]
-static HEAP: LockedHeap = LockedHeap(Mutex::new(Heap::empty()));
+static HEAP: LockedHeap = LockedHeap(PlainMutex::new(Heap::empty()));
 
 // SAFETY: `Heap` hands out disjoint, aligned blocks of the one region it was given, and the lock serialises it. Interrupts are
 // off in ring 0, so no holder of the lock is interrupted on its own CPU; NMI and #MC paths do not allocate.

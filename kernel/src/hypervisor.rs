@@ -51,6 +51,8 @@ pub struct Hypervisor<P: Platform> {
     pub cpus: Box<[CpuShared]>,
     /// How CPUs are shared.
     pub policy: crate::sched::Sharing,
+    /// Who looks whether CPUs are alive.
+    pub watchdog: crate::watchdog::Watchdog,
     /// The words of its command line, once boot has told them.
     pub command_line: spin::Once<&'static str>,
     /// Steps of a long operation per entry: [`Budget::PER_ENTRY`], or what a test wants.
@@ -60,7 +62,8 @@ pub struct Hypervisor<P: Platform> {
 impl<P: Platform> Hypervisor<P> {
     /// A hypervisor without domains.
     pub fn new(platform: P, mm: crate::mm::Memory) -> Self {
-        let cpus = (0..platform.cpu_count())
+        let cpu_count = platform.cpu_count();
+        let cpus = (0..cpu_count)
             .map(|_| CpuShared {
                 run_queue: RankedMutex::new(RunQueue::new()),
                 timers: RankedMutex::new(TimerQueue::new()),
@@ -72,7 +75,7 @@ impl<P: Platform> Hypervisor<P> {
                 view: crate::sched::Published::new(),
             })
             .collect();
-        mm.clock().set_cpus(platform.cpu_count());
+        mm.clock().set_cpus(cpu_count);
         let irqs = crate::evtchn::IrqTable::new(platform.irq_pins());
         Hypervisor {
             platform,
@@ -81,6 +84,7 @@ impl<P: Platform> Hypervisor<P> {
             irqs,
             cpus,
             policy: crate::sched::Sharing::default(),
+            watchdog: crate::watchdog::Watchdog::new(cpu_count),
             command_line: spin::Once::new(),
             steps_per_entry: AtomicU32::new(Budget::PER_ENTRY),
         }

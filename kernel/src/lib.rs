@@ -30,4 +30,5 @@ pub mod symbols;
 pub mod sync;
 pub mod time;
 pub mod trap;
+pub mod watchdog;
 pub mod x86;

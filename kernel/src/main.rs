@@ -89,7 +89,8 @@ fn start(calibration: Calibration) -> ! {
     let hv =
         HYPERVISOR.call_once(|| Hypervisor { policy: options.sharing, ..Hypervisor::new(Machine, memory) });
     hv.command_line.call_once(|| options.words);
-    hv::sync::on_relax(|| hypervisor().answer_flushes());
+    hv.watchdog.configure(options.watchdog_seconds, options.wedge);
+    hv::sync::on_relax(|| hypervisor().wait_round());
 
     log::debug!("{} interrupt pins", ioapic::pins());
     let Some(module) = machine.module else {

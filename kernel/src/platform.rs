@@ -257,6 +257,8 @@ pub trait Platform: Sync + 'static {
     fn console_write(&self, text: &[u8]);
     /// Takes up to `buf.len()` bytes that were typed at the console; returns how many.
     fn console_read(&self, buf: &mut [u8]) -> usize;
+    /// Reports processors that are stuck, as far as they can be made to speak, and stops the machine.
+    fn report_stuck(&self, stuck: crate::watchdog::Stuck) -> !;
     /// Stops the machine.
     fn halt(&self, why: HaltReason) -> !;
 }

@@ -138,7 +138,14 @@ impl Machine {
         if let Some(module) = module {
             initrd = format!("{initrd},{}", module.to_string_lossy().replace(',', ",,"));
         }
-        let mut qemu = self.command();
+        let mut machine = self.clone();
+        if machine.accel == "tcg" && machine.smp > 1 {
+            // Without an invariant TSC, which TCG does not offer, Xen measures each processor's TSC against the platform's timer once
+            // a second. A thread for each processor is now and then off the host's CPU in the middle of that: clocks of two
+            // processors were tens of milliseconds apart, and vCPUs hung on timers.
+            machine.accel.push_str(",thread=single");
+        }
+        let mut qemu = machine.command();
         qemu.arg("-kernel").arg(image).args(["-initrd", &initrd, "-append", &append]);
         qemu
     }

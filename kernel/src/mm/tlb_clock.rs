@@ -28,13 +28,13 @@
 //! Stamps in frames' records have 26 bits. They are taken for the latest reading that ends in them: later than the
 //! true one if the clock has wrapped meanwhile, which costs a flush that was not needed, and never misses one.
 
-use core::hint;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hypercall_abi::DomId;
 
 use super::page_info::Stamp;
 use crate::platform::{CpuId, CpuSet, Platform, TlbFlush};
+use crate::sync;
 use crate::x86::layout::MAX_CPUS;
 
 /// No guest's address space is loaded.
@@ -199,7 +199,7 @@ impl TlbClock {
         for cpu in others.iter() {
             while self.cpu(cpu).flushed.load(Ordering::SeqCst) <= since {
                 self.answer(tlb, this);
-                hint::spin_loop();
+                sync::relax();
             }
         }
     }
@@ -224,6 +224,7 @@ mod tests {
     use super::*;
     use crate::mm::TlbDebt;
     use alloc::vec::Vec;
+    use core::hint;
     use core::sync::atomic::AtomicBool;
     use std::cell::Cell;
     use std::thread;

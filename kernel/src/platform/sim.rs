@@ -253,6 +253,9 @@ impl Platform for SimMachine {
     fn console_read(&self, _buf: &mut [u8]) -> usize {
         0
     }
+    fn report_stuck(&self, stuck: crate::watchdog::Stuck) -> ! {
+        panic!("stuck: {stuck:?}")
+    }
     fn halt(&self, why: HaltReason) -> ! {
         panic!("the simulated machine halts: {why:?}")
     }

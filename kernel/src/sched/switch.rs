@@ -191,7 +191,7 @@ impl<P: Platform> Hypervisor<P> {
             at => Some(at),
         };
         let first = shared.timers.lock().first();
-        self.platform.set_timer(first.into_iter().chain(slice_end).min());
+        self.platform.set_timer(first.into_iter().chain(slice_end).chain(self.watchdog.wake_ns(cpu)).min());
     }
 
     /// The timer interrupt of this CPU.
@@ -247,8 +247,10 @@ impl<P: Platform> Hypervisor<P> {
     /// whom to run (idling when there is nobody), and events to deliver. Afterwards `cpu.current` is what to resume.
     pub fn prepare_resume(&self, cpu: &mut Cpu) {
         let shared = self.cpu(cpu.id);
+        let tsc = self.platform.tsc();
+        self.beat(cpu.id, tsc);
         if let Some((since, what)) = cpu.entered.take() {
-            let ticks = self.platform.tsc().wrapping_sub(since);
+            let ticks = tsc.wrapping_sub(since);
             if ticks > shared.longest_ticks.load(Ordering::Relaxed) {
                 shared.longest_ticks.store(ticks, Ordering::Relaxed);
                 shared.longest_what.store(what, Ordering::Relaxed);
@@ -266,6 +268,7 @@ impl<P: Platform> Hypervisor<P> {
             let Some(current) = cpu.current.as_mut() else {
                 if !shared.reschedule.load(Ordering::Acquire) && !shared.timer_due.load(Ordering::Acquire) {
                     self.platform.wait_for_interrupt();
+                    self.beat(cpu.id, self.platform.tsc());
                 }
                 continue;
             };

@@ -15,18 +15,30 @@ use core::ops::{Deref, DerefMut};
 static RELAX: spin::Once<fn()> = spin::Once::new();
 
 /// Sets what a CPU does in each round of waiting for another one, beside pausing: answer requests to flush its TLB, for it takes no
-/// interrupts (`mm::tlb_clock`). Once, before a second CPU runs.
-pub fn on_relax(answer: fn()) {
-    RELAX.call_once(|| answer);
+/// interrupts (`mm::tlb_clock`), and look whether the other one lives (`watchdog`). Once, before a second CPU runs.
+pub fn on_relax(round: fn()) {
+    RELAX.call_once(|| round);
 }
 
 /// One round of waiting for another CPU. Every loop of ring 0 in which a CPU waits for what another does calls this.
 #[cold]
 pub fn relax() {
-    if let Some(answer) = RELAX.get() {
-        answer();
+    if let Some(round) = RELAX.get() {
+        round();
     }
     hint::spin_loop();
+}
+
+/// A lock without a rank, for mechanism: held for a few instructions, in which no other lock is taken.
+pub type PlainMutex<T> = spin::mutex::Mutex<T, Relax>;
+
+/// How a [`PlainMutex`] waits: by [`relax`].
+pub struct Relax;
+
+impl spin::RelaxStrategy for Relax {
+    fn relax() {
+        relax();
+    }
 }
 
 /// A spin lock of rank `RANK` (see [`rank`]).

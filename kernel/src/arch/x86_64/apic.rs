@@ -161,6 +161,11 @@ pub fn send_startup(apic_id: u32, page: u8) {
     command(apic_id, LEVEL_ASSERT | STARTUP | u32::from(page));
 }
 
+/// Interrupts the processor with this APIC id, whatever it does.
+pub fn send_nmi(apic_id: u32) {
+    command(apic_id, LEVEL_ASSERT | NMI);
+}
+
 /// Interrupts all other processors, whatever they do. Nothing if this one's APIC is not on yet.
 pub fn send_nmi_to_others() {
     if READY.load(Ordering::Relaxed) {

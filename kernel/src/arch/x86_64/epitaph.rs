@@ -2,10 +2,13 @@
 //!
 //! Nothing here takes a lock or allocates: the host may have died holding any of them.
 
+use super::boot::smp;
 use super::entry::Frame;
-use super::{apic, percpu, serial};
+use super::{apic, clock, percpu, serial};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use hv::platform::CpuId;
+use hv::watchdog::Stuck;
 use hv::x86::layout;
 use x86_64::instructions::port::Port;
 use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
@@ -14,11 +17,15 @@ use x86_64::registers::control::{Cr0, Cr2, Cr3, Cr4};
 const EXIT_PANIC: u32 = 0x20;
 /// Exit code when what we were given cannot be booted.
 const EXIT_REFUSED: u32 = 0x21;
+/// How long a CPU that is asked to report itself may take: a thousand times what its lines need on the wire.
+const SPEAK_NS: u64 = 5_000_000_000;
 /// Frames of a backtrace.
 const DEPTH: usize = 24;
 
 /// Number of the CPU that reports, plus one; 0 while none does.
 static DYING: AtomicU32 = AtomicU32::new(0);
+/// Number of the CPU that is to report itself at its next NMI, plus one; it puts 0 back when it has.
+static SPEAK: AtomicU32 = AtomicU32::new(0);
 /// The other CPUs are to stop where they are.
 static STOP: AtomicBool = AtomicBool::new(false);
 static DEBUG_EXIT_PORT: AtomicU16 = AtomicU16::new(0);
@@ -64,12 +71,17 @@ pub fn is_stopping() -> bool {
     STOP.load(Ordering::SeqCst)
 }
 
-/// Only one report: a fault while reporting stops at once, another CPU stops silently. The others are stopped first: nobody
-/// goes on with a broken hypervisor.
+/// The others are stopped first: nobody goes on with a broken hypervisor.
 fn begin() {
+    claim();
+    stop_others();
+}
+
+/// Only one report: a fault while reporting stops at once, another CPU stops silently.
+fn claim() {
     let me = cpu() as u32 + 1;
     match DYING.compare_exchange(0, me, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => stop_others(),
+        Ok(_) => {}
         Err(other) if other != me => stop(),
         Err(_) => {
             serial::write_unlocked(b"\n(XL) fault while reporting\n");
@@ -79,7 +91,8 @@ fn begin() {
     }
 }
 
-fn end() -> ! {
+/// The guest in which this CPU was when it entered ring 0, if any.
+fn guest() {
     // SAFETY: null or this CPU's data, which lives for ever.
     if let Some(info) = unsafe { percpu::this().as_ref() } {
         // SAFETY: null, or the state of the vCPU that runs here, which this CPU owns.
@@ -87,11 +100,15 @@ fn end() -> ! {
             let r = &state.regs;
             let _ = writeln!(
                 Serial,
-                "(XL) Entered from a guest, vector {:#x}: cs:rip {:04x}:{:016x} ss:rsp {:04x}:{:016x} rax {:016x}",
-                r.vector, r.cs, r.rip, r.ss, r.rsp, r.rax
+                "(XL) CPU {} entered from a guest, vector {:#x}: cs:rip {:04x}:{:016x} ss:rsp {:04x}:{:016x} rax {:016x}",
+                info.number, r.vector, r.cs, r.rip, r.ss, r.rsp, r.rax
             );
         }
     }
+}
+
+fn end() -> ! {
+    guest();
     let _ = writeln!(Serial, "(XL) ****************************************");
     let _ = writeln!(Serial, "(XL) The host is stopped.");
     debug_exit(EXIT_PANIC);
@@ -126,26 +143,97 @@ pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
             let _ = writeln!(Serial, "(XL) Panic on CPU {}: {}", cpu(), info.message());
         }
     }
+    backtrace(None, frame_pointer());
+    end()
+}
+
+#[inline(always)]
+fn frame_pointer() -> u64 {
     let rbp: u64;
     // SAFETY: reads a register.
     unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
-    backtrace(None, rbp);
+    rbp
+}
+
+/// Reports processors that are stuck, each in its own words if a non-maskable interrupt can make it speak.
+pub fn stuck(who: Stuck) -> ! {
+    // The others go on for the moment: one of them may hold what a stuck one waits for, and says so itself.
+    claim();
+    let _ = writeln!(Serial, "\n(XL) ****************************************");
+    for cpu in who.silent.iter() {
+        let _ = writeln!(
+            Serial,
+            "(XL) Watchdog: CPU {} is stuck in ring 0, without a sign of life for {} s",
+            cpu.0, who.seconds
+        );
+        ask(cpu);
+    }
+    for cpu in who.waiting.iter() {
+        let _ =
+            writeln!(Serial, "(XL) Watchdog: CPU {} has waited for another one for {} s", cpu.0, who.seconds);
+        ask(cpu);
+    }
+    stop_others();
     end()
+}
+
+/// Lets a CPU report itself.
+fn ask(who: CpuId) {
+    if who.0 as usize == cpu() {
+        return backtrace(None, frame_pointer());
+    }
+    let Some(apic_id) = smp::apic_id(who) else { return };
+    SPEAK.store(who.0 + 1, Ordering::SeqCst);
+    apic::send_nmi(apic_id);
+    let end = clock::now_ns() + SPEAK_NS;
+    while SPEAK.load(Ordering::SeqCst) != 0 {
+        if clock::now_ns() >= end {
+            let _ = writeln!(Serial, "(XL) CPU {} does not take a non-maskable interrupt either", who.0);
+            return;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// At a non-maskable interrupt: if this CPU is asked to report itself, it does, and stops.
+pub fn speak_if_asked(frame: &Frame) {
+    if SPEAK.load(Ordering::SeqCst) != cpu() as u32 + 1 {
+        return;
+    }
+    registers(2, frame);
+    if frame.cs & 3 == 0 {
+        stack(frame.rsp);
+        backtrace(Some(frame.rip), frame.rbp);
+        guest();
+    } else {
+        let _ = writeln!(Serial, "(XL) It runs a guest");
+    }
+    SPEAK.store(0, Ordering::SeqCst);
+    stop()
 }
 
 /// Reports an exception of ring 0 that nothing mends.
 pub fn exception(vector: u64, frame: &Frame) -> ! {
     begin();
-    let f = frame;
     let _ = writeln!(Serial, "\n(XL) ****************************************");
     let _ = writeln!(
         Serial,
         "(XL) Exception {vector} ({}) in ring {} on CPU {}, error code {:#x}",
         name(vector),
-        f.cs & 3,
+        frame.cs & 3,
         cpu(),
-        f.error_code
+        frame.error_code
     );
+    registers(vector, frame);
+    if matches!(vector, 8 | 14) && layout::cpu_block::is_guard(Cr2::read_raw()) {
+        let _ = writeln!(Serial, "(XL) cr2 is in a guard page: a stack of ring 0 has overflowed");
+    }
+    stack(frame.rsp);
+    backtrace(Some(frame.rip), frame.rbp);
+    end()
+}
+
+fn registers(vector: u64, f: &Frame) {
     let _ = writeln!(Serial, "(XL) cs:rip {:04x}:{:016x}  rflags {:016x}", f.cs, f.rip, f.rflags);
     let _ = writeln!(Serial, "(XL) ss:rsp {:04x}:{:016x}", f.ss, f.rsp);
     for row in [
@@ -166,12 +254,6 @@ pub fn exception(vector: u64, frame: &Frame) -> ! {
         }
         let _ = Serial.write_str("\n");
     }
-    if matches!(vector, 8 | 14) && layout::cpu_block::is_guard(Cr2::read_raw()) {
-        let _ = writeln!(Serial, "(XL) cr2 is in a guard page: a stack of ring 0 has overflowed");
-    }
-    stack(f.rsp);
-    backtrace(Some(f.rip), f.rbp);
-    end()
 }
 
 /// The words at the top of the stack, if that is one of ours.

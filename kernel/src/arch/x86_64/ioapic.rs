@@ -6,9 +6,10 @@
 
 use super::paging;
 use alloc::vec::Vec;
+use hv::sync::PlainMutex;
 use hv::x86::acpi::{AcpiInfo, IoApic};
 use hv::x86::layout::{self, PAGE_SIZE};
-use spin::{Mutex, Once};
+use spin::Once;
 
 /// Vector of pin 0.
 pub const FIRST_VECTOR: u8 = 0x40;
@@ -35,7 +36,7 @@ struct State {
     target: u32,
 }
 
-static STATE: Once<Mutex<State>> = Once::new();
+static STATE: Once<PlainMutex<State>> = Once::new();
 
 /// Registers of chip `index` in the device window; the local APIC has the first page.
 fn window(index: usize) -> u64 {
@@ -87,7 +88,7 @@ pub fn init(acpi: &AcpiInfo, target: u32) {
     for pin in 0..state.pins.len() {
         state.program(pin);
     }
-    STATE.call_once(|| Mutex::new(state));
+    STATE.call_once(|| PlainMutex::new(state));
 }
 
 impl State {

@@ -5,6 +5,7 @@ use super::{apic, clock, context, cpu, epitaph, fpu, ioapic, paging, percpu, pow
 use core::sync::atomic::Ordering;
 use hv::domain::VcpuState;
 use hv::platform::{CpuId, CpuSet, Fault, FrameWords, HaltReason, Platform, TimeScale, TlbFlush};
+use hv::watchdog::Stuck;
 use hv::x86::layout::{self, PAGE_SIZE};
 use hypercall_abi::Mfn;
 use x86_64::instructions::port::Port;
@@ -302,6 +303,10 @@ impl Platform for Machine {
 
     fn console_read(&self, buf: &mut [u8]) -> usize {
         serial::take_input(buf)
+    }
+
+    fn report_stuck(&self, stuck: Stuck) -> ! {
+        epitaph::stuck(stuck)
     }
 
     fn halt(&self, why: HaltReason) -> ! {

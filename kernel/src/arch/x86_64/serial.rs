@@ -3,7 +3,7 @@
 //! Not the crate `uart_16550`: it fixes line speed and interrupts at its own choice, and what is left of it is this file.
 
 use core::sync::atomic::{AtomicBool, Ordering};
-use spin::Mutex;
+use hv::sync::PlainMutex;
 use x86_64::instructions::port::Port;
 
 const COM1: u16 = 0x3f8;
@@ -12,7 +12,7 @@ pub const COM1_IRQ: u8 = 4;
 /// Polls for room in the transmitter before a byte is given up: a dead port must not stop the host.
 const PATIENCE: u32 = 100_000;
 
-static PORT_LOCK: Mutex<()> = Mutex::new(());
+static PORT_LOCK: PlainMutex<()> = PlainMutex::new(());
 static DEAD: AtomicBool = AtomicBool::new(false);
 
 fn write(register: u16, value: u8) {
@@ -76,7 +76,7 @@ struct Input {
     len: usize,
 }
 
-static INPUT: Mutex<Input> = Mutex::new(Input { bytes: [0; 256], start: 0, len: 0 });
+static INPUT: PlainMutex<Input> = PlainMutex::new(Input { bytes: [0; 256], start: 0, len: 0 });
 
 /// Takes received bytes out of the port; what does not fit is lost, as on any terminal.
 pub fn receive() {

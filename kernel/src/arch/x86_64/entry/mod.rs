@@ -93,7 +93,8 @@ extern "C" fn ring0_entry(frame: &mut Frame) {
 }
 
 /// A non-maskable interrupt. Nothing here may fault: IRET would let the next one in on the same stack.
-extern "C" fn nmi_entry(_frame: &mut Frame) {
+extern "C" fn nmi_entry(frame: &mut Frame) {
+    epitaph::speak_if_asked(frame);
     if epitaph::is_stopping() {
         epitaph::stop();
     }

@@ -18,8 +18,12 @@ pub struct Gpr(u8);
 impl Gpr {
     /// The accumulator.
     pub const RAX: Gpr = Gpr(0);
+    /// The count of shifts and repetitions.
+    pub const RCX: Gpr = Gpr(1);
     /// The upper half of double-width operands.
     pub const RDX: Gpr = Gpr(2);
+    /// The stack pointer.
+    pub const RSP: Gpr = Gpr(4);
     /// The source of string instructions.
     pub const RSI: Gpr = Gpr(6);
     /// The destination of string instructions.
@@ -143,8 +147,8 @@ pub struct Mem {
     pub base: Option<MemBase>,
     /// Index register and the shift of its scale (0 to 3).
     pub index: Option<(Gpr, u8)>,
-    /// Displacement.
-    pub disp: i32,
+    /// Displacement: 32 bits, sign-extended, but for the moves between the accumulator and an address in the instruction.
+    pub disp: i64,
     /// Whether the sum is cut to 32 bits before the segment base is added.
     pub address32: bool,
 }
@@ -158,13 +162,62 @@ pub enum MemBase {
     NextRip,
 }
 
-/// A value that a store takes from a register or from the instruction.
+/// Where a store takes a value from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A register.
     Reg(Gpr),
     /// A constant, sign-extended.
     Imm(i32),
+    /// Memory: of a string instruction, a PUSH or a POP.
+    Mem(Mem),
+    /// The flags register.
+    Flags,
+}
+
+/// Arithmetic and logic of two operands, in the order of the opcodes; the eighth, CMP, stores nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Alu {
+    Add,
+    Or,
+    Adc,
+    Sbb,
+    And,
+    Sub,
+    Xor,
+}
+
+/// Arithmetic and logic of one operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Unary {
+    Inc,
+    Dec,
+    Not,
+    Neg,
+}
+
+/// What happens to one bit, whose old value the carry flag gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Bit {
+    Set,
+    Reset,
+    Complement,
+}
+
+/// A shift or rotation of one operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Shift {
+    Rol,
+    Ror,
+    Rcl,
+    Rcr,
+    Shl,
+    Shr,
+    Sar,
 }
 
 /// How a store computes what it writes.
@@ -173,23 +226,48 @@ pub enum Source {
 pub enum StoreOp {
     /// Writes the source.
     Mov(Source),
+    /// Writes the source with its bytes in reverse order.
+    Movbe(Gpr),
+    /// Writes 1 if a condition holds, else 0: the number of the condition as in the opcode.
+    Set(u8),
     /// Exchanges memory and register, atomically.
     Xchg(Gpr),
     /// Writes the register if memory equals rax, and loads rax otherwise.
     Cmpxchg(Gpr),
-    And(Source),
-    Or(Source),
-    Xor(Source),
-    /// Sets one bit; a register may select a bit outside the addressed word.
-    Bts(Source),
-    /// Clears one bit; likewise.
-    Btr(Source),
+    Alu(Alu, Source),
+    Unary(Unary),
+    /// A register may select a bit outside the addressed word.
+    Bit(Bit, Source),
+    /// By a constant, or by cl.
+    Shift(Shift, Source),
+    /// SHLD or SHRD: the register's bits come in; by a constant, or by cl.
+    DoubleShift {
+        left: bool,
+        from: Gpr,
+        count: Source,
+    },
     /// Writes the sum of memory and register, and loads the register with what memory held.
     Xadd(Gpr),
     /// Writes ecx:ebx if memory equals edx:eax, and loads edx:eax otherwise.
     Cmpxchg8b,
     /// Writes rcx:rbx if 16 bytes of memory equal rdx:rax, and loads rdx:rax otherwise.
     Cmpxchg16b,
+}
+
+/// What a store does to the registers that lead it, besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advance {
+    /// Nothing.
+    None,
+    /// A string instruction steps rdi, and rsi if it reads memory, by the direction flag.
+    String {
+        /// It does so (e/r)cx times.
+        repeat: bool,
+    },
+    /// PUSH: rsp goes down first, and leads to the operand.
+    Push,
+    /// POP: rsp goes up before it takes part in the address.
+    Pop,
 }
 
 /// A store to memory of 1 to 8 bytes, or the one of 16.
@@ -205,6 +283,8 @@ pub struct Store {
     pub mem: Mem,
     /// Whether it carries a LOCK prefix.
     pub lock: bool,
+    /// What becomes of rsp, rsi, rdi and rcx.
+    pub advance: Advance,
 }
 
 /// Legacy and REX prefixes in front of an opcode.
@@ -232,6 +312,19 @@ impl Prefixes {
     }
     fn base(self) -> Base {
         self.segment.unwrap_or(Base::Flat)
+    }
+    /// Width of an operand in memory.
+    fn width(self, byte: bool) -> Width {
+        match (byte, self.rex_w(), self.operand16) {
+            (true, ..) => Width::Byte,
+            (_, true, _) => Width::Qword,
+            (_, false, true) => Width::Word,
+            (_, false, false) => Width::Dword,
+        }
+    }
+    /// Width of an operand on the stack: there is none of 4 bytes.
+    fn stack_width(self) -> Width {
+        if self.operand16 && !self.rex_w() { Width::Word } else { Width::Qword }
     }
     /// Width of a port access by an opcode whose low bit says whether it is a byte.
     fn port_width(self, opcode: u8) -> Width {
@@ -324,9 +417,9 @@ impl<'a> Cursor<'a> {
             mem.base = Some(MemBase::Reg(p.rm(modrm)));
         }
         if disp32 {
-            mem.disp = self.next_i32()?;
+            mem.disp = i64::from(self.next_i32()?);
         } else if mode == 1 {
-            mem.disp = i32::from(self.next()? as i8);
+            mem.disp = i64::from(self.next()? as i8);
         }
         Some(mem)
     }
@@ -403,71 +496,188 @@ pub fn privileged(bytes: &[u8]) -> Option<Insn<Op>> {
 
 /// Decodes a store at the start of `bytes` as 64-bit code.
 ///
-/// As with [`privileged`], whatever is not certain is not decoded.
+/// As with [`privileged`], whatever is not certain is not decoded. Repeat prefixes count for string instructions alone; in front
+/// of others they are hints about lock elision, or nothing.
 pub fn store(bytes: &[u8]) -> Option<Insn<Store>> {
     let mut c = Cursor::new(bytes);
     let (p, opcode) = c.prefixes()?;
-    // F2 and F3 mean lock elision hints on some of these, and nothing sure on others.
-    if p.repeat.is_some() {
-        return None;
+    let store = match opcode {
+        0x50..=0x57 | 0x68 | 0x6a | 0x9c => push(&mut c, p, opcode)?,
+        0xa2 | 0xa3 => store_to_offset(&mut c, p, opcode)?,
+        0xa4 | 0xa5 | 0xaa | 0xab => string_store(p, opcode),
+        _ => modrm_store(&mut c, p, opcode)?,
+    };
+    // LOCK is for instructions that read what they write; with others it is undefined.
+    let read = match store.op {
+        StoreOp::Mov(_) | StoreOp::Movbe(_) | StoreOp::Set(_) => false,
+        StoreOp::Shift(..) | StoreOp::DoubleShift { .. } => false,
+        _ => true,
+    };
+    (read || !store.lock).then_some(Insn { len: c.read, op: store })
+}
+
+/// An operand at the address in a register.
+fn at(register: Gpr, segment: Base, address32: bool) -> Mem {
+    Mem { segment, base: Some(MemBase::Reg(register)), index: None, disp: 0, address32 }
+}
+
+/// PUSH of a register, a constant, the flags.
+fn push(c: &mut Cursor<'_>, p: Prefixes, opcode: u8) -> Option<Store> {
+    let width = p.stack_width();
+    let source = match opcode {
+        0x68 => Source::Imm(c.immediate(width)?),
+        0x6a => Source::Imm(i32::from(c.next()? as i8)),
+        0x9c => Source::Flags,
+        _ => Source::Reg(p.rm(opcode)),
+    };
+    Some(pushed(p, source, width))
+}
+
+fn pushed(p: Prefixes, source: Source, width: Width) -> Store {
+    let mem = at(Gpr::RSP, Base::Flat, false);
+    Store { op: StoreOp::Mov(source), width, high: false, mem, lock: p.lock, advance: Advance::Push }
+}
+
+/// MOV of the accumulator to an address that is in the instruction as a whole.
+fn store_to_offset(c: &mut Cursor<'_>, p: Prefixes, opcode: u8) -> Option<Store> {
+    let mut disp = u64::from(c.next_i32()? as u32);
+    if !p.address32 {
+        disp |= u64::from(c.next_i32()? as u32) << 32;
     }
+    let mem = Mem { segment: p.base(), base: None, index: None, disp: disp as i64, address32: p.address32 };
+    let (op, width) = (StoreOp::Mov(Source::Reg(Gpr::RAX)), p.width(opcode & 1 == 0));
+    Some(Store { op, width, high: false, mem, lock: p.lock, advance: Advance::None })
+}
+
+/// STOS and MOVS.
+fn string_store(p: Prefixes, opcode: u8) -> Store {
+    let source = match opcode {
+        0xa4 | 0xa5 => Source::Mem(at(Gpr::RSI, p.base(), p.address32)),
+        _ => Source::Reg(Gpr::RAX),
+    };
+    Store {
+        op: StoreOp::Mov(source),
+        width: p.width(opcode & 1 == 0),
+        high: false,
+        // The destination's segment cannot be overridden.
+        mem: at(Gpr::RDI, Base::Flat, p.address32),
+        lock: p.lock,
+        advance: Advance::String { repeat: p.repeat.is_some() },
+    }
+}
+
+/// The stores with a ModRM byte.
+fn modrm_store(c: &mut Cursor<'_>, p: Prefixes, opcode: u8) -> Option<Store> {
     let second = if opcode == 0x0f { Some(c.next()?) } else { None };
+    let third = if second == Some(0x38) { Some(c.next()?) } else { None };
     let modrm = c.next()?;
-    let mem = c.memory(p, modrm)?;
     let group = modrm >> 3 & 7;
-    let byte = matches!(
-        (opcode, second),
-        (0x08 | 0x20 | 0x30 | 0x80 | 0x86 | 0x88 | 0xc6, _) | (_, Some(0xb0 | 0xc0))
-    );
-    let width = match (byte, p.rex_w(), p.operand16) {
-        (true, ..) => Width::Byte,
-        (_, true, _) => Width::Qword,
-        (_, false, true) => Width::Word,
-        (_, false, false) => Width::Dword,
+    if opcode == 0xff && group == 6 {
+        let source = match c.memory(p, modrm) {
+            Some(mem) => Source::Mem(mem),
+            None if modrm >> 6 == 3 => Source::Reg(p.rm(modrm)),
+            None => return None,
+        };
+        return Some(pushed(p, source, p.stack_width()));
+    }
+    let mem = c.memory(p, modrm)?;
+    let byte = match (opcode, second) {
+        (0x0f, Some(0x90..=0x9f | 0xb0 | 0xc0)) => true,
+        // All others of two bytes, and POP, have no form of one byte.
+        (0x0f | 0x8f, _) => false,
+        _ => opcode & 1 == 0,
     };
+    let mut width = p.width(byte);
     // Without REX, the byte registers 4 to 7 are the second bytes of the first four.
-    let immediate = matches!(opcode, 0x80 | 0xc6);
-    let high = byte && !immediate && p.rex == 0 && group >= 4;
+    let numbered = matches!(
+        (opcode, second),
+        (0x00 | 0x08 | 0x10 | 0x18 | 0x20 | 0x28 | 0x30 | 0x86 | 0x88, _) | (0x0f, Some(0xb0 | 0xc0))
+    );
+    let high = numbered && p.rex == 0 && group >= 4;
     let reg = if high { Gpr(group - 4) } else { p.reg(modrm) };
-    let alu = |source| {
-        Some(match group {
-            1 => StoreOp::Or(source),
-            4 => StoreOp::And(source),
-            6 => StoreOp::Xor(source),
-            _ => return None,
-        })
-    };
+    let mut advance = Advance::None;
     let op = match (opcode, second) {
-        (0x08 | 0x09, _) => StoreOp::Or(Source::Reg(reg)),
-        (0x20 | 0x21, _) => StoreOp::And(Source::Reg(reg)),
-        (0x30 | 0x31, _) => StoreOp::Xor(Source::Reg(reg)),
-        (0x80 | 0x81, _) => alu(Source::Imm(c.immediate(width)?))?,
-        (0x83, _) => alu(Source::Imm(i32::from(c.next()? as i8)))?,
+        (0x00..=0x31, _) if opcode & 7 < 2 => StoreOp::Alu(alu(opcode >> 3)?, Source::Reg(reg)),
+        (0x80 | 0x81, _) => StoreOp::Alu(alu(group)?, Source::Imm(c.immediate(width)?)),
+        (0x83, _) => StoreOp::Alu(alu(group)?, Source::Imm(i32::from(c.next()? as i8))),
         (0x86 | 0x87, _) => StoreOp::Xchg(reg),
         (0x88 | 0x89, _) => StoreOp::Mov(Source::Reg(reg)),
-        (0xc6 | 0xc7, _) if group == 0 => StoreOp::Mov(Source::Imm(c.immediate(width)?)),
-        (_, Some(0xab)) => StoreOp::Bts(Source::Reg(reg)),
-        (_, Some(0xb0 | 0xb1)) => StoreOp::Cmpxchg(reg),
-        (_, Some(0xb3)) => StoreOp::Btr(Source::Reg(reg)),
-        (_, Some(0xc0 | 0xc1)) => StoreOp::Xadd(reg),
-        (_, Some(0xc7)) if group == 1 && p.rex_w() => StoreOp::Cmpxchg16b,
-        (_, Some(0xc7)) if group == 1 => StoreOp::Cmpxchg8b,
-        (_, Some(0xba)) => {
-            let bit = Source::Imm(i32::from(c.next()? as i8));
-            match group {
-                5 => StoreOp::Bts(bit),
-                6 => StoreOp::Btr(bit),
-                _ => return None,
-            }
+        (0x8f, _) if group == 0 => {
+            (width, advance) = (p.stack_width(), Advance::Pop);
+            StoreOp::Mov(Source::Mem(at(Gpr::RSP, Base::Flat, false)))
         }
+        (0xc0 | 0xc1, _) => StoreOp::Shift(shift(group), Source::Imm(i32::from(c.next()?))),
+        (0xc6 | 0xc7, _) if group == 0 => StoreOp::Mov(Source::Imm(c.immediate(width)?)),
+        (0xd0 | 0xd1, _) => StoreOp::Shift(shift(group), Source::Imm(1)),
+        (0xd2 | 0xd3, _) => StoreOp::Shift(shift(group), Source::Reg(Gpr::RCX)),
+        (0xf6 | 0xf7, _) if group == 2 => StoreOp::Unary(Unary::Not),
+        (0xf6 | 0xf7, _) if group == 3 => StoreOp::Unary(Unary::Neg),
+        (0xfe | 0xff, _) if group == 0 => StoreOp::Unary(Unary::Inc),
+        (0xfe | 0xff, _) if group == 1 => StoreOp::Unary(Unary::Dec),
+        (0x0f, Some(second)) => match second {
+            // With F2 it is CRC32, and with F3 nothing known.
+            0x38 if third == Some(0xf1) && p.repeat.is_none() => StoreOp::Movbe(reg),
+            0x90..=0x9f => StoreOp::Set(second & 15),
+            0xa4 | 0xac => {
+                let count = Source::Imm(i32::from(c.next()?));
+                StoreOp::DoubleShift { left: second == 0xa4, from: reg, count }
+            }
+            0xa5 | 0xad => {
+                StoreOp::DoubleShift { left: second == 0xa5, from: reg, count: Source::Reg(Gpr::RCX) }
+            }
+            0xab => StoreOp::Bit(Bit::Set, Source::Reg(reg)),
+            0xb0 | 0xb1 => StoreOp::Cmpxchg(reg),
+            0xb3 => StoreOp::Bit(Bit::Reset, Source::Reg(reg)),
+            0xba => {
+                let bit = Source::Imm(i32::from(c.next()? as i8));
+                match group {
+                    5 => StoreOp::Bit(Bit::Set, bit),
+                    6 => StoreOp::Bit(Bit::Reset, bit),
+                    7 => StoreOp::Bit(Bit::Complement, bit),
+                    _ => return None,
+                }
+            }
+            0xbb => StoreOp::Bit(Bit::Complement, Source::Reg(reg)),
+            0xc0 | 0xc1 => StoreOp::Xadd(reg),
+            // MOVNTI has no form with another prefix.
+            0xc3 if !p.operand16 && p.repeat.is_none() => StoreOp::Mov(Source::Reg(reg)),
+            0xc7 if group == 1 && p.rex_w() => StoreOp::Cmpxchg16b,
+            0xc7 if group == 1 => {
+                width = Width::Qword;
+                StoreOp::Cmpxchg8b
+            }
+            _ => return None,
+        },
         _ => return None,
     };
-    // MOV with LOCK is undefined.
-    if p.lock && matches!(op, StoreOp::Mov(_)) {
-        return None;
+    Some(Store { op, width, high, mem, lock: p.lock, advance })
+}
+
+/// By three bits of an opcode or of ModRM.
+fn alu(number: u8) -> Option<Alu> {
+    Some(match number {
+        0 => Alu::Add,
+        1 => Alu::Or,
+        2 => Alu::Adc,
+        3 => Alu::Sbb,
+        4 => Alu::And,
+        5 => Alu::Sub,
+        6 => Alu::Xor,
+        _ => return None,
+    })
+}
+
+/// By three bits of ModRM, of which 6 is another name for SHL.
+fn shift(number: u8) -> Shift {
+    match number & 7 {
+        0 => Shift::Rol,
+        1 => Shift::Ror,
+        2 => Shift::Rcl,
+        3 => Shift::Rcr,
+        5 => Shift::Shr,
+        7 => Shift::Sar,
+        _ => Shift::Shl,
     }
-    let width = if op == StoreOp::Cmpxchg8b { Width::Qword } else { width };
-    Some(Insn { len: c.read, op: Store { op, width, high, mem, lock: p.lock } })
 }
 
 #[cfg(test)]

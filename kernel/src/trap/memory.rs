@@ -4,12 +4,16 @@ use core::sync::atomic::Ordering;
 
 use hypercall_abi::{DomId, MachAddr, Mfn};
 
-use super::decode::{self, Gpr, Insn, Mem, MemBase, Source, Store, StoreOp, Width};
+use super::bounce::Flags;
+use super::decode::{
+    self, Advance, Alu, Bit, Gpr, Insn, Mem, MemBase, Shift, Source, Store, StoreOp, Unary, Width,
+};
 use super::deliver::{Exception, PF_USER, PF_WRITE};
 use super::descriptor::CodeSegment;
 use super::emulate::{Emulated, gpr, set_gpr};
 use super::msr;
-use crate::domain::{Current, GuestRegs};
+use crate::access::Verbs;
+use crate::domain::{Current, Domain, GuestRegs};
 use crate::hypercall::Budget;
 use crate::hypervisor::Hypervisor;
 use crate::mm::update::NotUpdated;
@@ -46,10 +50,9 @@ impl<P: Platform> Hypervisor<P> {
             // The processor reads descriptors as ring 0 whatever the mode: that is how these differ from a guest's own access.
             return if code & PF_USER == 0 { self.descriptor_fault(current, fault) } else { Emulated::No };
         }
-        let assists = current.domain().vm_assist.load(Ordering::Relaxed);
-        if assists & ASSIST_WRITABLE_PAGE_TABLES != 0
-            && current.state.kernel_mode
+        if current.state.kernel_mode
             && code & (PF_WRITE | PF_PRESENT | PF_FETCH) == PF_WRITE | PF_PRESENT
+            && may_store_to_page_tables(current.domain())
         {
             return self.page_table_store(current, fault.address);
         }
@@ -180,13 +183,23 @@ impl<P: Platform> Hypervisor<P> {
             return Emulated::No;
         }
         let Some(insn) = self.fetch(current.state.regs.rip, decode::store) else { return Emulated::No };
+        if insn.op.advance == (Advance::String { repeat: true })
+            && remaining(&current.state.regs, &insn.op) == 0
+        {
+            // It stores nothing, so it was another one that faulted.
+            return Emulated::Again;
+        }
         let base = self.segment_base(current, insn.op.mem.segment);
-        let regs = &current.state.regs;
-        let Some(access) = Access::new(regs, &insn, base) else { return Emulated::No };
+        let Some(access) = Access::new(&current.state.regs, &insn, base) else { return Emulated::No };
         // The processor faulted at the first byte of an aligned access, or at the word that a bit offset leads to.
         if access.address != address {
             return Emulated::No;
         }
+        let input = match self.memory_source(current, &insn) {
+            Ok(input) => input,
+            Err(fault) => return Emulated::Raise(fault),
+        };
+        let regs = &current.state.regs;
         let index = (address as usize & 0xfff) / 8;
         let Some(word) = self.platform.frame(pte.mfn()).get(index) else { return Emulated::No };
         let old = word.load(Ordering::Acquire);
@@ -194,14 +207,14 @@ impl<P: Platform> Hypervisor<P> {
             let next = self.platform.frame(pte.mfn()).get(index + 1).map(|w| w.load(Ordering::Acquire));
             next.and_then(|next| compare_pair(regs, [old, next]))
         } else {
-            access.compute(regs, &insn.op, old)
+            access.compute(regs, &insn.op, old, input)
         };
         let Some(outcome) = outcome else { return Emulated::No };
         if let Some(new) = outcome.new {
             // Read-modify-write instructions must not lose what the processor or another vCPU writes in between: then the
             // guest executes it again.
             let how = match insn.op.op {
-                StoreOp::Mov(_) if insn.op.width == Width::Qword => mm::Store::Plain,
+                StoreOp::Mov(_) | StoreOp::Movbe(_) if insn.op.width == Width::Qword => mm::Store::Plain,
                 _ => mm::Store::IfEqual(Pte::from_bits(old)),
             };
             match self.pager().update_l1(&table, index, Pte::from_bits(new), how, owner, self) {
@@ -215,10 +228,30 @@ impl<P: Platform> Hypervisor<P> {
             set_gpr(regs, register, value);
         }
         if let Some((bits, mask)) = outcome.flags {
-            regs.rflags = regs.rflags & !mask | bits;
+            regs.rflags = regs.rflags & !mask | bits & mask;
         }
-        super::emulate::retire(regs, insn.len, 0)
+        // A string instruction that is not at its end stays where it is, with its next step before it.
+        let len = if advance(regs, &insn.op) { 0 } else { insn.len };
+        super::emulate::retire(regs, len, 0)
     }
+
+    /// The value that a string instruction, a PUSH or a POP takes from memory; 0 for all others.
+    fn memory_source(&self, current: &mut Current, insn: &Insn<Store>) -> Result<u64, Exception> {
+        let StoreOp::Mov(Source::Mem(mem)) = insn.op.op else { return Ok(0) };
+        let base = self.segment_base(current, mem.segment);
+        let address = effective_address(&current.state.regs, &mem, insn.len, base);
+        let mut value = [0; 8];
+        let bytes = value.get_mut(..usize::from(insn.op.width.bytes())).unwrap_or_default();
+        self.platform.copy_from_guest(bytes, address).map_err(|_| Exception::page_fault(address, false))?;
+        Ok(u64::from_le_bytes(value))
+    }
+}
+
+/// Whether a domain's kernel may write its L1 tables by plain stores: if it asked for that. Xen carries out the first domain's in
+/// any case, since it looks at its faults for another reason too.
+fn may_store_to_page_tables(domain: &Domain) -> bool {
+    domain.vm_assist.load(Ordering::Relaxed) & ASSIST_WRITABLE_PAGE_TABLES != 0
+        || domain.rights.lock().verbs.contains(Verbs::PLATFORM)
 }
 
 /// Where a store goes: a naturally aligned word of 1 to 16 bytes.
@@ -246,6 +279,10 @@ const ADJUST: u64 = 1 << 4;
 const ZERO: u64 = 1 << 6;
 const SIGN: u64 = 1 << 7;
 const OVERFLOW: u64 = 1 << 11;
+/// What arithmetic sets.
+const ARITHMETIC: u64 = CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW;
+/// What shifts set: the adjust flag is undefined after them.
+const SHIFTED: u64 = ARITHMETIC & !ADJUST;
 
 impl Access {
     /// `None` for an access that is not aligned to its size: it could touch two entries.
@@ -255,12 +292,18 @@ impl Access {
             StoreOp::Cmpxchg16b => 16,
             _ => u64::from(store.width.bytes()),
         };
-        let mut address = effective_address(regs, &store.mem, insn.len, segment_base);
+        let mut moved = *regs;
+        match store.advance {
+            Advance::Push => moved.rsp = moved.rsp.wrapping_sub(size),
+            Advance::Pop => moved.rsp = moved.rsp.wrapping_add(size),
+            Advance::None | Advance::String { .. } => {}
+        }
+        let mut address = effective_address(&moved, &store.mem, insn.len, segment_base);
         let bits = size as u32 * 8;
         let mut bit = 0;
         match store.op {
             // A bit number in a register reaches beyond the addressed word, in both directions; a constant does not.
-            StoreOp::Bts(Source::Reg(r)) | StoreOp::Btr(Source::Reg(r)) => {
+            StoreOp::Bit(_, Source::Reg(r)) => {
                 let offset = match store.width {
                     Width::Qword => gpr(regs, r) as i64,
                     Width::Word => i64::from(gpr(regs, r) as i16),
@@ -270,71 +313,112 @@ impl Access {
                 address = address.wrapping_add((words as u64).wrapping_mul(size));
                 bit = offset.rem_euclid(i64::from(bits)) as u32;
             }
-            StoreOp::Bts(Source::Imm(i)) | StoreOp::Btr(Source::Imm(i)) => bit = i as u32 % bits,
+            StoreOp::Bit(_, Source::Imm(i)) => bit = i as u32 % bits,
             _ => {}
         }
         address.is_multiple_of(size).then_some(Access { address, bit })
     }
 
-    /// `None` for [`StoreOp::Cmpxchg16b`], which [`compare_pair`] is for.
-    fn compute(&self, regs: &GuestRegs, store: &Store, word: u64) -> Option<Outcome> {
-        let mask = store.width.mask();
+    /// What the store does; `input` is what it read from other memory. `None` for [`StoreOp::Cmpxchg16b`], which
+    /// [`compare_pair`] is for.
+    fn compute(&self, regs: &GuestRegs, store: &Store, word: u64, input: u64) -> Option<Outcome> {
+        let width = store.width;
+        let mask = width.mask();
         let shift = (self.address as u32 & 7) * 8;
         let old = word.checked_shr(shift)? & mask;
         let part = if store.high { 8 } else { 0 };
         // A result of 4 bytes clears the rest of its register, a shorter one keeps it.
-        let loaded = |r, value: u64, part: u32| match store.width {
+        let loaded = |r, value: u64, part: u32| match width {
             Width::Byte | Width::Word => Some((r, gpr(regs, r) & !(mask << part) | value << part)),
             Width::Dword | Width::Qword => Some((r, value)),
         };
+        let register = |r| gpr(regs, r) >> part & mask;
         let value = |source| match source {
-            Source::Reg(r) => gpr(regs, r) >> part & mask,
+            Source::Reg(r) => register(r),
             Source::Imm(i) => i as i64 as u64 & mask,
+            Source::Mem(_) => input & mask,
+            Source::Flags => regs.rflags & !Flags::RF.bits() & mask,
         };
-        let in_word = |new: u64| Some(word & !(mask << shift) | (new & mask) << shift);
-        let logic = |new: u64| {
-            let parity = if (new as u8).count_ones().is_multiple_of(2) { PARITY } else { 0 };
-            let zero = if new == 0 { ZERO } else { 0 };
-            let sign = if new & (mask ^ mask >> 1) != 0 { SIGN } else { 0 };
-            let flags = Some((parity | zero | sign, CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW));
-            Outcome { new: in_word(new), registers: [None; 2], flags }
+        let count = |source| match source {
+            Source::Imm(i) => i as u32,
+            _ => regs.rcx as u32,
         };
-        let carry = |old: u64| Some((if old >> self.bit & 1 != 0 { CARRY } else { 0 }, CARRY));
+        let write = |new: u64| Outcome {
+            new: Some(word & !(mask << shift) | (new & mask) << shift),
+            ..Outcome::default()
+        };
+        let with_flags = |new, flags, which| Outcome { flags: Some((flags, which)), ..write(new) };
         Some(match store.op {
-            StoreOp::Mov(source) => Outcome { new: in_word(value(source)), ..Outcome::default() },
-            StoreOp::Xchg(r) => {
-                let registers = [loaded(r, old, part), None];
-                Outcome { new: in_word(value(Source::Reg(r))), registers, flags: None }
-            }
+            StoreOp::Mov(source) => write(value(source)),
+            StoreOp::Movbe(r) => write(register(r).swap_bytes() >> (64 - 8 * u32::from(width.bytes()))),
+            StoreOp::Set(condition) => write(u64::from(holds(condition, regs.rflags))),
+            StoreOp::Xchg(r) => Outcome { registers: [loaded(r, old, part), None], ..write(register(r)) },
             StoreOp::Cmpxchg(r) => {
                 let wanted = regs.rax & mask;
-                let flags = compare_flags(wanted, old, store.width);
+                let (_, flags) = subtract(wanted, old, false, width);
                 if wanted == old {
-                    Outcome { new: in_word(value(Source::Reg(r))), registers: [None; 2], flags }
+                    with_flags(register(r), flags, ARITHMETIC)
                 } else {
-                    Outcome { new: None, registers: [loaded(Gpr::RAX, old, 0), None], flags }
+                    let registers = [loaded(Gpr::RAX, old, 0), None];
+                    Outcome { new: None, registers, flags: Some((flags, ARITHMETIC)) }
                 }
             }
-            StoreOp::And(source) => logic(old & value(source)),
-            StoreOp::Or(source) => logic(old | value(source)),
-            StoreOp::Xor(source) => logic(old ^ value(source)),
-            StoreOp::Bts(_) => {
-                Outcome { new: in_word(old | 1 << self.bit), registers: [None; 2], flags: carry(old) }
+            StoreOp::Alu(alu, source) => {
+                let right = value(source);
+                let carry = regs.rflags & CARRY != 0;
+                let logic = |new| (new, status(new, width));
+                let (new, flags) = match alu {
+                    Alu::Add => add(old, right, false, width),
+                    Alu::Adc => add(old, right, carry, width),
+                    Alu::Sub => subtract(old, right, false, width),
+                    Alu::Sbb => subtract(old, right, carry, width),
+                    Alu::Or => logic(old | right),
+                    Alu::And => logic(old & right),
+                    Alu::Xor => logic(old ^ right),
+                };
+                with_flags(new, flags, ARITHMETIC)
             }
-            StoreOp::Btr(_) => {
-                Outcome { new: in_word(old & !(1 << self.bit)), registers: [None; 2], flags: carry(old) }
+            StoreOp::Unary(unary) => {
+                let (new, flags) = match unary {
+                    Unary::Inc => add(old, 1, false, width),
+                    Unary::Dec => subtract(old, 1, false, width),
+                    Unary::Neg => subtract(0, old, false, width),
+                    Unary::Not => (!old, 0),
+                };
+                let which = match unary {
+                    // These two leave the carry.
+                    Unary::Inc | Unary::Dec => ARITHMETIC & !CARRY,
+                    Unary::Neg => ARITHMETIC,
+                    Unary::Not => 0,
+                };
+                with_flags(new, flags, which)
+            }
+            StoreOp::Bit(bit, _) => {
+                let selected = 1u64.checked_shl(self.bit)?;
+                let new = match bit {
+                    Bit::Set => old | selected,
+                    Bit::Reset => old & !selected,
+                    Bit::Complement => old ^ selected,
+                };
+                with_flags(new, flag(old & selected != 0, CARRY), CARRY)
+            }
+            StoreOp::Shift(kind, source) => {
+                let (new, flags, which) = shifted(kind, old, count(source), regs.rflags, width);
+                with_flags(new, flags, which)
+            }
+            StoreOp::DoubleShift { left, from, count: source } => {
+                let (new, flags, which) = double_shifted(left, old, register(from), count(source), width);
+                with_flags(new, flags, which)
             }
             StoreOp::Xadd(r) => {
-                let added = value(Source::Reg(r));
-                let flags = sum_flags(old, added, store.width);
+                let (new, flags) = add(old, register(r), false, width);
                 let registers = [loaded(r, old, part), None];
-                Outcome { new: in_word(old.wrapping_add(added)), registers, flags }
+                Outcome { registers, ..with_flags(new, flags, ARITHMETIC) }
             }
             StoreOp::Cmpxchg8b => {
                 let low = |value: u64| value & 0xffff_ffff;
                 if old == low(regs.rax) | regs.rdx << 32 {
-                    let new = Some(low(regs.rbx) | regs.rcx << 32);
-                    Outcome { new, registers: [None; 2], flags: Some((ZERO, ZERO)) }
+                    with_flags(low(regs.rbx) | regs.rcx << 32, ZERO, ZERO)
                 } else {
                     let registers = [Some((Gpr::RAX, low(old))), Some((Gpr::RDX, old >> 32))];
                     Outcome { new: None, registers, flags: Some((0, ZERO)) }
@@ -353,34 +437,150 @@ fn compare_pair(regs: &GuestRegs, words: [u64; 2]) -> Option<Outcome> {
     (words != [regs.rax, regs.rdx]).then_some(Outcome { new: None, registers, flags: Some((0, ZERO)) })
 }
 
-/// The flags of `left + right`.
-fn sum_flags(left: u64, right: u64, width: Width) -> Option<(u64, u64)> {
-    let mask = width.mask();
-    let top = mask ^ mask >> 1;
-    let sum = left.wrapping_add(right) & mask;
-    let flag = |on: bool, bit: u64| if on { bit } else { 0 };
-    let flags = flag(sum < left, CARRY)
-        | flag((sum as u8).count_ones().is_multiple_of(2), PARITY)
-        | flag((left ^ right ^ sum) & 0x10 != 0, ADJUST)
-        | flag(sum == 0, ZERO)
-        | flag(sum & top != 0, SIGN)
-        | flag((left ^ sum) & (right ^ sum) & top != 0, OVERFLOW);
-    Some((flags, CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW))
+/// How often a repeated string instruction has still to store.
+fn remaining(regs: &GuestRegs, store: &Store) -> u64 {
+    if store.mem.address32 { regs.rcx & 0xffff_ffff } else { regs.rcx }
 }
 
-/// The flags of `left - right`.
-fn compare_flags(left: u64, right: u64, width: Width) -> Option<(u64, u64)> {
-    let mask = width.mask();
-    let top = mask ^ mask >> 1;
-    let difference = left.wrapping_sub(right) & mask;
-    let flag = |on: bool, bit: u64| if on { bit } else { 0 };
-    let flags = flag(left < right, CARRY)
-        | flag((difference as u8).count_ones().is_multiple_of(2), PARITY)
+/// Moves the registers that lead a store; whether the instruction has another step to do.
+fn advance(regs: &mut GuestRegs, store: &Store) -> bool {
+    let size = u64::from(store.width.bytes());
+    match store.advance {
+        Advance::None => false,
+        Advance::Push => {
+            regs.rsp = regs.rsp.wrapping_sub(size);
+            false
+        }
+        Advance::Pop => {
+            regs.rsp = regs.rsp.wrapping_add(size);
+            false
+        }
+        Advance::String { repeat } => {
+            let back = regs.rflags & Flags::DF.bits() != 0;
+            let step = if back { size.wrapping_neg() } else { size };
+            let cut = if store.mem.address32 { 0xffff_ffff } else { u64::MAX };
+            regs.rdi = regs.rdi.wrapping_add(step) & cut;
+            if matches!(store.op, StoreOp::Mov(Source::Mem(_))) {
+                regs.rsi = regs.rsi.wrapping_add(step) & cut;
+            }
+            if !repeat {
+                return false;
+            }
+            regs.rcx = regs.rcx.wrapping_sub(1) & cut;
+            regs.rcx != 0
+        }
+    }
+}
+
+fn flag(on: bool, bit: u64) -> u64 {
+    if on { bit } else { 0 }
+}
+
+/// The highest bit of this width.
+fn top(width: Width) -> u64 {
+    width.mask() ^ width.mask() >> 1
+}
+
+/// Whether a condition of Jcc and SETcc holds: pairs of conditions that differ in their lowest bit are opposites.
+fn holds(condition: u8, flags: u64) -> bool {
+    let on = |bit| flags & bit != 0;
+    let less = on(SIGN) != on(OVERFLOW);
+    let even = match condition >> 1 & 7 {
+        0 => on(OVERFLOW),
+        1 => on(CARRY),
+        2 => on(ZERO),
+        3 => on(CARRY) || on(ZERO),
+        4 => on(SIGN),
+        5 => on(PARITY),
+        6 => less,
+        _ => less || on(ZERO),
+    };
+    even != (condition & 1 != 0)
+}
+
+/// The flags that follow from a result alone.
+fn status(result: u64, width: Width) -> u64 {
+    flag((result as u8).count_ones().is_multiple_of(2), PARITY)
+        | flag(result & width.mask() == 0, ZERO)
+        | flag(result & top(width) != 0, SIGN)
+}
+
+/// `left + right + carry` and its flags.
+fn add(left: u64, right: u64, carry: bool, width: Width) -> (u64, u64) {
+    let full = u128::from(left) + u128::from(right) + u128::from(carry);
+    let sum = full as u64 & width.mask();
+    let flags = status(sum, width)
+        | flag(full > u128::from(width.mask()), CARRY)
+        | flag((left ^ right ^ sum) & 0x10 != 0, ADJUST)
+        | flag((left ^ sum) & (right ^ sum) & top(width) != 0, OVERFLOW);
+    (sum, flags)
+}
+
+/// `left - right - borrow` and its flags.
+fn subtract(left: u64, right: u64, borrow: bool, width: Width) -> (u64, u64) {
+    let difference = left.wrapping_sub(right).wrapping_sub(u64::from(borrow)) & width.mask();
+    let flags = status(difference, width)
+        | flag(u128::from(left) < u128::from(right) + u128::from(borrow), CARRY)
         | flag((left ^ right ^ difference) & 0x10 != 0, ADJUST)
-        | flag(difference == 0, ZERO)
-        | flag(difference & top != 0, SIGN)
-        | flag((left ^ right) & (left ^ difference) & top != 0, OVERFLOW);
-    Some((flags, CARRY | PARITY | ADJUST | ZERO | SIGN | OVERFLOW))
+        | flag((left ^ right) & (left ^ difference) & top(width) != 0, OVERFLOW);
+    (difference, flags)
+}
+
+/// The part of a count that shifts heed.
+fn steps(count: u32, width: Width) -> u32 {
+    if width == Width::Qword { count & 63 } else { count & 31 }
+}
+
+/// A shift or rotation, bit by bit: the result, its flags, and which of them it sets. The overflow flag is defined for one step
+/// only, and is that of the last one.
+fn shifted(kind: Shift, mut value: u64, count: u32, flags: u64, width: Width) -> (u64, u64, u64) {
+    let (mask, top) = (width.mask(), top(width));
+    let (mut carry, mut overflow) = (flags & CARRY != 0, false);
+    for _ in 0..steps(count, width) {
+        let (high, low) = (value & top != 0, value & 1 != 0);
+        let left = |fill: bool| value << 1 & mask | u64::from(fill);
+        let right = |fill: bool| value >> 1 | flag(fill, top);
+        let before = value;
+        (value, carry) = match kind {
+            Shift::Rol => (left(high), high),
+            Shift::Rcl => (left(carry), high),
+            Shift::Shl => (left(false), high),
+            Shift::Ror => (right(low), low),
+            Shift::Rcr => (right(carry), low),
+            Shift::Shr => (right(false), low),
+            Shift::Sar => (right(high), low),
+        };
+        overflow = match kind {
+            Shift::Rol | Shift::Rcl | Shift::Shl => (value & top != 0) != carry,
+            _ => (value ^ before) & top != 0,
+        };
+    }
+    let which = match kind {
+        _ if steps(count, width) == 0 => 0,
+        Shift::Rol | Shift::Ror | Shift::Rcl | Shift::Rcr => CARRY | OVERFLOW,
+        Shift::Shl | Shift::Shr | Shift::Sar => SHIFTED,
+    };
+    (value, status(value, width) | flag(carry, CARRY) | flag(overflow, OVERFLOW), which)
+}
+
+/// SHLD and SHRD, bit by bit, as [`shifted`].
+fn double_shifted(left: bool, mut value: u64, mut from: u64, count: u32, width: Width) -> (u64, u64, u64) {
+    let (mask, top, start) = (width.mask(), top(width), value);
+    let mut carry = false;
+    for _ in 0..steps(count, width) {
+        if left {
+            carry = value & top != 0;
+            value = value << 1 & mask | u64::from(from & top != 0);
+            from = from << 1 & mask;
+        } else {
+            carry = value & 1 != 0;
+            value = value >> 1 | flag(from & 1 != 0, top);
+            from >>= 1;
+        }
+    }
+    let which = if steps(count, width) == 0 { 0 } else { SHIFTED };
+    let overflow = (value ^ start) & top != 0;
+    (value, status(value, width) | flag(carry, CARRY) | flag(overflow, OVERFLOW), which)
 }
 
 fn effective_address(regs: &GuestRegs, mem: &Mem, len: u8, segment_base: u64) -> u64 {
@@ -390,7 +590,7 @@ fn effective_address(regs: &GuestRegs, mem: &Mem, len: u8, segment_base: u64) ->
         None => 0,
     };
     let index = mem.index.map_or(0, |(r, scale)| gpr(regs, r) << scale);
-    let mut sum = base.wrapping_add(index).wrapping_add(i64::from(mem.disp) as u64);
+    let mut sum = base.wrapping_add(index).wrapping_add(mem.disp as u64);
     if mem.address32 {
         sum &= 0xffff_ffff;
     }

@@ -508,11 +508,14 @@ pub fn store(bytes: &[u8]) -> Option<Insn<Store>> {
         _ => modrm_store(&mut c, p, opcode)?,
     };
     // LOCK is for instructions that read what they write; with others it is undefined.
-    let read = match store.op {
-        StoreOp::Mov(_) | StoreOp::Movbe(_) | StoreOp::Set(_) => false,
-        StoreOp::Shift(..) | StoreOp::DoubleShift { .. } => false,
-        _ => true,
-    };
+    let read = !matches!(
+        store.op,
+        StoreOp::Mov(_)
+            | StoreOp::Movbe(_)
+            | StoreOp::Set(_)
+            | StoreOp::Shift(..)
+            | StoreOp::DoubleShift { .. }
+    );
     (read || !store.lock).then_some(Insn { len: c.read, op: store })
 }
 

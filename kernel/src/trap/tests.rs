@@ -599,7 +599,11 @@ fn string_output_is_preemptible() {
 // ── page-table stores ──
 
 fn page_table_guest() -> Guest {
-    let mut g = guest();
+    page_table_guest_with(Rights::none())
+}
+
+fn page_table_guest_with(rights: Rights) -> Guest {
+    let mut g = guest_with(rights);
     g.handle(14, 0);
     assert_eq!(g.call(Hypercall::VmAssist, &[0, 2]), Ok(0));
     g
@@ -718,6 +722,52 @@ fn exchanges_with_addition_and_of_register_pairs() {
 }
 
 #[test]
+fn string_stores_go_step_by_step_and_the_stack_moves() {
+    let mut g = page_table_guest();
+    let entry = |g: &Guest, page: usize| g.hv.platform.frame(g.l1)[page].load(Ordering::SeqCst);
+    // rep stosq: one entry each time it faults, at the instruction until the last.
+    (g.state().regs.rax, g.state().regs.rcx) = (0, 2);
+    assert_eq!(g.store(6, &[0xf3, 0x48, 0xab]), 0);
+    let r = g.state().regs;
+    assert_eq!((r.rip, r.rcx, r.rdi), (CODE, 1, L1_WINDOW + 56));
+    assert_eq!(g.store(7, &[0xf3, 0x48, 0xab]), 0);
+    let r = g.state().regs;
+    assert_eq!((r.rip, r.rcx, r.rdi), (CODE + 3, 0, L1_WINDOW + 64));
+    // With nothing left to store it cannot be what faulted.
+    let before = entry(&g, 8);
+    assert_eq!(g.store(8, &[0xf3, 0x48, 0xab]), before);
+    assert_eq!(g.state().regs.rip, CODE);
+    // movsd downwards, from the guest's data, and from where nothing is.
+    let before = entry(&g, 9);
+    g.put_words(DATA, &[before & !2]);
+    g.state().regs.rflags |= 1 << 10;
+    g.state().regs.rsi = DATA;
+    assert_eq!(g.store(9, &[0xa5]), before & !2);
+    let r = g.state().regs;
+    assert_eq!((r.rip, r.rsi, r.rdi), (CODE + 1, DATA - 4, L1_WINDOW + 68));
+    g.state().regs.rsi = LAST + 0x1000;
+    assert_eq!(g.store(9, &[0x48, 0xa5]), before & !2);
+    assert_eq!(g.state().regs.rip, HANDLER + 14);
+    assert_eq!(g.state().regs.rsi, LAST + 0x1000);
+    // pop [rdi].
+    g.put_words(STACK, &[0]);
+    g.state().regs.rflags &= !(1 << 10);
+    assert_eq!(g.store(10, &[0x8f, 0x07]), 0);
+    assert_eq!((g.state().regs.rip, g.state().regs.rsp), (CODE + 2, STACK + 8));
+    // An immediate bit number stays in its word; a register's does not.
+    let before = entry(&g, 11);
+    assert_eq!(g.store(11, &[0x48, 0x0f, 0xba, 0x37, 0x41]), before & !2);
+    let before = entry(&g, 12);
+    g.put(CODE, &[0x48, 0x0f, 0xb3, 0x0f]);
+    g.state().regs.rip = CODE;
+    g.state().regs.rdi = L1_WINDOW + 8 * 13;
+    g.state().regs.rcx = 63u64.wrapping_neg();
+    g.exception(14, 3, L1_WINDOW + 8 * 12);
+    assert_eq!(entry(&g, 12), before & !2);
+    assert_eq!(g.state().regs.rip, CODE + 4);
+}
+
+#[test]
 fn a_forbidden_entry_is_a_page_fault_for_the_guest() {
     let mut g = page_table_guest();
     // A writable mapping of the table itself, and a frame that is not the guest's.
@@ -736,6 +786,13 @@ fn stores_are_not_emulated_without_the_assist_nor_for_user_mode_nor_elsewhere() 
     g.state().regs.rax = 0;
     assert_ne!(g.store(6, &[0x48, 0x89, 0x07]), 0);
     assert_eq!(g.state().regs.rip, HANDLER + 14);
+    // The first domain does not have to ask.
+    let rights = Rights { verbs: crate::access::Verbs::PLATFORM, ..Rights::none() };
+    let mut g = page_table_guest_with(rights);
+    assert_eq!(g.call(Hypercall::VmAssist, &[1, 2]), Ok(0));
+    g.state().regs.rax = 0;
+    assert_eq!(g.store(6, &[0x48, 0x89, 0x07]), 0);
+    assert_eq!(g.state().regs.rip, CODE + 3);
     // An instruction that means another address than the one that faulted.
     let mut g = page_table_guest();
     g.state().regs.rax = 0;

@@ -10,7 +10,7 @@ use conformance::{
 };
 use guest_sdk::abi::mmu::{MmuCommand, MmuUpdate, MmuextOp};
 use guest_sdk::abi::segment::MACH2PHYS_VIRT_START;
-use guest_sdk::abi::subops::{MmuextCmd, VmAssist};
+use guest_sdk::abi::subops::MmuextCmd;
 use guest_sdk::abi::{Errno, Hypercall, MachAddr};
 use guest_sdk::memory::{self, Access, Page, Range};
 use guest_sdk::testkit::{
@@ -73,8 +73,6 @@ fn main(domain: Domain) {
             va_mapping_bad_mask,
             va_mapping_otherdomain,
             machphys_is_readable_only,
-            stores_of_parts_of_entries,
-            stores_by_exchange,
         ],
     )
 }
@@ -704,113 +702,5 @@ fn machphys_is_readable_only(_: &mut Domain) -> Verdict {
         let exception = testkit::expect_exception(try_read(address))?;
         check_eq!((exception.vector, exception.error & !1), (14, 0), "{address:#x}");
     }
-    Ok(())
-}
-
-/// A pinned table whose entries may be written by plain stores until it is dropped, and a page to point to.
-struct StoredTable {
-    table: TablePage,
-    /// What the entries map.
-    _page: Page,
-}
-
-/// The bit of an entry that lets ring 3 at the page: guests' kernels run there.
-const USER: u64 = 1 << 2;
-/// Bits of an entry that are the guest's to choose and that the hypervisor leaves as they are: present, writable, accessed,
-/// dirty, the three free ones, and the low bits of the frame.
-const CHOSEN: u64 = 0xffff_ffff_fe63;
-
-impl StoredTable {
-    fn new() -> Result<StoredTable, Errno> {
-        let page = Page::new()?;
-        let entry = pte(page.mfn().get(), RO);
-        let table = TablePage::new(&[(2, entry), (3, entry)])?;
-        mmuext(MmuextCmd::PinL1Table, table.mfn(), 0)?;
-        call(Hypercall::VmAssist, [0, u64::from(VmAssist::WritablePagetables.number()), 0, 0, 0])?;
-        Ok(StoredTable { table, _page: page })
-    }
-    fn entry(&self, index: u64) -> u64 {
-        self.table.address() + index * 8
-    }
-
-    /// Sees that it is a table: the hypervisor sets USER in each entry, memory that is none keeps what is stored.
-    fn is_one(&self) -> Verdict {
-        let entry = self.table.word(3);
-        probe!(rax = entry & !USER, "mov [rdi], rax"; in("rdi") self.entry(3))?;
-        check_eq!(self.table.word(3), entry | USER);
-        Ok(())
-    }
-}
-
-impl Drop for StoredTable {
-    fn drop(&mut self) {
-        let off = call(Hypercall::VmAssist, [1, u64::from(VmAssist::WritablePagetables.number()), 0, 0, 0]);
-        let unpinned = mmuext(MmuextCmd::UnpinTable, self.table.mfn(), 0);
-        assert!(off.is_ok() && unpinned.is_ok());
-    }
-}
-
-fn stores_of_parts_of_entries(_: &mut Domain) -> Verdict {
-    let t = StoredTable::new()?;
-    t.is_one()?;
-    let (at, table) = (t.entry(2), &t.table);
-    let start = table.word(2);
-    // Bits 9 to 11 are free: one byte, by a low and by a high register.
-    let value = start >> 8 & 0xff ^ 0x0e;
-    probe!(rax = value, "mov [rdi + 1], al"; in("rdi") at)?;
-    check_eq!(table.word(2) & CHOSEN, (start ^ 0xe00) & CHOSEN);
-    let value = (start >> 8 & 0xff ^ 0x02) << 8;
-    probe!(rax = value, "mov [rdi + 1], ah"; in("rdi") at)?;
-    check_eq!(table.word(2) & CHOSEN, (start ^ 0x200) & CHOSEN);
-    // Two bytes, and what an exchange gives back fills no more of the register.
-    let before = table.word(2);
-    let mut rcx = 0x1234_5678_9abc_0000 | before & 0xffff ^ 0xc00;
-    probe!("xchg [rdi], cx"; in("rdi") at, inlateout("rcx") rcx)?;
-    check_eq!(rcx, 0x1234_5678_9abc_0000 | before & 0xffff);
-    check_eq!(table.word(2) & CHOSEN, (before ^ 0xc00) & CHOSEN);
-    probe!("and word ptr [rdi], 0xf1ff"; in("rdi") at)?;
-    check_eq!(table.word(2) & CHOSEN, start & !0xe00 & CHOSEN);
-    probe!("lock bts word ptr [rdi], 10"; in("rdi") at)?;
-    check_eq!(table.word(2) & CHOSEN, (start | 0x400) & CHOSEN);
-    check_eq!(table.word(3) & CHOSEN, start & CHOSEN, "the neighbour");
-    Ok(())
-}
-
-fn stores_by_exchange(_: &mut Domain) -> Verdict {
-    let t = StoredTable::new()?;
-    t.is_one()?;
-    let (at, table) = (t.entry(2), &t.table);
-    let start = table.word(2);
-    let mut rcx = 0x400u64;
-    probe!("lock xadd [rdi], rcx"; in("rdi") at, inlateout("rcx") rcx)?;
-    check_eq!(rcx, start);
-    check_eq!(table.word(2) & CHOSEN, (start + 0x400) & CHOSEN);
-    // Equal: stored. Not equal: loaded.
-    let before = table.word(2);
-    let after = before ^ 0xc00;
-    let (mut rax, mut rdx) = (before & 0xffff_ffff, before >> 32);
-    for equal in [true, false] {
-        let set: u8;
-        // SAFETY: an entry of this case; rbx, which the compiler keeps for itself, is as before at the end.
-        unsafe {
-            core::arch::asm!(
-                "xchg rbx, rsi", "lock cmpxchg8b [rdi]", "sete r8b", "xchg rbx, rsi",
-                in("rdi") at, inout("rsi") after & 0xffff_ffff => _, in("rcx") after >> 32,
-                inout("rax") rax, inout("rdx") rdx, out("r8b") set,
-            );
-        }
-        check_eq!(set == 1, equal);
-        check_eq!(table.word(2) & CHOSEN, after & CHOSEN);
-        if equal {
-            (rax, rdx) = (u64::MAX, u64::MAX);
-        }
-    }
-    check_eq!((rax, rdx), (table.word(2) & 0xffff_ffff, table.word(2) >> 32));
-    // Two entries are compared.
-    let low: u64;
-    let mut rdx = 0u64;
-    probe!(rax = 0, "lock cmpxchg16b [rdi]", "mov rsi, rax";
-        in("rdi") at, inlateout("rdx") rdx, in("rcx") 0, out("rsi") low)?;
-    check_eq!((low, rdx), (table.word(2), table.word(3)));
     Ok(())
 }

@@ -34,6 +34,7 @@ pub mod shutdown;
 pub mod testkit;
 pub mod time;
 pub mod user;
+pub mod vcpu;
 #[cfg(feature = "control")]
 pub mod xen_control;
 pub mod xenstore;

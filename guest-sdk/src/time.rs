@@ -7,7 +7,7 @@ use crate::rt::start;
 use core::sync::atomic::{Ordering, compiler_fence, fence};
 use core::time::Duration;
 
-fn tsc() -> u64 {
+pub(crate) fn tsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: rdtsc reads a counter; lfence keeps it from running ahead of the loads before it.
     unsafe { core::arch::asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nomem, nostack)) };

@@ -125,7 +125,11 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
     if request.timeout != 0 {
         // A time that is negative to a signed clock is in the past.
         let timeout = if request.timeout >> 63 == 0 { request.timeout } else { 1 };
-        vcpu.timers.poll_ns.store(timeout, Ordering::Relaxed);
+        vcpu.timers.poll_ns.store(timeout, Ordering::SeqCst);
+        // Woken already: then the timer was stopped before it was set, and would end another wait than this one.
+        if vcpu.blocked.load(Ordering::SeqCst) & block::POLLING == 0 {
+            vcpu.timers.poll_ns.store(0, Ordering::SeqCst);
+        }
         hv.arm_timers(vcpu);
     }
     Ok(0)

@@ -1,6 +1,6 @@
 //! From one vCPU to the next, and the way back to a guest.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall_abi::Virq;
 
@@ -27,6 +27,12 @@ enum Choice {
     Stay(Option<u64>),
     /// This one, or nobody.
     Other(Option<VcpuRef>),
+}
+
+/// Stops a timer that is due. In one step: its vCPU may be setting it anew on another CPU, and that must not be undone.
+fn take_due(timer: &AtomicU64, now: u64) -> bool {
+    let due = |at: u64| (at != 0 && at <= now).then_some(0);
+    timer.fetch_update(Ordering::AcqRel, Ordering::Acquire, due).is_ok()
 }
 
 impl<P: Platform> Hypervisor<P> {
@@ -221,11 +227,7 @@ impl<P: Platform> Hypervisor<P> {
     fn fire_timers(&self, vcpu: &VcpuRef, now: u64) {
         let timers = &vcpu.timers;
         let due = |at: u64| at != 0 && at <= now;
-        let mut tick = false;
-        if due(timers.single_ns.load(Ordering::Relaxed)) {
-            timers.single_ns.store(0, Ordering::Relaxed);
-            tick = true;
-        }
+        let mut tick = take_due(&timers.single_ns, now);
         tick |= timers.periodic.lock().take(now);
         if tick {
             self.raise_virq(vcpu, Virq::TIMER);
@@ -237,8 +239,7 @@ impl<P: Platform> Hypervisor<P> {
                 watchdog.store(0, Ordering::Release);
             }
         }
-        if due(timers.poll_ns.load(Ordering::Relaxed)) {
-            timers.poll_ns.store(0, Ordering::Relaxed);
+        if take_due(&timers.poll_ns, now) {
             self.unblock(vcpu);
         }
     }

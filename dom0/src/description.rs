@@ -6,6 +6,8 @@
 //! memory = "4M"              # K, M or G; a multiple of 4K
 //! vcpus = 1
 //! max_event_channels = 1023  # the highest port it may have
+//! max_grant_frames = 64      # frames of its grant table
+//! max_maptrack_frames = 1024 # frames for grants of others that it has mapped, 256 in each
 //! cmdline = "log=debug"
 //! autostart = true           # start it when dom0 starts
 //! on_poweroff = "destroy"    # what to do when it has ended: destroy, restart or preserve
@@ -17,6 +19,7 @@
 //! which is empty, and `autostart`, which is off.
 
 use crate::policy::{Action, Policy};
+use crate::toolstack::Limits;
 use crate::units::Bytes;
 use crate::words;
 use alloc::format;
@@ -34,8 +37,15 @@ const DEFAULT_PAGES: u64 = (32 << 20) / 4096;
 const PEER: &str = "{domid:";
 /// Longest name.
 const MAX_NAME: usize = 31;
-/// The highest port of a domain that says nothing else, as with Xen's tools (`max_event_channels` in xl.cfg(5)).
-const DEFAULT_PORT: u32 = 1023;
+/// Keys of limits, with the names and units of Xen's tools (xl.cfg(5)).
+const PORTS: &str = "max_event_channels";
+const GRANT_FRAMES: &str = "max_grant_frames";
+const MAPTRACK_FRAMES: &str = "max_maptrack_frames";
+/// What a domain may use that says nothing else, as with Xen's tools.
+const DEFAULT_LIMITS: Limits = Limits { max_port: 1023, grant_frames: None, maptrack_frames: None };
+/// What both hypervisors allow unless they are told otherwise.
+const MOST_GRANT_FRAMES: u32 = 64;
+const MOST_MAPTRACK_FRAMES: u32 = 1024;
 /// Ports 1 and 2 are made with the domain: its console's and its store's.
 const LEAST_PORT: u32 = 2;
 /// Name of the domain that this runs in.
@@ -46,6 +56,8 @@ const KEYS: &[&str] = &[
     "memory",
     "vcpus",
     "max_event_channels",
+    "max_grant_frames",
+    "max_maptrack_frames",
     "cmdline",
     "autostart",
     "on_crash",
@@ -64,8 +76,8 @@ pub struct Description {
     pub memory: Bytes,
     /// Its vCPUs, from 1.
     pub vcpus: u32,
-    /// The highest port it may have.
-    pub max_event_channels: u32,
+    /// How much of the hypervisor it may use.
+    pub limits: Limits,
     /// Its kernel's command line.
     pub cmdline: String,
     /// Whether it starts with dom0.
@@ -102,6 +114,8 @@ struct Raw {
     memory: Spanned<String>,
     vcpus: Option<Spanned<i64>>,
     max_event_channels: Option<Spanned<i64>>,
+    max_grant_frames: Option<Spanned<i64>>,
+    max_maptrack_frames: Option<Spanned<i64>>,
     cmdline: Option<Spanned<String>>,
     autostart: Option<bool>,
     on_crash: Option<Action>,
@@ -130,10 +144,15 @@ impl Description {
             None => 1,
             Some(vcpus) => check_vcpus(*vcpus.get_ref()).map_err(at(vcpus.span()))?,
         };
-        let max_event_channels = match &raw.max_event_channels {
-            None => DEFAULT_PORT,
-            Some(port) => check_port(*port.get_ref()).map_err(at(port.span()))?,
-        };
+        let mut limits = DEFAULT_LIMITS;
+        for (key, value) in [
+            (PORTS, &raw.max_event_channels),
+            (GRANT_FRAMES, &raw.max_grant_frames),
+            (MAPTRACK_FRAMES, &raw.max_maptrack_frames),
+        ] {
+            let Some(value) = value else { continue };
+            set_limit(&mut limits, key, *value.get_ref()).map_err(at(value.span()))?;
+        }
         if let Some(cmdline) = raw.cmdline.as_ref().filter(|cmdline| cmdline.get_ref().contains('\0')) {
             return Err(fail(line(cmdline.span()), "cmdline: a zero byte would end it early"));
         }
@@ -143,7 +162,7 @@ impl Description {
             image,
             memory,
             vcpus,
-            max_event_channels,
+            limits,
             cmdline: raw.cmdline.map(Spanned::into_inner).unwrap_or_default(),
             autostart: raw.autostart.unwrap_or(false),
             policy: Policy {
@@ -166,7 +185,7 @@ impl Description {
             image: check_image(image)?,
             memory: Bytes::of_pages(DEFAULT_PAGES),
             vcpus: 1,
-            max_event_channels: DEFAULT_PORT,
+            limits: DEFAULT_LIMITS,
             cmdline: String::new(),
             autostart: false,
             policy: Policy::default(),
@@ -241,10 +260,9 @@ impl Description {
                 let number = value.parse().map_err(|_| format!("vcpus={value}: not a whole number"))?;
                 self.vcpus = check_vcpus(number)?;
             }
-            "max_event_channels" => {
-                let number =
-                    value.parse().map_err(|_| format!("max_event_channels={value}: not a whole number"))?;
-                self.max_event_channels = check_port(number)?;
+            PORTS | GRANT_FRAMES | MAPTRACK_FRAMES => {
+                let number = value.parse().map_err(|_| format!("{key}={value}: not a whole number"))?;
+                set_limit(&mut self.limits, key, number)?;
             }
             "cmdline" => self.cmdline = value.into(),
             "on_crash" => self.policy.on_crash = action()?,
@@ -289,13 +307,21 @@ fn check_vcpus(vcpus: i64) -> Result<u32, String> {
     checked.ok_or_else(|| format!("vcpus = {vcpus}: a domain has 1 or more"))
 }
 
-fn check_port(port: i64) -> Result<u32, String> {
-    let checked =
-        u32::try_from(port).ok().filter(|port| (LEAST_PORT..EVTCHN_FIFO_NR_CHANNELS).contains(port));
-    checked.ok_or_else(|| {
-        let most = EVTCHN_FIFO_NR_CHANNELS - 1;
-        format!("max_event_channels = {port}: from {LEAST_PORT}, for console and store, to {most}")
-    })
+/// Sets the limit that `key` is called.
+fn set_limit(limits: &mut Limits, key: &str, value: i64) -> Result<(), String> {
+    let (least, why, most) = match key {
+        PORTS => (LEAST_PORT, ", for console and store,", EVTCHN_FIFO_NR_CHANNELS - 1),
+        GRANT_FRAMES => (1, "", MOST_GRANT_FRAMES),
+        _ => (1, "", MOST_MAPTRACK_FRAMES),
+    };
+    let checked = u32::try_from(value).ok().filter(|value| (least..=most).contains(value));
+    let checked = checked.ok_or_else(|| format!("{key} = {value}: from {least}{why} to {most}"))?;
+    match key {
+        PORTS => limits.max_port = checked,
+        GRANT_FRAMES => limits.grant_frames = Some(checked),
+        _ => limits.maptrack_frames = Some(checked),
+    }
+    Ok(())
 }
 
 fn unknown_key(key: &str) -> String {
@@ -331,7 +357,7 @@ fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
 
 #[cfg(test)]
 mod tests {
-    use super::{Description, groups};
+    use super::{Description, Limits, groups};
     use crate::policy::{Action, Policy};
     use alloc::string::ToString;
     use alloc::vec;
@@ -351,7 +377,7 @@ mod tests {
             Policy { on_crash: Action::Restart, on_poweroff: Action::Preserve, on_reboot: Action::Destroy };
         assert_eq!(description.policy, policy);
         let least = Description::parse(b"name = 'a'\nimage = 'b'\nmemory = '512K'").unwrap();
-        assert_eq!(least.max_event_channels, 1023);
+        assert_eq!(least.limits, Limits { max_port: 1023, grant_frames: None, maptrack_frames: None });
         assert_eq!((least.vcpus, least.autostart, least.policy), (1, false, Policy::default()));
     }
 
@@ -364,6 +390,8 @@ mod tests {
             ("memory", "8M"),
             ("vcpus", "3"),
             ("max_event_channels", "131071"),
+            ("max_grant_frames", "64"),
+            ("max_maptrack_frames", "1"),
             ("cmdline", "z"),
             ("on_crash", "preserve"),
         ]
@@ -374,7 +402,8 @@ mod tests {
             ("b", "i", "z")
         );
         assert_eq!((changed.memory.pages(), changed.vcpus), (2048, 3));
-        assert_eq!(changed.max_event_channels, 131_071);
+        let limits = Limits { max_port: 131_071, grant_frames: Some(64), maptrack_frames: Some(1) };
+        assert_eq!(changed.limits, limits);
         assert_eq!(changed.policy.on_crash, Action::Preserve);
         for (key, value, message) in [
             ("nam", "x", "unknown key `nam`: did you mean `name`?"),
@@ -386,6 +415,10 @@ mod tests {
                 "131072",
                 "max_event_channels = 131072: from 2, for console and store, to 131071",
             ),
+            ("max_grant_frames", "0", "max_grant_frames = 0: from 1 to 64"),
+            ("max_grant_frames", "65", "max_grant_frames = 65: from 1 to 64"),
+            ("max_maptrack_frames", "-1", "max_maptrack_frames = -1: from 1 to 1024"),
+            ("max_maptrack_frames", "y", "max_maptrack_frames=y: not a whole number"),
             ("vcpus", "x", "vcpus=x: not a whole number"),
             ("on_reboot", "x", "on_reboot=x: there are destroy, restart and preserve"),
         ] {
@@ -437,8 +470,8 @@ mod tests {
             (
                 "vcpus",
                 "colour",
-                "line 4: unknown key `colour`: known are name, image, memory, vcpus, max_event_channels, cmdline, \
-                 autostart, on_crash, on_poweroff, on_reboot",
+                "line 4: unknown key `colour`: known are name, image, memory, vcpus, max_event_channels, \
+                 max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot",
             ),
             ("name = 'a-1'\n", "", "the key `name` is missing: name, image and memory are needed"),
             ("image = 'hello'\n", "", "the key `image` is missing: name, image and memory are needed"),
@@ -452,6 +485,7 @@ mod tests {
             ("'4M'", "4", "line 3: invalid type: integer `4`, expected a string"),
             ("= 2", "= 0", "line 4: vcpus = 0: a domain has 1 or more"),
             ("= 2", "= -1", "line 4: vcpus = -1: a domain has 1 or more"),
+            ("vcpus = 2", "max_grant_frames = 65", "line 4: max_grant_frames = 65: from 1 to 64"),
             ("'a-1'", "'a b'", "line 1: name \"a b\": use 1 to 31 letters, digits, `-`, `_` or `.`"),
             (
                 "'a-1'",

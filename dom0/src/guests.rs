@@ -302,7 +302,7 @@ fn request<'a>(wanted: &'a Wanted, command_line: &'a str) -> Request<'a> {
         image: wanted.image,
         pages: wanted.description.memory.pages(),
         vcpus: wanted.description.vcpus,
-        max_port: wanted.description.max_event_channels,
+        limits: wanted.description.limits,
         command_line,
     }
 }

@@ -1,7 +1,7 @@
 //! The machine, behind the toolstack's trait: the hypervisor below, mappings through our own page tables, our clock.
 
 use crate::hypervisor::{self, Hypervisor};
-use crate::toolstack::{ControlInterface, Window};
+use crate::toolstack::{ControlInterface, Limits, Window};
 use core::future::Future;
 use core::time::Duration;
 use guest_sdk::control::{self, Foreign};
@@ -43,8 +43,8 @@ impl Window for Mapped {
 impl ControlInterface for Machine {
     type Window = Mapped;
 
-    fn create_domain(&mut self, vcpus: u32, max_pages: u64, max_port: u32) -> Result<(DomId, Mfn), Errno> {
-        self.hypervisor.create_domain(self.handle, vcpus, max_pages, max_port)
+    fn create_domain(&mut self, vcpus: u32, max_pages: u64, limits: Limits) -> Result<(DomId, Mfn), Errno> {
+        self.hypervisor.create_domain(self.handle, vcpus, max_pages, limits)
     }
 
     fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {

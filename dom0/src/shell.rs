@@ -84,7 +84,8 @@ commands! {
     "create" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" create "build domains and start them"
         "FILE is a description in the boot archive, or the name of the domain that one describes; IMAGE is a guest image there\n\
          (`images` lists both); any other NAME needs image=IMAGE. Keys are name, image, memory, vcpus, max_event_channels,\n\
-         cmdline, autostart, on_crash, on_poweroff and on_reboot; KEY=VALUE sets one for this time, as in `create demo name=other memory=8M`.\n\
+         max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff and on_reboot; KEY=VALUE sets one\n\
+         for this time, as in `create demo name=other memory=8M`.\n\
          With `+` between them, several are made at once, and none starts before all are built. {domid:NAME} in a cmdline\n\
          stands for the number of another domain, as in `create producer + consumer`."
     "run" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" run_to_end "the same, show their output, and wait until they have ended"

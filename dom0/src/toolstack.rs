@@ -42,11 +42,11 @@ pub trait ControlInterface {
     /// Mapped frames.
     type Window: Window;
 
-    /// Makes a paused domain without memory, whose ports go up to `max_port`; returns its number and the frame of its shared page.
+    /// Makes a paused domain without memory; returns its number and the frame of its shared page.
     ///
     /// # Errors
     /// The hypervisor's.
-    fn create_domain(&mut self, vcpus: u32, max_pages: u64, max_port: u32) -> Result<(DomId, Mfn), Errno>;
+    fn create_domain(&mut self, vcpus: u32, max_pages: u64, limits: Limits) -> Result<(DomId, Mfn), Errno>;
 
     /// Gives pages: `frames` holds guest frame numbers, and machine frames afterwards.
     ///
@@ -197,6 +197,20 @@ impl fmt::Display for CreateError {
 
 impl core::error::Error for CreateError {}
 
+/// How much of the hypervisor a domain may use. What is `None` is the hypervisor's default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The highest port it may have.
+    pub max_port: u32,
+    /// Frames of its grant table.
+    pub grant_frames: Option<u32>,
+    /// Frames for the grants of others that it has mapped, [`MAPPINGS_PER_FRAME`] in each.
+    pub maptrack_frames: Option<u32>,
+}
+
+/// Mappings that Xen counts as one frame.
+pub const MAPPINGS_PER_FRAME: u32 = 256;
+
 /// What a domain is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -206,8 +220,8 @@ pub struct Request<'a> {
     pub pages: u64,
     /// Its vCPUs.
     pub vcpus: u32,
-    /// The highest port it may have.
-    pub max_port: u32,
+    /// What else it may use.
+    pub limits: Limits,
     /// Its kernel's command line.
     pub command_line: &'a str,
 }
@@ -262,7 +276,7 @@ pub fn create_empty<C: ControlInterface>(
         return Err(CreateError::Memory { wanted: request.pages, free });
     }
     let (domain, shared_info) = control
-        .create_domain(request.vcpus, request.pages, request.max_port)
+        .create_domain(request.vcpus, request.pages, request.limits)
         .map_err(|errno| CreateError::Refused(Step::Create, errno))?;
     Ok(Empty { domain, shared_info })
 }
@@ -434,7 +448,7 @@ impl<C: ControlInterface> BuildTarget for Memory<'_, C> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ControlInterface, CreateError, Request, Step, Window, create, destroy};
+    use super::{ControlInterface, CreateError, Limits, Request, Step, Window, create, destroy};
     use alloc::collections::{BTreeMap, BTreeSet};
     use alloc::rc::Rc;
     use alloc::string::ToString;
@@ -504,7 +518,7 @@ mod tests {
     impl ControlInterface for Fake {
         type Window = FakeWindow;
 
-        fn create_domain(&mut self, _: u32, _: u64, _: u32) -> Result<(DomId, Mfn), Errno> {
+        fn create_domain(&mut self, _: u32, _: u64, _: Limits) -> Result<(DomId, Mfn), Errno> {
             self.call()?;
             self.0.borrow_mut().domains.insert(5, Vec::new());
             Ok((DomId::new(5), Mfn::new(77)))
@@ -626,7 +640,13 @@ mod tests {
     }
 
     fn request(image: &[u8], pages: u64) -> Request<'_> {
-        Request { image, pages, vcpus: 1, max_port: 1023, command_line: "hello" }
+        Request {
+            image,
+            pages,
+            vcpus: 1,
+            limits: Limits { max_port: 1023, grant_frames: None, maptrack_frames: None },
+            command_line: "hello",
+        }
     }
 
     #[test]
@@ -716,10 +736,15 @@ mod tests {
         struct Greedy<'a>(&'a mut Fake);
         impl ControlInterface for Greedy<'_> {
             type Window = FakeWindow;
-            fn create_domain(&mut self, vcpus: u32, pages: u64, port: u32) -> Result<(DomId, Mfn), Errno> {
+            fn create_domain(
+                &mut self,
+                vcpus: u32,
+                pages: u64,
+                limits: Limits,
+            ) -> Result<(DomId, Mfn), Errno> {
                 // Somebody else takes most of it between the question and the first page.
                 self.0.0.borrow_mut().free.truncate(700);
-                self.0.create_domain(vcpus, pages, port)
+                self.0.create_domain(vcpus, pages, limits)
             }
             fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {
                 self.0.populate(domain, frames)

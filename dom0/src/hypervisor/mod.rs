@@ -7,6 +7,7 @@ mod xen;
 mod xenolith;
 
 use crate::policy::Ending;
+use crate::toolstack::Limits;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -19,16 +20,16 @@ pub trait Hypervisor: Sync {
     /// Its name, version and interface, for people.
     fn about(&self) -> String;
 
-    /// Makes a paused domain without memory, whose ports go up to `max_port`; returns its number and the frame of its shared page.
+    /// Makes a paused domain without memory; returns its number and the frame of its shared page.
     ///
     /// # Errors
-    /// `ENOMEM`, `EINVAL` for a number of vCPUs that it does not make.
+    /// `ENOMEM`, `EINVAL` for a number of vCPUs that it does not make, or limits beyond its own.
     fn create_domain(
         &self,
         handle: [u8; 16],
         vcpus: u32,
         max_pages: u64,
-        max_port: u32,
+        limits: Limits,
     ) -> Result<(DomId, Mfn), Errno>;
 
     /// Fills a frame of a domain under construction with hypercall stubs.

@@ -2,6 +2,7 @@
 
 use super::{DomainInfo, HostInfo, Hypervisor, LogPart, Refusal, VcpuInfo};
 use crate::policy::Ending;
+use crate::toolstack::Limits;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -14,6 +15,10 @@ use hypercall_abi::{DomId, Errno, GrantRef, Mfn};
 
 /// What the hypervisor was configured with.
 const DEFAULT: i32 = -1;
+
+fn or_default(limit: Option<u32>) -> i32 {
+    limit.map_or(DEFAULT, |limit| i32::try_from(limit).unwrap_or(i32::MAX))
+}
 
 /// Xen.
 pub(super) struct Xen;
@@ -48,14 +53,14 @@ impl Hypervisor for Xen {
         handle: [u8; 16],
         vcpus: u32,
         max_pages: u64,
-        max_port: u32,
+        limits: Limits,
     ) -> Result<(DomId, Mfn), Errno> {
         let request = CreateDomain {
             handle,
             max_vcpus: vcpus,
-            max_evtchn_port: max_port,
-            max_grant_frames: DEFAULT,
-            max_maptrack_frames: DEFAULT,
+            max_evtchn_port: limits.max_port,
+            max_grant_frames: or_default(limits.grant_frames),
+            max_maptrack_frames: or_default(limits.maptrack_frames),
             grant_opts: GRANT_VERSION_2,
             ..CreateDomain::default()
         };

@@ -2,6 +2,7 @@
 
 use super::{DomainInfo, HostInfo, Hypervisor, LogPart, OwnUse, Refusal, VcpuInfo};
 use crate::policy::Ending;
+use crate::toolstack::{Limits, MAPPINGS_PER_FRAME};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -9,6 +10,9 @@ use guest_sdk::control::{self, abi};
 use hypercall_abi::control::{CreateDomain, CreateFlags, DomainState, INTERFACE_VERSION, VcpuState};
 use hypercall_abi::vcpu::VcpuGuestContext;
 use hypercall_abi::{DomId, Errno, GrantRef, Mfn};
+
+/// As much as there can be.
+const DEFAULT: u32 = 0;
 
 /// Xenolith.
 pub(super) struct Xenolith;
@@ -42,14 +46,18 @@ impl Hypervisor for Xenolith {
         handle: [u8; 16],
         vcpus: u32,
         max_pages: u64,
-        max_port: u32,
+        limits: Limits,
     ) -> Result<(DomId, Mfn), Errno> {
         let request = CreateDomain {
             flags: CreateFlags::GRANT_V2.bits(),
             max_vcpus: vcpus,
             max_pages,
             handle,
-            max_port,
+            max_port: limits.max_port,
+            max_grant_frames: limits.grant_frames.unwrap_or(DEFAULT),
+            max_maptrack: limits
+                .maptrack_frames
+                .map_or(DEFAULT, |frames| frames.saturating_mul(MAPPINGS_PER_FRAME)),
             ..CreateDomain::default()
         };
         let made = control::create_domain(DomId::INVALID, request)?;

@@ -21,7 +21,8 @@ bitflags! {
 /// Makes a domain: paused, without memory but for its shared page, its vCPUs down. The header's `domid` is the number wanted,
 /// or [`DomId::INVALID`] for any; OUT, the number it got.
 ///
-/// Errors: `-EEXIST` the number is taken, `-EINVAL` unknown flags, no vCPU or more than the limit, `-ENOMEM`, `-ENOSPC` no free
+/// Errors: `-EEXIST` the number is taken, `-EINVAL` unknown flags, no vCPU or more than the limit, more grants than there can be,
+/// `-ENOMEM`, `-ENOSPC` no free
 /// number, `-EPERM` flags that the caller itself lacks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -34,9 +35,9 @@ pub struct CreateDomain {
     pub max_pages: u64,
     /// IN: a name for tools, usually a UUID; need not be unique.
     pub handle: [u8; 16],
-    /// IN: frames its grant table may have; 0 for the default.
+    /// IN: shared frames its grant table may have, up to 64; 0 for 64.
     pub max_grant_frames: u32,
-    /// IN: grants it may have mapped at a time; 0 for the default.
+    /// IN: grants of others it may have mapped at a time, up to 262144; 0 for that many.
     pub max_maptrack: u32,
     /// IN: the highest port it may have (`max_evtchn_port` of Xen's interface); 0 for as many as the form in use has.
     pub max_port: u32,

@@ -50,7 +50,7 @@ mod version;
 pub use cache::{FLUSH_SEARCH_UNIT, FlushRefused};
 pub use copy::Copier;
 pub use ops::{HostPte, Unmapping};
-pub use table::{GrantTable, MAX_FRAMES, MAX_MAPTRACK_FRAMES, MAX_STATUS_FRAMES, Version};
+pub use table::{GrantTable, MAX_FRAMES, MAX_MAPPINGS, MAX_MAPTRACK_FRAMES, MAX_STATUS_FRAMES, Version};
 pub use version::VersionRefused;
 
 /// Frames of a grant table that the guest can map.

@@ -4,22 +4,12 @@ use arrayvec::ArrayVec;
 use hypercall_abi::grant::GNTTAB_NR_RESERVED_ENTRIES;
 use hypercall_abi::{DomId, GrantRef, Mfn};
 
-use super::table::{MAX_FRAMES, MAX_STATUS_FRAMES, Missing, StatusFrames};
+use super::table::{Missing, SHARED_PER_STATUS, StatusFrames};
 use super::{Error, Frames, Usage, entry};
 use crate::domain::{Domain, Life};
 use crate::hypercall::{Budget, Preempted};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
-
-impl Frames {
-    /// Most frames of this kind that a table can have.
-    pub const fn limit(self) -> u32 {
-        match self {
-            Frames::Shared => MAX_FRAMES,
-            Frames::Status => MAX_STATUS_FRAMES,
-        }
-    }
-}
 
 impl<P: Platform> Hypervisor<P> {
     /// Makes the table of a domain at least `frames` frames large, one step for each; what was added before memory or the
@@ -30,7 +20,7 @@ impl<P: Platform> Hypervisor<P> {
         frames: u32,
         budget: &mut Budget,
     ) -> Option<Result<(), Preempted>> {
-        let frames = frames.min(MAX_FRAMES);
+        let frames = frames.min(domain.grants.lock().limit(Frames::Shared));
         loop {
             if self.finish_version_change(domain, budget).is_err() {
                 return Some(Err(Preempted));
@@ -96,8 +86,8 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// Makes a domain's table so large that it has `count` frames of a kind (`XENMEM_acquire_resource`).
-    /// [`Error::BadReference`] beyond [`Frames::limit`], or for status frames while version 1 is in force; [`Error::NoSpace`]
-    /// without memory, or when the domain is dying.
+    /// [`Error::BadReference`] beyond [`GrantTable::limit`](super::GrantTable::limit), or for status frames while version 1 is in
+    /// force; [`Error::NoSpace`] without memory, or when the domain is dying.
     pub fn grow_grant_frames(
         &self,
         domain: &Domain,
@@ -105,21 +95,17 @@ impl<P: Platform> Hypervisor<P> {
         count: u32,
         budget: &mut Budget,
     ) -> Result<Result<(), Preempted>, Error> {
-        if count > kind.limit() {
-            return Err(Error::BadReference);
-        }
-        let shared = match kind {
-            Frames::Shared => count,
-            Frames::Status => {
-                let table = domain.grants.lock();
-                if table.version() != super::Version::V2 {
-                    return Err(Error::BadReference);
-                }
-                if count <= table.status_frames() {
-                    return Ok(Ok(()));
-                }
-                // As few shared frames as need that many.
-                count.saturating_sub(1) * (MAX_FRAMES / MAX_STATUS_FRAMES) + 1
+        let shared = {
+            let table = domain.grants.lock();
+            if count > table.limit(kind) {
+                return Err(Error::BadReference);
+            }
+            match kind {
+                Frames::Shared => count,
+                Frames::Status if table.version() != super::Version::V2 => return Err(Error::BadReference),
+                Frames::Status if count <= table.status_frames() => return Ok(Ok(())),
+                // As many shared frames as these serve, as Xen.
+                Frames::Status => (count * SHARED_PER_STATUS).min(table.limit(Frames::Shared)),
             }
         };
         self.grow_grant_table(domain, shared, budget).ok_or(Error::NoSpace)

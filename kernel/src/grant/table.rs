@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::grant::{GNTTAB_NR_RESERVED_ENTRIES, MapFlags};
 use hypercall_abi::{DomId, GrantRef, Mfn};
 
-use super::Error;
 use super::entry::{Entry, Status};
+use super::{Error, Frames};
 use crate::platform::Platform;
 
 /// Most shared frames of a table, as Xen's default.
@@ -19,11 +19,13 @@ pub(super) const ACTIVE_PER_FRAME: u32 = 256;
 /// Status words in a frame, 16 bits each.
 const STATUS_PER_FRAME: u32 = 2048;
 /// Shared frames whose entries of version 2 one status frame serves.
-const SHARED_PER_STATUS: u32 = STATUS_PER_FRAME / Version::V2.entries_per_frame();
+pub(super) const SHARED_PER_STATUS: u32 = STATUS_PER_FRAME / Version::V2.entries_per_frame();
 /// Most status frames of a table.
 pub const MAX_STATUS_FRAMES: u32 = MAX_FRAMES / SHARED_PER_STATUS;
 /// Handles in a frame, one word each.
 const HANDLES_PER_FRAME: u32 = 512;
+/// Most mappings of others' grants at a time.
+pub const MAX_MAPPINGS: u32 = MAX_MAPTRACK_FRAMES * HANDLES_PER_FRAME;
 /// First slot of the frames of active entries in the directory; those of shared frames begin at 0.
 const ACTIVE_SLOT: u32 = MAX_FRAMES;
 /// First slot of the status frames.
@@ -246,6 +248,10 @@ pub(super) struct Change {
 
 /// Grant table and mappings of a domain.
 pub struct GrantTable {
+    /// Most shared frames it may have, 1 to [`MAX_FRAMES`].
+    max_frames: u32,
+    /// Most mappings at a time, up to [`MAX_MAPPINGS`].
+    max_mappings: u32,
     /// Slots 0 to 63: shared frames; 64 to 191: frames of active entries; 192 to 199: status frames.
     directory: Option<Mfn>,
     frames: u32,
@@ -270,6 +276,8 @@ impl GrantTable {
     /// No entries and no mappings.
     pub const fn new() -> GrantTable {
         GrantTable {
+            max_frames: MAX_FRAMES,
+            max_mappings: MAX_MAPPINGS,
             directory: None,
             frames: 0,
             version: Version::V1,
@@ -286,6 +294,19 @@ impl GrantTable {
         }
     }
 
+    /// Limits a table that has no handles and no more frames than that. Both are within what a table can have, and `frames` is not 0.
+    pub fn set_limits(&mut self, frames: u32, mappings: u32) {
+        debug_assert!(self.frames <= frames && self.maptrack.is_none(), "limits come first");
+        self.max_frames = frames.clamp(1, MAX_FRAMES);
+        self.max_mappings = mappings.min(MAX_MAPPINGS);
+    }
+    /// Most frames of this kind that it may have.
+    pub fn limit(&self, kind: Frames) -> u32 {
+        match kind {
+            Frames::Shared => self.max_frames,
+            Frames::Status => self.max_frames.div_ceil(SHARED_PER_STATUS),
+        }
+    }
     /// Shared frames.
     pub fn frames(&self) -> u32 {
         self.frames
@@ -512,7 +533,7 @@ impl GrantTable {
 
     /// Whether there are as many handles as there may be, all in use.
     pub(super) fn is_out_of_handles(&self) -> bool {
-        self.free_handle == NO_HANDLE && self.maptrack_frames >= MAX_MAPTRACK_FRAMES
+        self.free_handle == NO_HANDLE && self.handles() >= self.max_mappings
     }
 
     /// Adds a zeroed frame: as the directory of the frames of handles if there is none yet, else with free handles.
@@ -522,8 +543,10 @@ impl GrantTable {
             return;
         }
         let first = self.maptrack_frames * HANDLES_PER_FRAME;
-        for (word, next) in platform.frame(mfn).iter().zip(first + 1..) {
-            let last = next == first + HANDLES_PER_FRAME;
+        // Behind the last that may be used the words are zeros: handles that are in no use.
+        let end = (first + HANDLES_PER_FRAME).min(self.max_mappings);
+        for (word, next) in platform.frame(mfn).iter().zip(first + 1..=end) {
+            let last = next == end;
             word.store(u64::from(if last { self.free_handle } else { next }), Ordering::Relaxed);
         }
         if let Some(slot) = GrantTable::slot(platform, self.maptrack, self.maptrack_frames) {

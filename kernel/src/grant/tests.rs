@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::entry::{self, Entry};
 use super::table::{Pins, Version};
-use super::{Copier, Error, VersionRefused};
+use super::{Copier, Error, Frames, VersionRefused};
 use crate::access::Rights;
 use crate::domain::{Current, Domain, Life, VcpuRef, VcpuState};
 use crate::evtchn::tests::{add_domain, hypervisor};
@@ -1537,5 +1537,50 @@ proptest! {
             world.compare();
         }
         world.end();
+    }
+}
+
+#[test]
+fn a_table_grows_to_its_limit() {
+    let hv = hypervisor(256);
+    let domain = add_domain(&hv, 3, 1, Rights::none());
+    domain.grants.lock().set_limits(10, u32::MAX);
+    let mut budget = Budget::unlimited();
+    let mut grow =
+        |kind, count| hv.grow_grant_frames(&domain, kind, count, &mut budget).map(|done| done.is_ok());
+    assert_eq!(grow(Frames::Status, 1), Err(Error::BadReference), "version 1 has none");
+    assert_eq!(grow(Frames::Shared, 11), Err(Error::BadReference));
+    assert_eq!(hv.set_grant_version(&domain, Version::V2, &mut Budget::unlimited()), Ok(Ok(())));
+    assert_eq!(grow(Frames::Status, 1), Ok(true));
+    assert_eq!(grow(Frames::Status, 3), Err(Error::BadReference));
+    // As many shared frames as two status frames serve would be 16.
+    assert_eq!(grow(Frames::Status, 2), Ok(true));
+    assert_eq!(domain.grants.lock().frames(), 10);
+    assert!(hv.grant_frame(&domain, Frames::Status, 1).is_some());
+    assert_eq!(hv.grant_frame(&domain, Frames::Status, 2), None);
+    assert_eq!(grow(Frames::Shared, 10), Ok(true));
+    assert_eq!(hv.grant_frame(&domain, Frames::Shared, 10), None);
+}
+
+#[test]
+fn as_many_mappings_as_the_limit_and_one_more() {
+    for limit in [3, 513] {
+        let hv = hypervisor(256);
+        let (granter, user) = (Guest::new(&hv, 3), Guest::new(&hv, 1));
+        user.domain.grants.lock().set_limits(1, limit);
+        // 128 uses of one entry is the most.
+        for gref in 8..16 {
+            granter.permit(&hv, gref, granter.data[0], user.id(), true);
+        }
+        let flags = MapFlags::DEVICE_MAP | MapFlags::READONLY;
+        let map = |i: u32| user.map(&hv, &granter, 8 + i / 128, flags, 0);
+        let handles: Vec<_> = (0..limit).map(|i| map(i).unwrap()).collect();
+        assert!(handles.iter().all(|handle| *handle < limit));
+        assert_eq!(map(limit), Err(Error::NoSpace));
+        let frame = granter.data[0].get() << 12;
+        assert_eq!(user.unmap(&hv, handles[1], None, Some(frame)), Ok(true));
+        assert_eq!(map(limit), Ok(handles[1]), "the one that is free again");
+        user.destroy(&hv, u32::MAX);
+        granter.destroy(&hv, u32::MAX);
     }
 }

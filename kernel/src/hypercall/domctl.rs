@@ -15,6 +15,7 @@ use super::administration::foreign_domctl;
 use super::{Args, Budget, Exit, HcResult, write_hypercall_page};
 use crate::access::{RangeSet, Rights, Verbs};
 use crate::domain::{Current, Domain, Life, MAX_VCPUS, NewDomain, VcpuRef, block};
+use crate::grant;
 use crate::hypervisor::Hypervisor;
 use crate::mm::{Kind, Owner};
 use crate::page_ref::{TypedRef, Writable};
@@ -242,6 +243,13 @@ fn create<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args, op: &m
     if request.pad0 != 0 || request.max_vcpus == 0 || request.max_vcpus > MAX_VCPUS {
         return Err(Errno::EINVAL.into());
     }
+    let or_default = |wanted: u32, most: u32| match wanted {
+        0 => Ok(most),
+        _ if wanted <= most => Ok(wanted),
+        _ => Err(Errno::EINVAL),
+    };
+    let frames = or_default(request.max_grant_frames, grant::MAX_FRAMES)?;
+    let mappings = or_default(request.max_maptrack, grant::MAX_MAPPINGS)?;
     let mut rights = Rights::none();
     if flags.contains(CreateFlags::CONTROL) {
         hv.require(current, Verbs::CONTROL)?;
@@ -255,10 +263,11 @@ fn create<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args, op: &m
         max_pages: request.max_pages,
         rights,
     })?;
+    // It is paused, and has no port and no grant yet.
     if request.max_port != 0 {
-        // It is paused and has no port yet.
         domain.events.lock().set_highest(request.max_port);
     }
+    domain.grants.lock().set_limits(frames, mappings);
     request.domid = domain.id;
     request.shared_info = domain.shared_info;
     op.domid = domain.id;

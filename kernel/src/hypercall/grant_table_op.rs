@@ -15,7 +15,7 @@ use super::{Args, Exit, HcResult, Preempted};
 use crate::access::Verbs;
 use crate::domain::{Current, Domain};
 use crate::grant::{
-    Copier, Error, FLUSH_SEARCH_UNIT, FlushRefused, Frames, MAX_FRAMES, Unmapping, Version, VersionRefused,
+    Copier, Error, FLUSH_SEARCH_UNIT, FlushRefused, Frames, Unmapping, Version, VersionRefused,
 };
 use crate::hypervisor::Hypervisor;
 use crate::mm::TlbDebt;
@@ -318,7 +318,7 @@ fn setup_table<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
     }
     let result = match target(hv, current, op.dom) {
         Err(error) => status(error),
-        Ok(_) if op.nr_frames > MAX_FRAMES => GNTST_GENERAL_ERROR,
+        Ok(domain) if op.nr_frames > domain.grants.lock().limit(Frames::Shared) => GNTST_GENERAL_ERROR,
         Ok(domain) => match hv.grow_grant_table(&domain, op.nr_frames, &mut current.state.budget) {
             None => GNTST_GENERAL_ERROR,
             // What was added stays: the same call goes on from there.
@@ -351,8 +351,9 @@ fn query_size<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args) ->
         Err(error) => status(error),
         Ok(domain) => {
             // Xen's tables have one frame from the start; here it comes with its first use, and counts as there before.
-            op.nr_frames = domain.grants.lock().frames().max(1);
-            op.max_nr_frames = MAX_FRAMES;
+            let table = domain.grants.lock();
+            op.nr_frames = table.frames().max(1);
+            op.max_nr_frames = table.limit(Frames::Shared);
             GNTST_OKAY
         }
     };

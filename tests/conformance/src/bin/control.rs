@@ -4,13 +4,18 @@
 
 extern crate alloc;
 
-use conformance::{NOWHERE, call, only_on, only_privileged};
+use conformance::{NOWHERE, call, memop, only_on, only_privileged};
 use guest_sdk::abi::control::{CreateDomain, DomainState};
+use guest_sdk::abi::memory::{
+    AcquireResource, XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED,
+    XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS,
+};
 use guest_sdk::abi::sched::ShutdownReason;
-use guest_sdk::abi::{DomId, Errno, Hypercall};
-use guest_sdk::control;
+use guest_sdk::abi::subops::MemoryOp;
+use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall};
 use guest_sdk::testkit::{self, Verdict, cases, check, check_eq};
 use guest_sdk::{Domain, entry};
+use guest_sdk::{control, xen_control};
 
 #[entry]
 fn main(domain: Domain) {
@@ -23,7 +28,8 @@ fn main(domain: Domain) {
             creation_is_refused,
             domain_is_shut_down_from_outside,
             host_is_told,
-            vcpu_runs_where_it_may
+            vcpu_runs_where_it_may,
+            limits_of_grants_are_obeyed
         ],
     )
 }
@@ -147,5 +153,64 @@ fn vcpu_runs_where_it_may(domain: &mut Domain) -> Verdict {
     check_eq!(control::set_affinity(DomId::new(1234), 0, 1, 1), Err(Errno::ESRCH));
     check_eq!(control::set_affinity(own, 0, 0, 0), Ok((1, u64::MAX)));
     check_eq!(control::set_affinity(own, 0, before.0, before.1), Ok(before));
+    Ok(())
+}
+
+/// A domain whose grant table may have `frames` frames, by the control interface of the hypervisor below.
+fn with_frames(frames: u32) -> Result<DomId, Errno> {
+    if conformance::is_xenolith() {
+        let request =
+            CreateDomain { max_vcpus: 1, max_pages: 16, max_grant_frames: frames, ..CreateDomain::default() };
+        return control::create_domain(DomId::INVALID, request).map(|made| made.domid);
+    }
+    xen_control::create_domain(xen_control::abi::CreateDomain {
+        max_vcpus: 1,
+        max_evtchn_port: 1023,
+        max_grant_frames: frames as i32,
+        max_maptrack_frames: -1,
+        grant_opts: xen_control::abi::GRANT_VERSION_2,
+        ..Default::default()
+    })
+}
+
+fn limits_of_grants_are_obeyed(_: &mut Domain) -> Verdict {
+    only_privileged(OTHERS)?;
+    check_eq!(with_frames(100_000).err(), Some(Errno::EINVAL));
+    let made = with_frames(10)?;
+    let mut list = [0u64; 16];
+    let mut resource = |id: u32, frame: u64, nr_frames: u32| {
+        let frame_list = if nr_frames == 0 { 0 } else { list.as_mut_ptr() as u64 };
+        let mut request = AcquireResource {
+            domid: made,
+            kind: XENMEM_RESOURCE_GRANT_TABLE,
+            id,
+            nr_frames,
+            frame,
+            frame_list: GuestHandle::new(frame_list),
+            ..AcquireResource::default()
+        };
+        memop(MemoryOp::AcquireResource, &mut request).map(|_| (request.nr_frames, list))
+    };
+    const SHARED: u32 = XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED;
+    const STATUS: u32 = XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS;
+    // A list of nothing asks how many there may be: a status frame serves eight others.
+    check_eq!(resource(SHARED, 0, 0).map(|answer| answer.0), Ok(10));
+    check_eq!(resource(STATUS, 0, 0).map(|answer| answer.0), Ok(2));
+    check_eq!(resource(SHARED, 0, 11), Err(Errno::EINVAL));
+    check_eq!(resource(SHARED, 10, 1), Err(Errno::EINVAL));
+    let (_, frames) = resource(SHARED, 0, 10)?;
+    check!(frames[..10].iter().all(|frame| *frame != 0) && frames[10..] == [0; 6], "{frames:x?}");
+    let (_, again) = resource(SHARED, 9, 1)?;
+    check_eq!(again[0], frames[9], "the last of them");
+    // Its table is one of version 1 still.
+    check_eq!(resource(STATUS, 0, 1), Err(Errno::EINVAL));
+    check_eq!(resource(2, 0, 0), Err(Errno::EINVAL), "no such part of a grant table");
+    if conformance::is_xenolith() {
+        destroy(made)?;
+        let request = CreateDomain { max_vcpus: 1, max_maptrack: 262_145, ..CreateDomain::default() };
+        check_eq!(control::create_domain(DomId::INVALID, request).err(), Some(Errno::EINVAL));
+    } else {
+        xen_control::destroy(made)?;
+    }
     Ok(())
 }

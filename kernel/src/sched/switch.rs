@@ -428,7 +428,7 @@ impl<P: Platform> Hypervisor<P> {
             _ => RunStateKind::Offline,
         };
         vcpu.runstate.lock().change(kind, now);
-        if vcpu.timers.periodic.lock().set_running(false) {
+        if vcpu.timers.periodic.lock().set_ticking(false) {
             self.arm_timers(&vcpu);
         }
         self.publish_areas(&vcpu, &mut state);
@@ -494,7 +494,7 @@ impl<P: Platform> Hypervisor<P> {
     pub fn start_ticks(&self, vcpu: &VcpuRef, now: u64) {
         let (ticks, due) = {
             let mut periodic = vcpu.timers.periodic.lock();
-            (periodic.set_running(vcpu.running.load(Ordering::Acquire)), periodic.take(now))
+            (periodic.set_ticking(true), periodic.take(now))
         };
         if due {
             self.raise_virq(vcpu, Virq::TIMER);

@@ -16,21 +16,22 @@ pub trait HeapItem {
 /// Period of the ticks that a new vCPU gets until it says otherwise, as on Xen.
 const FIRST_PERIOD_NS: u64 = 10_000_000;
 
-/// The periodic timer of a vCPU. It ticks only while the vCPU runs: one that sleeps is not woken for it, and when it runs again
-/// after a period or more, one tick stands for all that were missed.
+/// The periodic timer of a vCPU. It ticks from when it is set, and stops when the vCPU leaves its CPU: one that sleeps is not woken
+/// for it, unless another vCPU sets it meanwhile, as on Xen. When it runs again after a period or more, one tick stands for all
+/// that were missed.
 pub struct Periodic {
     /// 0 for off.
     period_ns: u64,
     /// When the latest tick was.
     last_ns: u64,
-    /// Whether the vCPU runs.
-    running: bool,
+    /// It has been set, or the vCPU put on a CPU, since the vCPU left one.
+    ticks: bool,
 }
 
 impl Periodic {
     /// As a vCPU is made.
     const fn new() -> Periodic {
-        Periodic { period_ns: FIRST_PERIOD_NS, last_ns: 0, running: false }
+        Periodic { period_ns: FIRST_PERIOD_NS, last_ns: 0, ticks: false }
     }
 
     /// Sets the period, 0 for no ticks. The next tick is due a period after the latest one, however long ago that was.
@@ -38,15 +39,15 @@ impl Periodic {
         self.period_ns = period_ns;
     }
 
-    /// Notes whether the vCPU runs. Returns whether there are ticks to arm or disarm for that.
-    pub fn set_running(&mut self, running: bool) -> bool {
-        self.running = running;
+    /// Lets it tick or not. Returns whether there are ticks to arm or disarm for that.
+    pub fn set_ticking(&mut self, ticks: bool) -> bool {
+        self.ticks = ticks;
         self.period_ns != 0
     }
 
     /// When the next tick is due.
     pub fn next_ns(&self) -> Option<u64> {
-        (self.running && self.period_ns != 0).then(|| self.last_ns.saturating_add(self.period_ns))
+        (self.ticks && self.period_ns != 0).then(|| self.last_ns.saturating_add(self.period_ns))
     }
 
     /// Takes the tick that is due at `now_ns`; false when there is none.
@@ -227,17 +228,17 @@ mod tests {
     fn ticks_come_while_it_runs_and_are_not_made_up_for() {
         let mut periodic = Periodic::new();
         assert_eq!(periodic.next_ns(), None, "a vCPU that never ran");
-        assert!(periodic.set_running(true));
+        assert!(periodic.set_ticking(true));
         assert!(periodic.take(25_000_000) && !periodic.take(25_000_000));
         assert_eq!(periodic.next_ns(), Some(35_000_000));
-        periodic.set_running(false);
+        periodic.set_ticking(false);
         assert!(!periodic.take(90_000_000));
-        periodic.set_running(true);
+        periodic.set_ticking(true);
         assert!(periodic.take(90_000_000) && !periodic.take(99_999_999) && periodic.take(100_000_000));
         periodic.set_period(50_000_000);
         assert_eq!(periodic.next_ns(), Some(150_000_000), "counted from the latest tick");
         periodic.set_period(0);
-        assert!(!periodic.take(u64::MAX) && !periodic.set_running(false));
+        assert!(!periodic.take(u64::MAX) && !periodic.set_ticking(false));
     }
 
     struct Item {

@@ -36,6 +36,7 @@ fn main(domain: Domain) {
             two_that_spin_share_the_cpu,
             the_wait_for_the_cpu_is_stolen_time,
             ticks_of_another_vcpu,
+            ticks_set_and_stopped_while_it_sleeps,
             an_nmi_reaches_another_vcpu,
             an_nmi_wakes_a_vcpu_that_polls,
             nmi_refused,
@@ -402,6 +403,37 @@ fn ticks_of_another_vcpu(_: &mut Domain) -> Verdict {
     while now_ns() - start < 50 * MS {
         call(Hypercall::SchedOp, [0, 0, 0, 0, 0])?;
     }
+    check!(!pending(bind.port), "it goes on when it was stopped");
+    ORDER.store(WAIT, Ordering::SeqCst);
+    check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port: bind.port }), Ok(0));
+    Ok(())
+}
+
+fn ticks_set_and_stopped_while_it_sleeps(_: &mut Domain) -> Verdict {
+    let mut bind = EvtchnBindVirq { virq: Virq::TIMER.get(), vcpu: 1, port: Port::new(0) };
+    check_eq!(evtchn(EvtchnOp::BindVirq, &mut bind), Ok(0));
+    let pause = || -> Verdict {
+        let start = now_ns();
+        while now_ns() - start < 30 * MS {
+            call(Hypercall::SchedOp, [0, 0, 0, 0, 0])?;
+        }
+        Ok(())
+    };
+    ORDER.store(WAIT, Ordering::SeqCst);
+    pause()?;
+    check_eq!(vcpu(VcpuOp::SetPeriodicTimer, 1, &mut VcpuSetPeriodicTimer { period_ns: 5 * MS }), Ok(0));
+    // One that is set begins at once. The vCPU is woken, and when it sleeps again it has stopped.
+    wait("a tick while it sleeps", || take_pending(bind.port))?;
+    ORDER.store(SPIN, Ordering::SeqCst);
+    for _ in 0..3 {
+        wait("a tick", || take_pending(bind.port))?;
+    }
+    ORDER.store(WAIT, Ordering::SeqCst);
+    pause()?;
+    check_eq!(operation(VcpuOp::StopPeriodicTimer, 1), Ok(0));
+    take_pending(bind.port);
+    ORDER.store(SPIN, Ordering::SeqCst);
+    pause()?;
     check!(!pending(bind.port), "it goes on when it was stopped");
     ORDER.store(WAIT, Ordering::SeqCst);
     check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port: bind.port }), Ok(0));

@@ -194,6 +194,8 @@ pub trait Platform: Sync + 'static {
     fn cpu_count(&self) -> u32;
     /// The CPU this runs on.
     fn this_cpu(&self) -> CpuId;
+    /// Hardware ids of a CPU that is up: its local APIC's, and that in ACPI's tables.
+    fn hardware_ids(&self, cpu: CpuId) -> (u32, u32);
     /// Makes another CPU leave its guest or idle loop and look at its pending work.
     fn kick(&self, cpu: CpuId);
     /// Waits in ring 0 for an interrupt, handles it, and returns.
@@ -239,6 +241,10 @@ pub trait Platform: Sync + 'static {
     fn mask_irq(&self, pin: u32, masked: bool);
     /// Tells the interrupt controller that the domain has handled a level-triggered pin.
     fn eoi_irq(&self, pin: u32);
+    /// Sets how a pin that is shut is triggered: by level or edge, active low or high.
+    fn configure_irq(&self, pin: u32, level: bool, active_low: bool);
+    /// Whether a pin is level-triggered: it raises nothing further until [`Platform::eoi_irq`].
+    fn is_level_irq(&self, pin: u32) -> bool;
 
     /// Whether page-table entries may forbid execution. Without, the bit is reserved and must not be set.
     fn has_no_execute(&self) -> bool {

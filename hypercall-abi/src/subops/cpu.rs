@@ -154,7 +154,7 @@ operations! {
         GetPhysid = 12, "get_physid", Guest, [Handled], {
             [takes Out vcpu::VcpuGetPhysid]
             [errors
-                EINVAL "the vCPU is not pinned to one processor";
+                EINVAL "the caller has no rights over hardware, or the vCPU is not pinned to one processor";
             ]
         };
         /// Registers a copy of the vCPU's time record, also readable from guest user mode.

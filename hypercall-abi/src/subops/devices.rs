@@ -108,7 +108,11 @@ operations! {
             [takes In physdev::PhysdevPirqEoiGmfn]
             [errors
                 EINVAL "the frame is not a writable one of the domain's";
-                ENOSYS "it is; each interrupt is ended by a call";
+                EBUSY "the domain has registered one";
+            ]
+            [rules
+                "When the domain binds an interrupt, its bit is set if each one needs an end (those triggered by a level), and cleared if not.";
+                "From then on an end also unmasks the port.";
             ]
         };
         /// Restores message interrupts after sleep.
@@ -130,8 +134,8 @@ operations! {
             [takes In physdev::PhysdevSetupGsi]
             [errors
                 EINVAL "there is no such interrupt";
-                EPERM "the caller has no control verbs";
-                ENOSYS "it has; the hypervisor drives interrupt controllers";
+                EPERM "the caller has no control verbs, or no right to the interrupt";
+                EEXIST "it was set up before, or is bound";
             ]
         };
         /// Allocates a physical-interrupt number.
@@ -177,7 +181,10 @@ operations! {
             [takes In physdev::PhysdevPirqEoiGmfn]
             [errors
                 EINVAL "the frame is not a writable one of the domain's";
-                ENOSYS "it is; each interrupt is ended by a call";
+                EBUSY "the domain has registered one";
+            ]
+            [rules
+                "When the domain binds an interrupt, its bit is set if each one needs an end (those triggered by a level), and cleared if not.";
             ]
         };
         /// Debug-port reset notices.

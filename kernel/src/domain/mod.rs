@@ -77,6 +77,8 @@ pub struct Domain {
     shutdown_code: AtomicU32,
     /// Ends of the two watchdogs in nanoseconds since boot, 0 for off.
     pub watchdogs: [AtomicU64; 2],
+    /// Where it wants to be told which of its interrupts need an end (`evtchn/irq.rs`).
+    pub pirq_eoi: crate::evtchn::PirqEoiMap,
     life: AtomicU8,
     /// Test builds: whether everything it asks gets the same answer.
     #[cfg(any(feature = "constant-answers", test))]
@@ -120,6 +122,7 @@ impl Domain {
             shutdown_reason: AtomicU32::new(0),
             shutdown_code: AtomicU32::new(0),
             watchdogs: [const { AtomicU64::new(0) }; 2],
+            pirq_eoi: crate::evtchn::PirqEoiMap::default(),
             life: AtomicU8::new(Life::Alive as u8),
             #[cfg(any(feature = "constant-answers", test))]
             constant: Default::default(),

@@ -5,13 +5,16 @@
 //! further interrupt meanwhile (the mechanism masks or defers it), an edge-triggered one may.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall_abi::{DomId, Port, VcpuId};
+use hypercall_abi::{DomId, Mfn, Port, VcpuId};
 
 use super::{Entry, Error, PortState};
-use crate::domain::Domain;
+use crate::domain::{Domain, Life};
 use crate::hypercall::Budget;
 use crate::hypervisor::Hypervisor;
+use crate::page_ref::{TypedRef, Writable};
 use crate::platform::Platform;
 use crate::sync::{RankedMutex, rank};
 
@@ -24,6 +27,31 @@ pub struct IrqTable {
 struct Pin {
     listener: Option<(DomId, Port)>,
     in_service: bool,
+    /// A domain has said how it is triggered, which is said once.
+    configured: bool,
+}
+
+/// The page in which a domain wants to see which of its interrupts need an end, a bit for each number
+/// (`PHYSDEVOP_pirq_eoi_gmfn`). The hypervisor changes a bit when the interrupt is bound.
+///
+/// One word: machine address of the page, whose *writable* reference is held, and two flags. It is set once, under the lock of the
+/// domain's event channels.
+#[derive(Default)]
+pub struct PirqEoiMap(AtomicU64);
+
+impl PirqEoiMap {
+    const PRESENT: u64 = 1;
+    /// Ending an interrupt unmasks its port.
+    const UNMASKS: u64 = 2;
+
+    fn page(&self) -> Option<Mfn> {
+        let word = self.0.load(Ordering::Acquire);
+        (word & PirqEoiMap::PRESENT != 0).then(|| Mfn::new(word >> 12))
+    }
+
+    fn unmasks(&self) -> bool {
+        self.0.load(Ordering::Acquire) & PirqEoiMap::UNMASKS != 0
+    }
 }
 
 /// What a domain may know about a pin.
@@ -57,7 +85,7 @@ impl IrqTable {
         match pin.listener {
             Some((other, _)) if other == domain => return Err(Error::AlreadyBound),
             Some(_) => return Err(Error::PinInUse),
-            None => *pin = Pin { listener: Some((domain, port)), in_service: false },
+            None => *pin = Pin { listener: Some((domain, port)), in_service: false, ..*pin },
         }
         Ok(())
     }
@@ -65,7 +93,9 @@ impl IrqTable {
     /// Returns whether the pin was in service.
     fn unbind(&self, pin: u32) -> bool {
         let mut pins = self.pins.lock();
-        pins.get_mut(pin as usize).is_some_and(|pin| core::mem::take(pin).in_service)
+        let Some(pin) = pins.get_mut(pin as usize) else { return false };
+        pin.listener = None;
+        core::mem::take(&mut pin.in_service)
     }
 
     fn begin_service(&self, pin: u32) -> Option<(DomId, Port)> {
@@ -129,6 +159,7 @@ impl<P: Platform> Hypervisor<P> {
         }
         let port = self.free_port(domain, &mut table, budget)?;
         self.irqs.bind(pin, domain.id, port)?;
+        self.note_eoi(domain, pin, self.platform.is_level_irq(pin));
         table.set(&self.platform, port, Entry::new(PortState::Pirq { pin }, VcpuId::new(0)));
         self.platform.mask_irq(pin, false);
         Ok(port)
@@ -143,9 +174,74 @@ impl<P: Platform> Hypervisor<P> {
         self.platform.mask_irq(pin, true);
     }
 
+    /// Sets how a pin is triggered, before anybody binds it. [`Error::BadSource`] no such pin, [`Error::NotPermitted`] no right
+    /// to it, [`Error::AlreadyBound`] somebody listens to it, or has said it before.
+    pub fn setup_irq(&self, domain: &Domain, pin: u32, level: bool, active_low: bool) -> Result<(), Error> {
+        if pin >= self.irqs.pins() {
+            return Err(Error::BadSource);
+        }
+        if !domain.rights.lock().irqs.contains(u64::from(pin), u64::from(pin)) {
+            return Err(Error::NotPermitted);
+        }
+        let mut pins = self.irqs.pins.lock();
+        let entry = pins.get_mut(pin as usize).ok_or(Error::BadSource)?;
+        if entry.configured || entry.listener.is_some() {
+            return Err(Error::AlreadyBound);
+        }
+        entry.configured = true;
+        self.platform.configure_irq(pin, level, active_low);
+        Ok(())
+    }
+
+    /// Gives a domain its page of interrupts that need an end; with `unmasks`, ending one also unmasks its port.
+    /// [`Error::AlreadyBound`] when it has one.
+    pub fn set_eoi_map(
+        &self,
+        domain: &Domain,
+        page: TypedRef<'_, Writable>,
+        unmasks: bool,
+    ) -> Result<(), Error> {
+        // Teardown says "dying" before it takes the lock to let go of the page.
+        let _table = domain.events.lock();
+        if domain.life() != Life::Alive {
+            return Err(Error::Dying);
+        }
+        if domain.pirq_eoi.page().is_some() {
+            return Err(Error::AlreadyBound);
+        }
+        let flags = PirqEoiMap::PRESENT | if unmasks { PirqEoiMap::UNMASKS } else { 0 };
+        domain.pirq_eoi.0.store(page.into_pte().get() << 12 | flags, Ordering::Release);
+        Ok(())
+    }
+
+    /// Lets go of that page. The lock of the domain's event channels is held.
+    pub(super) fn forget_eoi_map(&self, domain: &Domain) {
+        if let Some(page) = domain.pirq_eoi.page() {
+            domain.pirq_eoi.0.store(0, Ordering::Release);
+            drop(TypedRef::<Writable>::from_pte(&self.mm, page));
+        }
+    }
+
+    fn note_eoi(&self, domain: &Domain, pirq: u32, needed: bool) {
+        let Some(page) = domain.pirq_eoi.page() else { return };
+        let Some(word) = self.platform.frame(page).get(pirq as usize / 64) else { return };
+        let bit = 1 << (pirq % 64);
+        if needed {
+            word.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
     /// `PHYSDEVOP_eoi`: the domain has handled the interrupt of `pin`. Telling it twice does nothing. [`Error::BadSource`]
     /// when the pin is not bound by this domain.
-    pub fn end_irq(&self, domain: &Domain, pin: u32) -> Result<(), Error> {
+    pub fn end_irq(&self, domain: &Arc<Domain>, pin: u32) -> Result<(), Error> {
+        if domain.pirq_eoi.unmasks()
+            && let Some((listener, port)) = self.irqs.listener(pin)
+            && listener == domain.id
+        {
+            self.unmask(domain, port)?;
+        }
         if self.irqs.end_service(pin, domain.id)? {
             self.platform.eoi_irq(pin);
         }
@@ -153,10 +249,11 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// `PHYSDEVOP_IRQ_UNMASK_NOTIFY`: the domain has handled all interrupts whose ports it does not mask.
-    pub fn end_unmasked_irqs(&self, domain: &Domain) {
+    pub fn end_unmasked_irqs(&self, domain: &Arc<Domain>) {
         for pin in 0..self.irqs.pins() {
             let listener = self.irqs.listener(pin).filter(|(listener, _)| *listener == domain.id);
-            if listener.is_some_and(|(_, port)| !self.port_masked(domain, port)) {
+            let masked = |port| self.port_masked(domain, &domain.events.lock(), port);
+            if listener.is_some_and(|(_, port)| !masked(port)) {
                 // Bound by the domain; if not any more, there is nothing to end.
                 let _ = self.end_irq(domain, pin);
             }

@@ -234,8 +234,11 @@ impl<P: Platform> Hypervisor<P> {
         Ok(two_level::Word::read(words.pending) & words.bit != 0)
     }
 
-    /// Whether the domain masks a port; a port without words is.
-    pub(super) fn port_masked(&self, domain: &Domain, port: Port) -> bool {
+    /// Whether the domain masks a port; a port without words is. `table` is the domain's, and locked.
+    pub(super) fn port_masked(&self, domain: &Domain, table: &PortTable, port: Port) -> bool {
+        if table.is_fifo() {
+            return table.event_word(&self.platform, port).is_none_or(|word| word.read() & fifo::MASKED != 0);
+        }
         self.port_words(domain, port).is_none_or(|words| two_level::Word::read(words.mask) & words.bit != 0)
     }
 
@@ -467,7 +470,8 @@ impl<P: Platform> Hypervisor<P> {
         }
         for port in table.add_array_page(&self.platform, page.into_pte()).map(Port::new) {
             let Ok(entry) = table.get(&self.platform, port) else { continue };
-            if entry.held && entry.is_open() {
+            // Of a port that was closed since, too, as on Xen: its next user finds that it fired.
+            if entry.held {
                 table.hold(&self.platform, port, false);
                 self.deliver(domain, &table, port, entry);
             }
@@ -620,6 +624,7 @@ impl<P: Platform> Hypervisor<P> {
             }
         }
         let mut table = domain.events.lock();
+        self.forget_eoi_map(domain);
         self.leave_fifo(&mut table);
         while let Some(frame) = table.take_frame(&self.platform) {
             self.mm.give_back(frame, 0);

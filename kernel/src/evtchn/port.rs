@@ -62,7 +62,7 @@ pub struct Entry {
     /// The queue in which its latest event was put. It stays when the port is closed: the event may be in the queue still, or be
     /// what that queue remembers as its tail.
     pub last: Queue,
-    /// An event came while the guest's event array did not reach to this port.
+    /// An event came while the guest's event array did not reach to this port. It stays when the port is closed, as on Xen.
     pub held: bool,
 }
 

@@ -211,7 +211,8 @@ impl PortTable {
             .any(|port| (self.entry(platform, port).state == PortState::Free) == free)
     }
 
-    /// Stores a port, whose frame is there, and keeps the books of taken ports. Its last queue stays what it was.
+    /// Stores a port, whose frame is there, and keeps the books of taken ports. Its last queue stays what it was, and so does a
+    /// held event.
     pub fn set<P: Platform>(&mut self, platform: &P, port: Port, entry: Entry) {
         let number = port.get();
         let Some(word) = self.word(platform, number) else {
@@ -219,7 +220,7 @@ impl PortTable {
             return;
         };
         let old = Entry::from_word(word.load(Ordering::Relaxed));
-        word.store(Entry { last: old.last, ..entry }.to_word(), Ordering::Relaxed);
+        word.store(Entry { last: old.last, held: old.held, ..entry }.to_word(), Ordering::Relaxed);
         let (index, bit) = PortTable::group(number);
         match (old.state != PortState::Free, entry.state != PortState::Free) {
             (false, true) => {

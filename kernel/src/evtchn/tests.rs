@@ -244,6 +244,74 @@ fn pins_need_the_right_and_have_one_listener() {
     assert!(hv.bind_pirq(&b, 4, &mut Budget::unlimited()).is_ok());
 }
 
+/// A page of the domain's own.
+fn page_of(hv: &Hypervisor<SimMachine>, domain: &Domain) -> Mfn {
+    hv.give_frames(domain, 0, u64::MAX).unwrap()
+}
+
+#[test]
+fn notified_of_unmasking_it_looks_at_the_masks_of_the_form_in_force() {
+    let (hv, a, _) = two_domains();
+    let mut budget = Budget::unlimited();
+    let port = hv.bind_pirq(&a, 4, &mut budget).unwrap();
+    let in_service = || hv.irq_status(&a, 4).unwrap().in_service;
+    // Masked in the two-level form, which is not in force any more.
+    set_word(&hv, &a, 320, 1 << port.get());
+    hv.on_irq(4);
+    hv.end_unmasked_irqs(&a);
+    assert!(in_service());
+    let (control, array) = (page_of(&hv, &a), page_of(&hv, &a));
+    hv.init_control(&a, VcpuId::new(0), control, 0).unwrap();
+    hv.end_unmasked_irqs(&a);
+    assert!(in_service(), "a port that has no word is masked");
+    hv.expand_array(&a, array).unwrap();
+    let word = &hv.platform.frame(array)[port.get() as usize / 2];
+    let masked = u64::from(super::fifo::MASKED) << (port.get() % 2 * 32);
+    word.fetch_or(masked, Ordering::SeqCst);
+    hv.end_unmasked_irqs(&a);
+    assert!(in_service());
+    word.fetch_and(!masked, Ordering::SeqCst);
+    hv.end_unmasked_irqs(&a);
+    assert!(!in_service());
+}
+
+#[test]
+fn the_page_of_ends_is_held_until_the_domain_dies() {
+    let (hv, a, _) = two_domains();
+    let page = page_of(&hv, &a);
+    let writable = || hv.pager().get_typed(page, a.id, &hv, &mut Budget::unlimited()).unwrap();
+    hv.set_eoi_map(&a, writable(), false).unwrap();
+    assert_eq!(hv.set_eoi_map(&a, writable(), false), Err(Error::AlreadyBound));
+    let bits = &hv.platform.frame(page)[0];
+    bits.store(1 << 4, Ordering::SeqCst);
+    let port = hv.bind_pirq(&a, 20, &mut Budget::unlimited()).unwrap();
+    hv.bind_pirq(&a, 4, &mut Budget::unlimited()).unwrap();
+    assert_eq!(bits.load(Ordering::SeqCst), 1 << 20);
+    // The second command leaves the port's mask alone.
+    set_word(&hv, &a, 320, 1 << port.get());
+    hv.end_irq(&a, 20).unwrap();
+    assert_eq!(word(&hv, &a, 320), 1 << port.get());
+    let count = hv.mm.type_word(page).unwrap().count();
+    assert_eq!(count, 1);
+    a.set_life(Life::Dying);
+    assert_eq!(hv.tear_down_ports(&a, &mut Budget::unlimited()), Progress::Done);
+    assert_eq!(hv.mm.type_word(page).unwrap().count(), 0);
+    assert_eq!(hv.set_eoi_map(&a, writable(), false), Err(Error::Dying));
+}
+
+#[test]
+fn how_a_pin_is_triggered_is_said_once_and_before_it_is_bound() {
+    let (hv, a, b) = two_domains();
+    assert_eq!(hv.setup_irq(&b, 20, true, true), Err(Error::NotPermitted));
+    assert_eq!(hv.setup_irq(&a, PINS, true, true), Err(Error::BadSource));
+    hv.setup_irq(&a, 20, true, true).unwrap();
+    let port = hv.bind_pirq(&a, 20, &mut Budget::unlimited()).unwrap();
+    hv.close(&a, port).unwrap();
+    assert_eq!(hv.setup_irq(&a, 20, false, false), Err(Error::AlreadyBound));
+    hv.bind_pirq(&a, 21, &mut Budget::unlimited()).unwrap();
+    assert_eq!(hv.setup_irq(&a, 21, true, true), Err(Error::AlreadyBound));
+}
+
 #[test]
 fn ports_run_out_and_frames_come_as_needed() {
     let (hv, a, b) = two_domains();

@@ -114,17 +114,20 @@ pub fn physdev_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: 
             let request: PhysdevSetupGsi = hv.read_guest(arg)?;
             if u32::try_from(request.gsi).is_ok_and(|gsi| gsi < hv.irqs.pins()) {
                 hv.require(current, Verbs::CONTROL)?;
-                return Err(Errno::ENOSYS.into());
+                let (level, low) = (request.triggering != 0, request.polarity != 0);
+                hv.setup_irq(current.domain(), request.gsi as u32, level, low)?;
+                return Ok(0);
             }
             return Err(Errno::EINVAL.into());
         }
-        PhysdevOp::PirqEoiGmfnV1 | PhysdevOp::PirqEoiGmfnV2 => {
+        command @ (PhysdevOp::PirqEoiGmfnV1 | PhysdevOp::PirqEoiGmfnV2) => {
             let request: PhysdevPirqEoiGmfn = hv.read_guest(arg)?;
-            let page =
-                hv.mm.get_page(Mfn::new(request.gmfn.get()), current.domain().id).ok_or(Errno::EINVAL)?;
-            let (_page, debt) = page.typed::<Writable>().map_err(|_| Errno::EINVAL)?;
+            let domain = current.domain();
+            let page = hv.mm.get_page(Mfn::new(request.gmfn.get()), domain.id).ok_or(Errno::EINVAL)?;
+            let (page, debt) = page.typed::<Writable>().map_err(|_| Errno::EINVAL)?;
             hv.pager().pay(debt);
-            return Err(Errno::ENOSYS.into());
+            let unmasks = command == PhysdevOp::PirqEoiGmfnV1;
+            hv.set_eoi_map(domain, page, unmasks).map_err(|_| Errno::EBUSY)?;
         }
         PhysdevOp::ManagePciAdd => return add_device::<P, PhysdevManagePci>(hv, current, arg, |_| true),
         PhysdevOp::ManagePciAddExt => {

@@ -10,6 +10,7 @@ use hypercall_abi::vcpu::{
 use hypercall_abi::{Errno, Mfn, VcpuId, Virq};
 
 use super::{Args, HcResult};
+use crate::access::Verbs;
 use crate::domain::{Current, VcpuRef, block};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
@@ -135,9 +136,19 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             Ok(0)
         }
         VcpuOp::GetPhysid => {
-            let _: VcpuGetPhysid = hv.read_guest(arg)?;
-            // As on Xen, only for vCPUs that are pinned; no vCPU is.
-            Err(Errno::EINVAL.into())
+            // As on Xen, for who drives the processors' power states, of vCPUs that stay on one CPU.
+            let hard = vcpu.sched.affinity().hard.and(hv.online());
+            let mut allowed = hard.iter();
+            let (Some(cpu), None) = (allowed.next(), allowed.next()) else {
+                return Err(Errno::EINVAL.into());
+            };
+            if !current.domain().rights.lock().verbs.contains(Verbs::HARDWARE) {
+                return Err(Errno::EINVAL.into());
+            }
+            let (apic_id, acpi_id) = hv.platform.hardware_ids(cpu);
+            let phys_id = u64::from(acpi_id) << 32 | u64::from(apic_id);
+            hv.write_guest(arg, &VcpuGetPhysid { phys_id })?;
+            Ok(0)
         }
         VcpuOp::RegisterVcpuTimeMemoryArea => {
             let request: VcpuRegisterTimeMemoryArea = hv.read_guest(arg)?;

@@ -235,6 +235,14 @@ impl Platform for SimMachine {
     }
     fn mask_irq(&self, _pin: u32, _masked: bool) {}
     fn eoi_irq(&self, _pin: u32) {}
+    fn configure_irq(&self, _pin: u32, _level: bool, _active_low: bool) {}
+    /// As on a PC: pins from 16 on are PCI's.
+    fn is_level_irq(&self, pin: u32) -> bool {
+        pin >= 16
+    }
+    fn hardware_ids(&self, cpu: CpuId) -> (u32, u32) {
+        (cpu.0 * 2, cpu.0 + 100)
+    }
     fn ram_frames(&self) -> u64 {
         self.memory.len() as u64
     }

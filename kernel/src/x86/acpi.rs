@@ -59,11 +59,20 @@ pub struct Power {
     pub century: u8,
 }
 
+/// A processor by its two names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// Its local APIC's, by which interrupts reach it.
+    pub apic_id: u32,
+    /// That of its object in firmware's tables (ACPI processor id or UID).
+    pub acpi_id: u32,
+}
+
 /// What the tables say.
 #[derive(Clone, Debug, Default)]
 pub struct AcpiInfo {
-    /// APIC ids of usable processors, the boot processor wherever firmware put it.
-    pub cpus: ArrayVec<u32, MAX_CPUS>,
+    /// Usable processors, the boot processor wherever firmware put it.
+    pub cpus: ArrayVec<Processor, MAX_CPUS>,
     /// How many usable processors there were beyond [`MAX_CPUS`].
     pub cpus_dropped: usize,
     /// Machine address of the local APICs.
@@ -181,14 +190,15 @@ fn read_madt(bytes: &[u8], info: &mut AcpiInfo) -> Option<()> {
 }
 
 fn read_madt_record(kind: u8, record: &[u8], info: &mut AcpiInfo) -> Option<()> {
-    let mut add_cpu = |id: u32, flags: u32| {
-        if flags & 1 != 0 && !info.cpus.contains(&id) && info.cpus.try_push(id).is_err() {
+    let mut add_cpu = |apic_id: u32, flags: u32, acpi_id: u32| {
+        let known = info.cpus.iter().any(|cpu| cpu.apic_id == apic_id);
+        if flags & 1 != 0 && !known && info.cpus.try_push(Processor { apic_id, acpi_id }).is_err() {
             info.cpus_dropped = info.cpus_dropped.saturating_add(1);
         }
     };
     match kind {
-        0 => add_cpu(u32::from(*record.get(3)?), u32_at(record, 4)?),
-        9 => add_cpu(u32_at(record, 4)?, u32_at(record, 8)?),
+        0 => add_cpu(u32::from(*record.get(3)?), u32_at(record, 4)?, u32::from(*record.get(2)?)),
+        9 => add_cpu(u32_at(record, 4)?, u32_at(record, 8)?, u32_at(record, 12)?),
         1 => {
             let ioapic = IoApic {
                 id: *record.get(2)?,
@@ -297,7 +307,7 @@ mod tests {
         let mut body = 0xfee0_0000u32.to_le_bytes().to_vec();
         body.extend(1u32.to_le_bytes());
         body.extend([0, 8, 0, 0, 1, 0, 0, 0]);
-        body.extend([0, 8, 1, 1, 1, 0, 0, 0]);
+        body.extend([0, 8, 5, 1, 1, 0, 0, 0]);
         body.extend([0, 8, 2, 2, 0, 0, 0, 0]); // not usable
         body.extend([1, 12, 7, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
         body.extend([2, 10, 0, 9, 9, 0, 0, 0, 0x0d, 0]);
@@ -322,7 +332,8 @@ mod tests {
     #[test]
     fn reads_processors_controllers_and_power() {
         let info = parse(&machine(madt(&[]), S5), 0x1000).unwrap();
-        assert_eq!(info.cpus.as_slice(), [0, 1]);
+        let [first, second] = [(0, 0), (1, 5)].map(|(apic_id, acpi_id)| Processor { apic_id, acpi_id });
+        assert_eq!(info.cpus.as_slice(), [first, second]);
         assert_eq!(info.local_apic, 0xfee0_0000);
         assert_eq!(info.ioapics.as_slice(), [IoApic { id: 7, address: 0xfec0_0000, gsi_base: 0 }]);
         assert_eq!(info.overrides[0], Override { isa: 9, gsi: 9, level: true, active_low: false });

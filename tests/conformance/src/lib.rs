@@ -260,6 +260,23 @@ fn pending_bit(port: Port) -> (&'static AtomicU64, u64) {
     unsafe { (AtomicU64::from_ptr((&raw mut (*shared()).evtchn_pending).cast::<u64>().add(word)), bit) }
 }
 
+/// The word of mask bits that a port's bit is in.
+fn mask_word(port: Port) -> &'static AtomicU64 {
+    let word = port.get() as usize / 64 % 64;
+    // SAFETY: as for the pending bits.
+    unsafe { AtomicU64::from_ptr((&raw mut (*shared()).evtchn_mask).cast::<u64>().add(word)) }
+}
+
+/// Masks a port.
+pub fn mask(port: Port) {
+    mask_word(port).fetch_or(1 << (port.get() % 64), Ordering::AcqRel);
+}
+
+/// Whether a port is masked.
+pub fn masked(port: Port) -> bool {
+    mask_word(port).load(Ordering::Acquire) >> (port.get() % 64) & 1 != 0
+}
+
 /// Whether a port is pending.
 pub fn pending(port: Port) -> bool {
     let (word, bit) = pending_bit(port);

@@ -136,6 +136,19 @@ pub fn mask(number: u32, masked: bool) {
     });
 }
 
+/// Sets how a pin is triggered. An interrupt that is in service ends: what the device still wants, it says anew.
+pub fn configure(number: u32, level: bool, active_low: bool) {
+    with_pin(number, |pin| {
+        *pin = Pin { level, active_low, in_service: false, ..*pin };
+        ((), true)
+    });
+}
+
+/// Whether a pin is level-triggered.
+pub fn is_level(number: u32) -> bool {
+    with_pin(number, |pin| (pin.level, false)).unwrap_or(false)
+}
+
 /// A pin fired: shuts it until [`end`] if it is level-triggered.
 pub fn begin(number: u32) {
     with_pin(number, |pin| {

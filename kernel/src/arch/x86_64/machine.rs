@@ -275,6 +275,19 @@ impl Platform for Machine {
         ioapic::end(pin);
     }
 
+    fn configure_irq(&self, pin: u32, level: bool, active_low: bool) {
+        ioapic::configure(pin, level, active_low);
+    }
+
+    fn is_level_irq(&self, pin: u32) -> bool {
+        ioapic::is_level(pin)
+    }
+
+    fn hardware_ids(&self, cpu: CpuId) -> (u32, u32) {
+        let apic_id = smp::apic_id(cpu).unwrap_or(u32::MAX);
+        (apic_id, smp::acpi_id(apic_id).unwrap_or(u32::MAX))
+    }
+
     fn has_no_execute(&self) -> bool {
         super::cpu::has_nx()
     }

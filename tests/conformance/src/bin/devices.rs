@@ -7,12 +7,12 @@ extern crate alloc;
 use conformance::{NOWHERE, at, call, evtchn, pending, physdev, take_pending};
 use guest_sdk::abi::evtchn::{EVTCHNSTAT_PIRQ, EvtchnBindPirq, EvtchnClose, EvtchnStatus, EvtchnUnmask};
 use guest_sdk::abi::physdev::{
-    MAP_PIRQ_TYPE_GSI, PhysdevEoi, PhysdevIrqStatusQuery, PhysdevMapPirq, PhysdevSetIobitmap, PhysdevSetIopl,
-    PhysdevUnmapPirq,
+    MAP_PIRQ_TYPE_GSI, PhysdevEoi, PhysdevIrqStatusQuery, PhysdevMapPirq, PhysdevPirqEoiGmfn,
+    PhysdevSetIobitmap, PhysdevSetIopl, PhysdevSetupGsi, PhysdevUnmapPirq,
 };
 use guest_sdk::abi::sched::SchedPoll;
 use guest_sdk::abi::subops::{EvtchnOp, PhysdevOp, SchedOp};
-use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall, Port};
+use guest_sdk::abi::{DomId, Errno, Gfn, GuestHandle, Hypercall, Port};
 use guest_sdk::memory::{Access, Page};
 use guest_sdk::rt::trap::Exception;
 use guest_sdk::testkit::{
@@ -33,6 +33,8 @@ fn main(domain: Domain) {
             map_pirq_refused,
             bind_pirq_refused,
             clock_interrupt_arrives,
+            a_pin_is_set_up_once,
+            the_page_tells_which_interrupts_need_an_end,
             map_pirq_and_unmap,
             eoi_refused,
             irq_status_refused,
@@ -224,6 +226,58 @@ fn clock_interrupt_arrives(_: &mut Domain) -> Verdict {
     check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port }), Ok(0));
     check!(!pending(port));
     check_eq!(iopl(0), Ok(0));
+    Ok(())
+}
+
+/// A pin that a PCI device's line may lead to, and that no driver here uses.
+const LINE: u32 = 20;
+
+fn setup_gsi(gsi: i32, triggering: u8, polarity: u8) -> Result<u64, Errno> {
+    physdev(PhysdevOp::SetupGsi, &mut PhysdevSetupGsi { gsi, triggering, polarity, ..Default::default() })
+}
+
+fn a_pin_is_set_up_once(_: &mut Domain) -> Verdict {
+    check_eq!(setup_gsi(-1, 1, 1), Err(Errno::EINVAL));
+    if !conformance::is_privileged() {
+        return expect_errno(setup_gsi(LINE as i32, 1, 1), Errno::EPERM);
+    }
+    check_eq!(setup_gsi(LINE as i32, 1, 1), Ok(0));
+    check_eq!(setup_gsi(LINE as i32, 0, 0), Err(Errno::EEXIST));
+    Ok(())
+}
+
+fn eoi_page(command: PhysdevOp, gmfn: u64) -> Result<u64, Errno> {
+    physdev(command, &mut PhysdevPirqEoiGmfn { gmfn: Gfn::new(gmfn) })
+}
+
+fn the_page_tells_which_interrupts_need_an_end(_: &mut Domain) -> Verdict {
+    let page = Page::new()?;
+    let frame = page.mfn().get();
+    let address = page.leak();
+    let bit = |pirq: u32| -> Result<bool, Exception> {
+        Ok(testkit::try_read(address + u64::from(pirq / 64) * 8)? >> (pirq % 64) & 1 != 0)
+    };
+    check_eq!(eoi_page(PhysdevOp::PirqEoiGmfnV1, u64::MAX >> 12), Err(Errno::EINVAL), "no frame");
+    // SAFETY: a word of the page that was leaked just now; nobody else knows it yet.
+    unsafe { (address as *mut u64).write_volatile(1 << CLOCK) };
+    check_eq!(eoi_page(PhysdevOp::PirqEoiGmfnV1, frame), Ok(0));
+    check_eq!(eoi_page(PhysdevOp::PirqEoiGmfnV1, frame), Err(Errno::EBUSY));
+    check_eq!(eoi_page(PhysdevOp::PirqEoiGmfnV2, frame), Err(Errno::EBUSY));
+    if !conformance::is_privileged() {
+        check_eq!(bit(CLOCK), Ok(true), "nobody has bound it");
+        return Ok(());
+    }
+    // The clock's is triggered by an edge, the other by a level.
+    for (pirq, needs_an_end) in [(CLOCK, false), (LINE, true)] {
+        check_eq!(map_pirq(MAP_PIRQ_TYPE_GSI, pirq as i32, pirq as i32), Ok(pirq as i32));
+        let port = bind_pirq(pirq)?;
+        check_eq!(bit(pirq), Ok(needs_an_end), "pin {pirq}");
+        // Who registered the page by the first command has ends unmask the port.
+        conformance::mask(port);
+        check_eq!(physdev(PhysdevOp::Eoi, &mut PhysdevEoi { irq: pirq }), Ok(0));
+        check!(!conformance::masked(port), "pin {pirq}");
+        check_eq!(evtchn(EvtchnOp::Close, &mut EvtchnClose { port }), Ok(0));
+    }
     Ok(())
 }
 

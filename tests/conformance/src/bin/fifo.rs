@@ -62,6 +62,7 @@ fn main(domain: Domain) {
             a_vcpu_without_control_block_gets_no_events,
             a_second_vcpu_has_its_own_queues,
             an_event_beyond_the_array_is_held,
+            a_held_event_goes_to_the_next_user_of_its_port,
             more_than_4096_ports,
             the_guests_pages_are_held,
             words_full_of_everything,
@@ -769,6 +770,33 @@ fn an_event_beyond_the_array_is_held(_: &mut Domain) -> Verdict {
         check_eq!(expand(frame), Ok(0));
         check_eq!(word(given, last), PENDING | LINKED);
         check_eq!(given.take(), [(7, last)]);
+        for index in 0..u64::from(WORDS) {
+            half(address + index * 4).fetch_or(MASKED, Ordering::SeqCst);
+        }
+        done(given, &ports)
+    })
+}
+
+fn a_held_event_goes_to_the_next_user_of_its_port(_: &mut Domain) -> Verdict {
+    with_fifo(|given| {
+        let end = given.array.len() as u32 * WORDS;
+        let mut ports = Vec::new();
+        while ports.last().is_none_or(|port: &Port| port.get() < end) {
+            let Ok(port) = ipi_for(0) else {
+                done(given, &ports)?;
+                return skip("the domain may not have as many ports");
+            };
+            ports.push(port);
+        }
+        let last = ports[ports.len() - 1];
+        check_eq!(send(last), Ok(0));
+        check_eq!(close(last), Ok(0));
+        check_eq!(ipi_for(0), Ok(last), "the lowest free port");
+        let page = Page::new()?;
+        let (frame, address) = (page.mfn(), page.leak());
+        given.array.push(address);
+        check_eq!(expand(frame), Ok(0));
+        check_eq!(given.take(), [(7, last)], "it finds that it fired");
         for index in 0..u64::from(WORDS) {
             half(address + index * 4).fetch_or(MASKED, Ordering::SeqCst);
         }

@@ -152,6 +152,11 @@ pub fn apic_id(cpu: CpuId) -> Option<u32> {
     APIC_IDS.get(cpu.0 as usize).map(|id| id.load(Ordering::Relaxed))
 }
 
+/// The number that firmware's tables give to the processor with this APIC id.
+pub fn acpi_id(apic_id: u32) -> Option<u32> {
+    machine().acpi.cpus.iter().find(|cpu| cpu.apic_id == apic_id).map(|cpu| cpu.acpi_id)
+}
+
 /// Frame of RAM below 640 KiB for the first instructions. Boot keeps the first MiB out of the free memory.
 fn low_page() -> Option<u64> {
     let taken = |frame: u64| {
@@ -166,7 +171,7 @@ fn low_page() -> Option<u64> {
 pub fn start_others(limit: u32) {
     let own = apic::id();
     APIC_IDS[0].store(own, Ordering::Relaxed);
-    let others = machine().acpi.cpus.iter().copied().filter(|id| *id != own);
+    let others = machine().acpi.cpus.iter().map(|cpu| cpu.apic_id).filter(|id| *id != own);
     if limit <= 1 || others.clone().next().is_none() {
         return;
     }

@@ -14,10 +14,12 @@
 //! on_reboot = "restart"
 //! on_crash = "destroy"
 //! ```
+//! Disks are `[[disk]]` tables behind all that: see [`disks`](crate::disks).
 //! `{domid:NAME}` in `cmdline` stands for the number of another domain, which exists or is made at the same time.
 //! `name`, `image` and `memory` are needed; the values of the others here are those they have when left out, but `cmdline`,
 //! which is empty, and `autostart`, which is off.
 
+use crate::disks::{self, DiskSpec};
 use crate::policy::{Action, Policy};
 use crate::toolstack::Limits;
 use crate::units::Bytes;
@@ -63,6 +65,7 @@ const KEYS: &[&str] = &[
     "on_crash",
     "on_poweroff",
     "on_reboot",
+    "disk",
 ];
 
 /// What a domain is to be.
@@ -84,6 +87,8 @@ pub struct Description {
     pub autostart: bool,
     /// What happens when it ends.
     pub policy: Policy,
+    /// Its disks.
+    pub disks: Vec<DiskSpec>,
 }
 
 /// What is wrong with a description, and in which line.
@@ -121,6 +126,8 @@ struct Raw {
     on_crash: Option<Action>,
     on_poweroff: Option<Action>,
     on_reboot: Option<Action>,
+    #[serde(default)]
+    disk: Vec<Spanned<disks::Raw>>,
 }
 
 impl Description {
@@ -156,9 +163,17 @@ impl Description {
         if let Some(cmdline) = raw.cmdline.as_ref().filter(|cmdline| cmdline.get_ref().contains('\0')) {
             return Err(fail(line(cmdline.span()), "cmdline: a zero byte would end it early"));
         }
+        let mut disks = Vec::new();
+        for raw in raw.disk {
+            let span = raw.span();
+            DiskSpec::new(raw.into_inner())
+                .and_then(|disk| disks::add(&mut disks, disk))
+                .map_err(at(span))?;
+        }
         let default = Policy::default();
         Ok(Self {
             name,
+            disks,
             image,
             memory,
             vcpus,
@@ -189,6 +204,7 @@ impl Description {
             cmdline: String::new(),
             autostart: false,
             policy: Policy::default(),
+            disks: Vec::new(),
         })
     }
 
@@ -268,6 +284,7 @@ impl Description {
             "on_crash" => self.policy.on_crash = action()?,
             "on_poweroff" => self.policy.on_poweroff = action()?,
             "on_reboot" => self.policy.on_reboot = action()?,
+            "disk" => disks::add(&mut self.disks, DiskSpec::parse(value)?)?,
             _ => return Err(unknown_key(key)),
         }
         Ok(self)
@@ -347,7 +364,11 @@ fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
         error.message().strip_prefix(prefix).and_then(|rest| rest.split('`').next()).map(ToString::to_string)
     };
     if let Some(key) = quoted("unknown field `") {
-        message = unknown_key(&key);
+        message = if error.message().contains("`kind`") {
+            format!("disk: unknown key `{key}`: known are {}", disks::KEYS.join(", "))
+        } else {
+            unknown_key(&key)
+        };
     }
     if let Some(key) = quoted("missing field `") {
         return fail(None, format!("the key `{key}` is missing: name, image and memory are needed"));
@@ -379,6 +400,31 @@ mod tests {
         let least = Description::parse(b"name = 'a'\nimage = 'b'\nmemory = '512K'").unwrap();
         assert_eq!(least.limits, Limits { max_port: 1023, grant_frames: None, maptrack_frames: None });
         assert_eq!((least.vcpus, least.autostart, least.policy), (1, false, Policy::default()));
+    }
+
+    #[test]
+    fn disks_are_listed_and_their_mistakes_named() {
+        let with = |disks: &str| Description::parse(alloc::format!("{WHOLE}{disks}").as_bytes());
+        let two = "[[disk]]\nname = 'xvda'\nkind = 'ram'\nsize = '8M'\n[[disk]]\nname = 'xvdb'\nkind = 'image'\nfile = 'a.img'\n";
+        let disks = with(two).unwrap().disks;
+        assert_eq!((disks.len(), disks[0].device, disks[0].readonly), (2, 51712, false));
+        assert_eq!((disks[1].device, disks[1].readonly, disks[1].file()), (51728, true, Some("a.img")));
+        for (old, new, message) in [
+            ("xvdb", "xvda", "line 14: disk xvda: there are two of this name"),
+            ("xvda", "sda", "line 10: disk \"sda\": disks are called xvda"),
+            ("'8M'", "'700'", "line 10: disk xvda: size \"700\": not a multiple of a sector of 512 bytes"),
+            ("'8M'", "700", "line 10: disk xvda: size \"700\": not a multiple of a sector of 512 bytes"),
+            ("size = '8M'\n", "", "line 10: disk xvda: kind ram needs a size"),
+            ("'image'", "'tape'", "line 14: disk xvdb: kind \"tape\": there are ram, image and overlay"),
+            ("file = 'a.img'\n", "", "line 14: disk xvdb: kind image needs a file"),
+            ("file", "path", "line 17: disk: unknown key `path`: known are name, kind, size, file, readonly"),
+        ] {
+            let error = with(&two.replace(old, new)).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{new}: {error}");
+        }
+        let description = with("").unwrap().with("disk", "xvda:ram:1M").unwrap();
+        assert_eq!(description.disks.len(), 1);
+        assert!(description.with("disk", "xvda:ram:1M").unwrap_err().contains("two of this name"));
     }
 
     #[test]
@@ -471,7 +517,8 @@ mod tests {
                 "vcpus",
                 "colour",
                 "line 4: unknown key `colour`: known are name, image, memory, vcpus, max_event_channels, \
-                 max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot",
+                 max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot, \
+                 disk",
             ),
             ("name = 'a-1'\n", "", "the key `name` is missing: name, image and memory are needed"),
             ("image = 'hello'\n", "", "the key `image` is missing: name, image and memory are needed"),

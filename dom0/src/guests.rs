@@ -4,6 +4,7 @@
 //! the hypervisor to say that some domain has ended. The table here is the only state they share; it is never locked over an
 //! await, so on our one vCPU a lock is always free.
 
+use crate::backend::Devices;
 use crate::description::Description;
 use crate::hypervisor;
 use crate::machine::Machine;
@@ -69,6 +70,8 @@ pub struct Run {
     pub domain: DomId,
     /// System time of its start, ns.
     pub started_ns: u64,
+    /// Its disks.
+    pub devices: Arc<Devices>,
     console: Arc<Link>,
     store: Arc<store::Link>,
 }
@@ -191,6 +194,17 @@ pub struct Wanted {
     pub description: Description,
     /// Its kernel.
     pub image: &'static [u8],
+}
+
+/// The devices of a guest that runs.
+///
+/// # Errors
+/// What to say when it does not.
+pub fn devices(name: &str) -> Result<Arc<Devices>, String> {
+    match state(name) {
+        Some(State::Running(run)) => Ok(run.devices),
+        _ => domain(name).and(Err(format!("{name} does not run any more"))),
+    }
 }
 
 /// Builds guests and lets them run, all or none. They can be told each other's numbers: see [`Description::command_line`].
@@ -336,19 +350,10 @@ async fn build(name: &str, empty: toolstack::Empty) -> Result<(), String> {
     let created = toolstack::fill(&mut machine, &request(&wanted, &command_line), empty)
         .await
         .map_err(cannot_create(&wanted.description))?;
-    let connected = match store::connect(&wanted.description, &created) {
-        Ok(store) => match connect(name, &created) {
-            Ok(console) => Ok((console, store)),
-            Err(error) => {
-                store::disconnect(&store).await;
-                Err(error)
-            }
-        },
-        Err(error) => Err(error),
-    };
-    match connected {
-        Ok((console, store)) => {
-            set_state(name, State::Running(Run { domain, started_ns: time::now_ns(), console, store }));
+    match equip(&wanted.description, &created).await {
+        Ok((store, devices, console)) => {
+            let started_ns = time::now_ns();
+            set_state(name, State::Running(Run { domain, started_ns, devices, console, store }));
             Ok(())
         }
         Err(error) => {
@@ -356,6 +361,27 @@ async fn build(name: &str, empty: toolstack::Empty) -> Result<(), String> {
             Err(error)
         }
     }
+}
+
+/// Connects a new domain to its services. What fails leaves none of them.
+async fn equip(
+    description: &Description,
+    created: &Created,
+) -> Result<(Arc<store::Link>, Arc<Devices>, Arc<Link>), String> {
+    let name = &description.name;
+    let store = store::connect(description, created)?;
+    let result = match Devices::start(created.domain, name, &description.disks).await {
+        Ok(devices) => match connect(name, created) {
+            Ok(console) => return Ok((store, devices, console)),
+            Err(error) => {
+                devices.stop().await;
+                Err(error)
+            }
+        },
+        Err(error) => Err(error),
+    };
+    store::disconnect(&store).await;
+    result
 }
 
 fn unpause(name: &str) -> Result<(), String> {
@@ -452,6 +478,7 @@ async fn tear_down(name: &str, run: Run, then: State) -> Result<(), String> {
     set_state(name, State::Leaving);
     close_console(&run).await;
     // What is mapped from it is let go first: its memory can only come back then.
+    run.devices.stop().await;
     store::disconnect(&run.store).await;
     let result = toolstack::destroy(&mut Machine::named(name), run.domain).await;
     set_state(name, then);

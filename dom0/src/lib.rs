@@ -5,7 +5,7 @@
 //! | I want to… | go to |
 //! |---|---|
 //! | find a file in the boot archive | [`archive`] |
-//! | know what a description may say | [`description`] |
+//! | know what a description may say | [`description`], [`disks`] |
 //! | build or tear down a domain | [`toolstack`] |
 //! | decide what follows a crash | [`policy`] |
 //! | read a guest's console | [`ring`], [`scrollback`] |
@@ -15,7 +15,7 @@
 //!
 //! On top of them, what needs one: [`session`] (start to end), `shell` (what each command does), `guests` (one task for each
 //! console, one that waits for domains to end), `store` (one for each xenstore ring, and what guests expect to find there),
-//! `terminal` (the one screen and keyboard), `machine` (what building takes from it), `hypervisor` (Xenolith's control interface
+//! `backend` (the guests' disks, over the package `blkback`), `terminal` (the one screen and keyboard), `machine` (what building takes from it), `hypervisor` (Xenolith's control interface
 //! or Xen's).
 #![no_std]
 #![forbid(unsafe_code)]
@@ -26,7 +26,9 @@ extern crate alloc;
 extern crate std;
 
 pub mod archive;
+mod backend;
 pub mod description;
+pub mod disks;
 pub mod editor;
 mod guests;
 mod hypervisor;

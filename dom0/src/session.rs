@@ -9,7 +9,7 @@ use crate::guests::Follow;
 use crate::shell::Shell;
 use crate::terminal::Keys;
 use crate::units::count;
-use crate::{guests, say, shell};
+use crate::{backend, guests, say, shell};
 use alloc::vec::Vec;
 use guest_sdk::{CommandLine, Domain, executor, shutdown};
 
@@ -19,6 +19,7 @@ const EXEC: &str = "etc/exec";
 /// dom0, from its first task to the end of the machine.
 pub async fn run(domain: Domain) {
     let archive = Archive::new(domain.module());
+    backend::init(archive);
     executor::spawn(guests::watch(domain.events));
     let mut shell = Shell::new(Keys::new(domain.console), archive);
     let failed_starts = autostart(archive).await;

@@ -1,7 +1,9 @@
 //! The shell: what each command does.
 
 use crate::archive::Archive;
+use crate::backend;
 use crate::description::{Description, OWN_NAME};
+use crate::disks::{DiskSpec, Kind};
 use crate::editor::{Action, LineEditor};
 use crate::guests::{self, Follow, State};
 use crate::hypervisor::{self, DomainInfo, VcpuInfo};
@@ -84,8 +86,8 @@ commands! {
     "create" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" create "build domains and start them"
         "FILE is a description in the boot archive, or the name of the domain that one describes; IMAGE is a guest image there\n\
          (`images` lists both); any other NAME needs image=IMAGE. Keys are name, image, memory, vcpus, max_event_channels,\n\
-         max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff and on_reboot; KEY=VALUE sets one\n\
-         for this time, as in `create demo name=other memory=8M`.\n\
+         max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot and disk; KEY=VALUE sets one\n\
+         for this time, as in `create demo name=other memory=8M disk=xvda:ram:8M`.\n\
          With `+` between them, several are made at once, and none starts before all are built. {domid:NAME} in a cmdline\n\
          stands for the number of another domain, as in `create producer + consumer`."
     "run" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" run_to_end "the same, show their output, and wait until they have ended"
@@ -98,6 +100,10 @@ commands! {
     "shutdown" "NAME [SECONDS]" shutdown "ask a domain to power itself off (it has 10 seconds unless said)"
         "It is asked through xenstore (control/shutdown). If it does not listen, or does not end in time, it is switched off as\n\
          if it had powered itself off. Its on_poweroff is applied either way."
+    "disk" "[list|attach|detach|resize|restart] ..." disk "show the disks of domains, or change them"
+        "`disk attach NAME xvdb:ram:8M` adds a disk (also xvdb:image:FILE, xvdb:overlay:FILE[:SIZE], and :readonly behind them);\n\
+         `disk detach NAME xvdb [force]` takes it away; `disk resize NAME xvdb 16M` makes it larger;\n\
+         `disk restart NAME xvdb` lets its back end fail and come back."
     "xenstore" "ls|read|write|rm|watch PATH [...]" xenstore "look into xenstore, or change it"
         "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\
          `watch PATH [SECONDS]` shows what changes, until a key is pressed. PATH begins with / or is below dom0's own."
@@ -429,6 +435,27 @@ impl Shell {
         let name = guests::resolve(name)?;
         if let Some(note) = guests::shut_down(&name, deadline(patience)).await? {
             say!("{note}");
+        }
+        Ok(Next::Go)
+    }
+
+    async fn disk(&mut self, arguments: &[String]) -> Outcome {
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            [] | ["list"] => print_block(&disk_table()),
+            ["attach", name, disk] => {
+                guests::devices(&guests::resolve(name)?)?.attach(&DiskSpec::parse(disk)?)?
+            }
+            ["detach", name, disk] => guests::devices(&guests::resolve(name)?)?.detach(disk, false).await?,
+            ["detach", name, disk, "force"] => {
+                guests::devices(&guests::resolve(name)?)?.detach(disk, true).await?
+            }
+            ["resize", name, disk, size] => {
+                let bytes = crate::disks::parse_size(size).map_err(|why| format!("{size:?}: {why}"))?;
+                guests::devices(&guests::resolve(name)?)?.disk(disk)?.resize(bytes)?;
+            }
+            ["restart", name, disk] => guests::devices(&guests::resolve(name)?)?.disk(disk)?.restart(),
+            _ => return Err(usage("disk")),
         }
         Ok(Next::Go)
     }
@@ -786,6 +813,7 @@ pub async fn start(
                 description.name, description.image
             ));
         };
+        backend::check(&description.disks).map_err(|why| format!("{}: {why}", description.name))?;
         Ok(guests::Wanted { description, image })
     };
     let wanted: Vec<guests::Wanted> = descriptions.into_iter().map(with_image).collect::<Result<_, _>>()?;
@@ -934,6 +962,45 @@ fn state_of(info: &DomainInfo) -> String {
         info if info.blocked => "waiting".into(),
         _ => "ready".into(),
     }
+}
+
+/// All disks of all domains.
+fn disk_table() -> String {
+    let mut table = Table::new([
+        ("NAME", Align::Left),
+        ("DISK", Align::Left),
+        ("SIZE", Align::Right),
+        ("KIND", Align::Left),
+        ("STATE", Align::Left),
+        ("REQUESTS", Align::Right),
+        ("READ", Align::Right),
+        ("WRITTEN", Align::Right),
+        ("ERRORS", Align::Right),
+    ]);
+    let kib = |sectors: u64| format!("{} KiB", sectors / 2);
+    for view in guests::all() {
+        let (State::Running(run) | State::Ended(run) | State::Kept(run, _)) = view.state else { continue };
+        for vbd in run.devices.disks() {
+            let (spec, status) = (vbd.spec(), vbd.status());
+            let kind = match &spec.kind {
+                Kind::Ram(_) => "ram".to_string(),
+                Kind::Image(file) => format!("image {file}"),
+                Kind::Overlay(file, _) => format!("overlay {file}"),
+            };
+            table.row([
+                view.name.clone(),
+                spec.name.clone(),
+                kib(vbd.bytes() / 512),
+                if spec.readonly { format!("{kind}, read only") } else { kind },
+                status.state.map_or("-".into(), |state| format!("{state:?}").to_lowercase()),
+                status.counters.requests.to_string(),
+                kib(status.counters.sectors_read),
+                kib(status.counters.sectors_written),
+                status.counters.errors.to_string(),
+            ]);
+        }
+    }
+    table.to_string()
 }
 
 /// A node and all below it, each in a line, indented by its depth.

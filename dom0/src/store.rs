@@ -168,6 +168,15 @@ pub fn write(path: &str, value: &str) -> Result<(), Error> {
     ask(MessageType::Write, format!("{path}\0{value}").as_bytes()).map(drop)
 }
 
+/// Makes a node with its permissions, as in `"n0\0r3\0"`.
+///
+/// # Errors
+/// The store's.
+pub fn make(path: &str, permissions: &str) -> Result<(), Error> {
+    ask(MessageType::Mkdir, format!("{path}\0").as_bytes())?;
+    ask(MessageType::SetPerms, format!("{path}\0{permissions}").as_bytes()).map(drop)
+}
+
 /// Removes a node and all below it.
 ///
 /// # Errors
@@ -298,10 +307,6 @@ fn publish(description: &Description, created: &Created) -> Result<(), Error> {
     let machine = format!("/vm/{uuid}-{domain}");
     let readable = format!("n0\0r{domain}\0");
     let own = format!("n{domain}\0");
-    let make = |path: &str, permissions: &str| -> Result<(), Error> {
-        ask(MessageType::Mkdir, format!("{path}\0").as_bytes())?;
-        ask(MessageType::SetPerms, format!("{path}\0{permissions}").as_bytes()).map(drop)
-    };
     let memory_kib = (description.memory.pages() * 4).to_string();
     for top in [&home, &machine] {
         make(top, &readable)?;

@@ -271,6 +271,14 @@ pub fn map_granted(domain: DomId, grant: GrantRef) -> Result<Mapping, GrantError
     Grants::new().map(domain, &[grant], Access::ReadWrite)
 }
 
+/// Maps pages that a domain grants to this one, writable and side by side.
+///
+/// # Errors
+/// As [`Grants::map`](crate::grants::Grants::map).
+pub fn map_granted_pages(domain: DomId, grants: &[GrantRef]) -> Result<Mapping, GrantError> {
+    Grants::new().map(domain, grants, Access::ReadWrite)
+}
+
 /// Gives pages to a domain: on success `frames`, which holds the guest frame numbers wanted, holds the machine frames.
 ///
 /// # Errors

@@ -360,6 +360,12 @@ impl Channel {
         operation(EvtchnOp::Send, &mut EvtchnSend { port: self.port }).map(drop)
     }
 
+    /// What signals the other end without having the channel.
+    #[must_use]
+    pub fn notifier(&self) -> Notifier {
+        Notifier { port: self.port }
+    }
+
     /// Sets how urgent its events are, from the next one on: 0 comes first, 15 last, 7 if nobody says otherwise.
     ///
     /// # Errors
@@ -433,6 +439,23 @@ impl Channel {
     /// As [`status`].
     pub fn status(&self) -> Result<EvtchnStatus, Errno> {
         status(DomId::SELF, self.port)
+    }
+}
+
+/// Signals the other end of a [`Channel`]. When that is closed it signals nobody, or whoever has the port's number then, for whom it
+/// is an event without a cause.
+#[derive(Clone, Copy, Debug)]
+pub struct Notifier {
+    port: Port,
+}
+
+impl Notifier {
+    /// Signals the other end.
+    ///
+    /// # Errors
+    /// As [`Channel::notify`].
+    pub fn notify(self) -> Result<(), Errno> {
+        operation(EvtchnOp::Send, &mut EvtchnSend { port: self.port }).map(drop)
     }
 }
 

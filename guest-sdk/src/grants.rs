@@ -6,15 +6,17 @@
 
 use crate::hypercall::stub;
 use crate::memory::{Access, Page, Range, Shared};
+use crate::ring::SharedPage;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use hypercall_abi::grant::{
     GNTST_OKAY, GNTTAB_NR_RESERVED_ENTRIES, GTF_PERMIT_ACCESS, GnttabCopy, GnttabMapGrantRef,
     GnttabQuerySize, GnttabSetupTable, GnttabUnmapGrantRef, GrantEntryV1, GrantFlags, MapFlags,
 };
 use hypercall_abi::subops::GnttabOp;
-use hypercall_abi::{DomId, Errno, GrantRef, GuestHandle, Mfn, PAGE_SIZE};
+use hypercall_abi::{DomId, Errno, GrantRef, GuestHandle, MachAddr, Mfn, PAGE_SIZE};
 use spin::Mutex;
 
 const PER_FRAME: u32 = (PAGE_SIZE / size_of::<GrantEntryV1>()) as u32;
@@ -382,3 +384,249 @@ impl Drop for Mapping {
 }
 
 crate::ring::shared_by_field!(Mapping);
+
+/// Pages of ours side by side, each granted to one other domain: a ring of several pages, a buffer for a device.
+///
+/// Dropping it ends the grants; as with [`Grant`], what the other domain still uses then is given up.
+#[derive(Debug)]
+pub struct GrantedPages {
+    references: Vec<GrantRef>,
+    shared: Shared,
+}
+
+impl GrantedPages {
+    fn layout(pages: usize) -> Result<core::alloc::Layout, GrantError> {
+        let bytes = pages.checked_mul(PAGE_SIZE).filter(|&bytes| bytes > 0);
+        let layout = bytes.and_then(|bytes| core::alloc::Layout::from_size_align(bytes, PAGE_SIZE).ok());
+        layout.ok_or(GrantError::Call(Errno::EINVAL))
+    }
+
+    /// Makes zeroed pages and grants them to `to`.
+    ///
+    /// # Errors
+    /// `EINVAL` for no page, `ENOMEM`; [`GrantError::Full`] when the table cannot grow.
+    pub fn new(pages: usize, to: DomId, access: Access) -> Result<Self, GrantError> {
+        let layout = Self::layout(pages)?;
+        // SAFETY: the layout has a size.
+        let address = unsafe { alloc::alloc::alloc_zeroed(layout) } as u64;
+        if address == 0 {
+            return Err(Errno::ENOMEM.into());
+        }
+        // SAFETY: heap memory that no reference leads to, mapped until it is freed, which only `drop` does.
+        let shared = unsafe { Shared::new(address, layout.size()) };
+        let mut granted = Self { references: Vec::with_capacity(pages), shared };
+        let mut table = TABLE.lock();
+        for page in 0..pages as u64 {
+            let frame = crate::memory::translate(address + page * PAGE_SIZE as u64);
+            let frame = frame.ok_or(GrantError::Call(Errno::EFAULT));
+            let (frame, reference) = match frame.and_then(|frame| Ok((frame, table.take()?))) {
+                Ok(both) => both,
+                Err(error) => {
+                    // Dropping what there is takes the lock.
+                    drop(table);
+                    return Err(error);
+                }
+            };
+            table.set(reference, to, frame, access != Access::ReadWrite);
+            granted.references.push(reference);
+        }
+        Ok(granted)
+    }
+
+    /// The numbers that the other domain needs, one for each page.
+    #[must_use]
+    pub fn references(&self) -> &[GrantRef] {
+        &self.references
+    }
+
+    /// Whether the other domain uses any of them now.
+    #[must_use]
+    pub fn in_use(&self) -> bool {
+        let table = TABLE.lock();
+        self.references.iter().any(|&reference| table.in_use(reference))
+    }
+}
+
+impl Drop for GrantedPages {
+    fn drop(&mut self) {
+        let pages = self.shared.size() / PAGE_SIZE;
+        let kept = self.references.iter().filter(|&&reference| !release(reference)).count();
+        if kept > 0 {
+            log::warn!(
+                "{kept} of {pages} granted pages are dropped while the other domain uses them: all are lost"
+            );
+        } else if let Ok(layout) = Self::layout(pages) {
+            // SAFETY: allocated with this layout, and nobody can reach it any more.
+            unsafe { alloc::alloc::dealloc(self.shared.address() as *mut u8, layout) };
+        }
+    }
+}
+
+crate::ring::shared_by_field!(GrantedPages);
+
+/// Pages in a block of addresses of a [`MapPool`].
+const BLOCK_PAGES: u32 = 64;
+
+/// Addresses for pages of one other domain, which come and go one by one.
+#[derive(Debug)]
+struct Block {
+    range: Range,
+    /// A bit for each page that nothing is mapped to.
+    free: AtomicU64,
+}
+
+/// A page of another domain, mapped by a [`MapPool`]; unmapped when dropped.
+#[derive(Debug)]
+pub struct MappedPage {
+    block: Arc<Block>,
+    slot: u32,
+    /// `None` once it is unmapped.
+    handle: Option<u32>,
+    machine: MachAddr,
+    shared: Shared,
+}
+
+impl MappedPage {
+    /// Where the page is in the machine.
+    #[must_use]
+    pub fn machine_address(&self) -> MachAddr {
+        self.machine
+    }
+
+    fn unmap_request(&self) -> Option<GnttabUnmapGrantRef> {
+        let host_addr = self.shared.address();
+        self.handle.map(|handle| GnttabUnmapGrantRef {
+            host_addr,
+            handle,
+            status: -1,
+            ..GnttabUnmapGrantRef::default()
+        })
+    }
+
+    /// It was tried to unmap it.
+    fn unmapped(&mut self, status: i16) {
+        self.handle = None;
+        if status == GNTST_OKAY {
+            self.block.free.fetch_or(1 << self.slot, Ordering::Release);
+        } else {
+            // Its address is not used again.
+            log::warn!("a granted page cannot be unmapped: status {status}");
+        }
+    }
+}
+
+impl Drop for MappedPage {
+    fn drop(&mut self) {
+        if let Some(request) = self.unmap_request() {
+            let mut requests = [request];
+            unmap_all(&mut requests);
+            self.unmapped(requests[0].status);
+        }
+    }
+}
+
+crate::ring::shared_by_field!(MappedPage);
+
+fn unmap_all(requests: &mut [GnttabUnmapGrantRef]) {
+    let (at, count) = (requests.as_mut_ptr() as u64, requests.len() as u64);
+    // SAFETY: as many requests as it says; whoever held the pages has given them up.
+    let _ = unsafe { stub::grant_table_op(u64::from(GnttabOp::UnmapGrantRef.number()), at, count) };
+}
+
+/// Maps pages of another domain one by one and many at a time, as a back end needs them.
+#[derive(Debug)]
+pub struct MapPool {
+    from: DomId,
+    most: usize,
+    blocks: Vec<Arc<Block>>,
+    map: Vec<GnttabMapGrantRef>,
+    places: Vec<(Arc<Block>, u32)>,
+    unmap: Vec<GnttabUnmapGrantRef>,
+}
+
+impl MapPool {
+    /// For pages that `from` grants, `most` at a time, rounded up to 64.
+    #[must_use]
+    pub fn new(from: DomId, most: usize) -> Self {
+        let (blocks, places) = (Vec::new(), Vec::new());
+        Self { from, most, blocks, map: Vec::new(), places, unmap: Vec::new() }
+    }
+
+    /// An address that nothing is mapped to.
+    fn place(&mut self) -> Option<(Arc<Block>, u32)> {
+        for block in &self.blocks {
+            let free = block.free.load(Ordering::Acquire);
+            if free != 0 {
+                let slot = free.trailing_zeros();
+                block.free.fetch_and(!(1 << slot), Ordering::AcqRel);
+                return Some((Arc::clone(block), slot));
+            }
+        }
+        if self.blocks.len() * BLOCK_PAGES as usize >= self.most {
+            return None;
+        }
+        let range = Range::new(u64::from(BLOCK_PAGES)).ok()?;
+        let block = Arc::new(Block { range, free: AtomicU64::new(!1) });
+        // The one that was used last comes first: it is the one that has room.
+        self.blocks.insert(0, Arc::clone(&block));
+        Some((block, 0))
+    }
+
+    /// Maps pages, in one hypercall; pushes one to `mapped` for each that is wanted, in order: `None` for what is not granted so, or
+    /// has no room.
+    pub fn map(
+        &mut self,
+        wanted: impl Iterator<Item = (GrantRef, Access)>,
+        mapped: &mut Vec<Option<MappedPage>>,
+    ) {
+        self.map.clear();
+        let first = mapped.len();
+        for (gref, access) in wanted {
+            mapped.push(None);
+            let Some((block, slot)) = self.place() else { continue };
+            let writable = if access == Access::ReadWrite { MapFlags::empty() } else { MapFlags::READONLY };
+            self.map.push(GnttabMapGrantRef {
+                host_addr: block.range.address(u64::from(slot)),
+                flags: (MapFlags::HOST_MAP | writable).bits(),
+                gref,
+                dom: self.from,
+                // Refused unless the hypervisor says otherwise.
+                status: -1,
+                ..GnttabMapGrantRef::default()
+            });
+            self.places.push((block, slot));
+        }
+        if self.map.is_empty() {
+            return;
+        }
+        let (at, count) = (self.map.as_mut_ptr() as u64, self.map.len() as u64);
+        // SAFETY: as many requests as it says; they map to addresses that nothing is mapped to, used as shared memory only.
+        let _ = unsafe { stub::grant_table_op(u64::from(GnttabOp::MapGrantRef.number()), at, count) };
+        // What has found no place comes last: the pool is full from there on.
+        let results = mapped.get_mut(first..).into_iter().flatten();
+        for ((request, (block, slot)), result) in self.map.iter().zip(self.places.drain(..)).zip(results) {
+            if request.status != GNTST_OKAY {
+                block.free.fetch_or(1 << slot, Ordering::Release);
+                continue;
+            }
+            // SAFETY: mapped until the value is dropped; the range lives as long as it.
+            let shared = unsafe { Shared::new(request.host_addr, PAGE_SIZE) };
+            let (handle, machine) = (Some(request.handle), request.dev_bus_addr);
+            *result = Some(MappedPage { block, slot, handle, machine, shared });
+        }
+    }
+
+    /// Unmaps pages, in one hypercall.
+    pub fn unmap(&mut self, pages: &mut Vec<MappedPage>) {
+        self.unmap.clear();
+        self.unmap.extend(pages.iter().filter_map(MappedPage::unmap_request));
+        if !self.unmap.is_empty() {
+            unmap_all(&mut self.unmap);
+        }
+        let mapped = pages.iter_mut().filter(|page| page.handle.is_some());
+        for (page, request) in mapped.zip(&self.unmap) {
+            page.unmapped(request.status);
+        }
+        pages.clear();
+    }
+}

@@ -17,6 +17,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod block;
 pub mod console;
 #[cfg(feature = "control")]
 pub mod control;
@@ -30,6 +31,7 @@ pub mod memory;
 pub mod ring;
 pub mod rt;
 pub mod shutdown;
+pub mod sync;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod time;
@@ -37,6 +39,7 @@ pub mod user;
 pub mod vcpu;
 #[cfg(feature = "control")]
 pub mod xen_control;
+pub mod xenbus;
 pub mod xenstore;
 
 pub use domain::{CommandLine, Domain, id};

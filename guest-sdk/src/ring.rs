@@ -1,7 +1,7 @@
 //! Xen's request and response rings (public io/ring.h), generic over the memory they lie in, so that both ends meet in a
 //! host test.
 //!
-//! One page: four indexes, then a power-of-two number of slots shared by requests and responses. Only the front moves
+//! One page, or several side by side: four indexes, then a power-of-two number of slots shared by requests and responses. Only the front moves
 //! `req_prod`, only the back `rsp_prod`; each says in its `*_event` from which index on it wants to be notified. The other
 //! side's indexes are claims: an index that is out of range is an error, never an out-of-bounds access.
 //!
@@ -10,6 +10,9 @@
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
+use hypercall_abi::io::ring::{
+    BackIndices, FrontIndices, Overflow, RingHeader, must_notify, slot_offset, slots,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A page that another domain may write at any time.
@@ -72,11 +75,10 @@ impl<T: SharedPage + ?Sized> SharedPage for &T {
     }
 }
 
-const REQ_PROD: usize = 0;
-const REQ_EVENT: usize = 4;
-const RSP_PROD: usize = 8;
-const RSP_EVENT: usize = 12;
-const SLOTS: usize = 64;
+const REQ_PROD: usize = RingHeader::REQ_PROD;
+const REQ_EVENT: usize = RingHeader::REQ_EVENT;
+const RSP_PROD: usize = RingHeader::RSP_PROD;
+const RSP_EVENT: usize = RingHeader::RSP_EVENT;
 
 /// The other side's index makes no sense: it claims more entries than the ring has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,28 +92,29 @@ impl core::fmt::Display for Corrupt {
 
 impl core::error::Error for Corrupt {}
 
+impl From<Overflow> for Corrupt {
+    fn from(_: Overflow) -> Corrupt {
+        Corrupt
+    }
+}
+
 /// What goes through a ring: plain bytes, any of which are valid.
 pub trait Entry: FromBytes + IntoBytes + Immutable {}
 impl<T: FromBytes + IntoBytes + Immutable> Entry for T {}
 
-fn slots<A, B>(bytes: usize) -> u32 {
-    let each = size_of::<A>().max(size_of::<B>()).max(1);
-    let fit = bytes.saturating_sub(SLOTS) / each;
-    // A power of two: indexes run free and wrap at 2^32.
-    fit.checked_ilog2().map_or(0, |log| 1 << log)
-}
-
-fn offset<A, B>(index: u32, slots: u32) -> usize {
-    SLOTS + (index & slots.wrapping_sub(1)) as usize * size_of::<A>().max(size_of::<B>())
+/// Bytes of a slot: the larger of request and response.
+const fn slot_size<Q, R>() -> usize {
+    let (request, response) = (size_of::<Q>(), size_of::<R>());
+    if request > response { request } else { response }
 }
 
 /// The end that sends requests.
+#[derive(Debug)]
 pub struct Front<M, Q, R> {
     page: M,
     slots: u32,
-    produced: u32,
-    consumed: u32,
-    // What of `produced` the other end has been shown.
+    indices: FrontIndices,
+    // What of the requests the other end has been shown.
     published: u32,
     entries: PhantomData<fn(Q) -> R>,
 }
@@ -119,12 +122,10 @@ pub struct Front<M, Q, R> {
 impl<M: SharedPage, Q: Entry, R: Entry> Front<M, Q, R> {
     /// Makes an empty ring of the page.
     pub fn new(page: M) -> Self {
-        page.word(REQ_PROD).store(0, Ordering::Relaxed);
-        page.word(RSP_PROD).store(0, Ordering::Relaxed);
-        page.word(REQ_EVENT).store(1, Ordering::Relaxed);
-        page.word(RSP_EVENT).store(1, Ordering::Release);
-        let slots = slots::<Q, R>(page.size());
-        Self { page, slots, produced: 0, consumed: 0, published: 0, entries: PhantomData }
+        page.write_bytes(0, RingHeader::INITIAL.as_bytes());
+        fence(Ordering::Release);
+        let slots = slots(page.size(), slot_size::<Q, R>());
+        Self { page, slots, indices: FrontIndices::new(slots), published: 0, entries: PhantomData }
     }
 
     /// How many requests fit before the first response is taken.
@@ -136,7 +137,7 @@ impl<M: SharedPage, Q: Entry, R: Entry> Front<M, Q, R> {
     /// How many more requests fit.
     #[must_use]
     pub fn free(&self) -> u32 {
-        self.slots.saturating_sub(self.produced.wrapping_sub(self.consumed))
+        self.indices.free()
     }
 
     /// Puts a request into the ring, unseen until [`publish`](Self::publish); gives it back when the ring is full.
@@ -144,42 +145,44 @@ impl<M: SharedPage, Q: Entry, R: Entry> Front<M, Q, R> {
     /// # Errors
     /// The request, when there is no slot.
     pub fn push(&mut self, request: Q) -> Result<(), Q> {
-        if self.free() == 0 {
-            return Err(request);
-        }
-        self.page.write_bytes(offset::<Q, R>(self.produced, self.slots), request.as_bytes());
-        self.produced = self.produced.wrapping_add(1);
+        let Some(index) = self.indices.next_request() else { return Err(request) };
+        self.page.write_bytes(slot_offset(index, self.slots, slot_size::<Q, R>()), request.as_bytes());
         Ok(())
     }
 
     /// Shows what was pushed to the other end; true when it wants to be notified.
     #[must_use = "the other end sleeps if it is not notified"]
     pub fn publish(&mut self) -> bool {
-        let old = core::mem::replace(&mut self.published, self.produced);
-        publish(&self.page, REQ_PROD, REQ_EVENT, old, self.produced)
+        let new = self.indices.req_prod();
+        let old = core::mem::replace(&mut self.published, new);
+        publish(&self.page, REQ_PROD, REQ_EVENT, old, new)
     }
 
     /// Takes a response.
     ///
     /// # Errors
-    /// [`Corrupt`] when the back claims more responses than there were requests.
+    /// [`Corrupt`] when the back claims more responses than it was shown requests.
     pub fn pop(&mut self) -> Result<Option<R>, Corrupt> {
-        let claimed = self.page.word(RSP_PROD).load(Ordering::Acquire).wrapping_sub(self.consumed);
-        if claimed > self.published.wrapping_sub(self.consumed) {
+        let claimed = self.page.word(RSP_PROD).load(Ordering::Acquire);
+        // Seen from the next one on, so that a claim that went back is a huge one.
+        let consumed = self.indices.rsp_event().wrapping_sub(1);
+        if claimed.wrapping_sub(consumed) > self.published.wrapping_sub(consumed) {
             return Err(Corrupt);
         }
-        if claimed == 0 {
-            return Ok(None);
-        }
+        let Some(index) = self.indices.next_response(claimed)? else { return Ok(None) };
         let mut response = R::new_zeroed();
-        read(&self.page, offset::<Q, R>(self.consumed, self.slots), &mut response);
-        self.consumed = self.consumed.wrapping_add(1);
+        read(&self.page, slot_offset(index, self.slots, slot_size::<Q, R>()), &mut response);
         Ok(Some(response))
     }
 
     /// Asks for a notification at the next response; true when one is there already, so that sleeping would be wrong.
     pub fn prepare_to_wait(&self) -> bool {
-        prepare_to_wait(&self.page, RSP_PROD, RSP_EVENT, self.consumed)
+        prepare_to_wait(&self.page, RSP_PROD, RSP_EVENT, self.indices.rsp_event())
+    }
+
+    /// The memory that it lies in.
+    pub fn page(&self) -> &M {
+        &self.page
     }
 
     /// Ends the ring and gives its page back.
@@ -189,11 +192,11 @@ impl<M: SharedPage, Q: Entry, R: Entry> Front<M, Q, R> {
 }
 
 /// The end that answers requests.
+#[derive(Debug)]
 pub struct Back<M, Q, R> {
     page: M,
     slots: u32,
-    produced: u32,
-    consumed: u32,
+    indices: BackIndices,
     published: u32,
     entries: PhantomData<fn(Q) -> R>,
 }
@@ -201,51 +204,51 @@ pub struct Back<M, Q, R> {
 impl<M: SharedPage, Q: Entry, R: Entry> Back<M, Q, R> {
     /// Joins a ring that the front has made.
     pub fn new(page: M) -> Self {
-        let slots = slots::<Q, R>(page.size());
+        let slots = slots(page.size(), slot_size::<Q, R>());
         // A back that starts anew goes on where the responses ended.
         let produced = page.word(RSP_PROD).load(Ordering::Acquire);
-        Self { page, slots, produced, consumed: produced, published: produced, entries: PhantomData }
+        let indices = BackIndices::new(slots, produced);
+        Self { page, slots, indices, published: produced, entries: PhantomData }
+    }
+
+    /// How many requests fit before the first response is given.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.slots
     }
 
     /// Takes a request, copied out of the page.
     ///
     /// # Errors
-    /// [`Corrupt`] when the front claims more requests than the ring has room for.
+    /// [`Corrupt`] when the front claims more requests than the ring has room for, or takes back what was seen.
     pub fn pop(&mut self) -> Result<Option<Q>, Corrupt> {
-        let claimed = self.page.word(REQ_PROD).load(Ordering::Acquire).wrapping_sub(self.consumed);
-        let unanswered = self.consumed.wrapping_sub(self.produced);
-        if claimed > self.slots.saturating_sub(unanswered) {
-            return Err(Corrupt);
-        }
-        if claimed == 0 {
-            return Ok(None);
-        }
+        let claimed = self.page.word(REQ_PROD).load(Ordering::Acquire);
+        let Some(index) = self.indices.next_request(claimed)? else { return Ok(None) };
         let mut request = Q::new_zeroed();
-        read(&self.page, offset::<Q, R>(self.consumed, self.slots), &mut request);
-        self.consumed = self.consumed.wrapping_add(1);
+        read(&self.page, slot_offset(index, self.slots, slot_size::<Q, R>()), &mut request);
         Ok(Some(request))
     }
 
-    /// Answers a request, unseen until [`publish`](Self::publish).
+    /// Answers a request, unseen until [`publish`](Self::publish). Answers may come in any order.
     ///
     /// # Panics
     /// When there are more responses than requests were taken: a bug of this end.
     pub fn push(&mut self, response: R) {
-        assert!(self.produced != self.consumed, "a response without a request");
-        self.page.write_bytes(offset::<Q, R>(self.produced, self.slots), response.as_bytes());
-        self.produced = self.produced.wrapping_add(1);
+        let Some(index) = self.indices.next_response() else { panic!("a response without a request") };
+        self.page.write_bytes(slot_offset(index, self.slots, slot_size::<Q, R>()), response.as_bytes());
     }
 
     /// Shows the responses to the other end; true when it wants to be notified.
     #[must_use = "the other end sleeps if it is not notified"]
     pub fn publish(&mut self) -> bool {
-        let old = core::mem::replace(&mut self.published, self.produced);
-        publish(&self.page, RSP_PROD, RSP_EVENT, old, self.produced)
+        let new = self.indices.rsp_prod();
+        let old = core::mem::replace(&mut self.published, new);
+        publish(&self.page, RSP_PROD, RSP_EVENT, old, new)
     }
 
     /// Asks for a notification at the next request; true when one is there already, so that sleeping would be wrong.
     pub fn prepare_to_wait(&self) -> bool {
-        prepare_to_wait(&self.page, REQ_PROD, REQ_EVENT, self.consumed)
+        prepare_to_wait(&self.page, REQ_PROD, REQ_EVENT, self.indices.req_event())
     }
 }
 
@@ -253,14 +256,14 @@ fn publish(page: &impl SharedPage, prod: usize, event: usize, old: u32, new: u32
     page.word(prod).store(new, Ordering::Release);
     fence(Ordering::SeqCst);
     let wanted = page.word(event).load(Ordering::Relaxed);
-    // Did the index step over the one the other end waits for?
-    new.wrapping_sub(wanted) < new.wrapping_sub(old)
+    must_notify(old, new, wanted)
 }
 
-fn prepare_to_wait(page: &impl SharedPage, prod: usize, event: usize, consumed: u32) -> bool {
-    page.word(event).store(consumed.wrapping_add(1), Ordering::Relaxed);
+/// `next` is the index that the event is wanted for: the one behind the next item.
+fn prepare_to_wait(page: &impl SharedPage, prod: usize, event: usize, next: u32) -> bool {
+    page.word(event).store(next, Ordering::Relaxed);
     fence(Ordering::SeqCst);
-    page.word(prod).load(Ordering::Acquire) != consumed
+    page.word(prod).load(Ordering::Acquire) != next.wrapping_sub(1)
 }
 
 fn read<T: Entry>(page: &impl SharedPage, offset: usize, to: &mut T) {
@@ -272,20 +275,24 @@ fn read<T: Entry>(page: &impl SharedPage, offset: usize, to: &mut T) {
 pub(crate) mod tests {
     use super::{Back, Corrupt, Front, REQ_PROD, RSP_PROD, SharedPage};
     use alloc::boxed::Box;
+    use alloc::vec::Vec;
     use core::sync::atomic::{AtomicU32, Ordering};
 
-    /// A page in host memory.
-    pub(crate) struct HostPage(Box<[AtomicU32; 1024]>);
+    /// Pages in host memory.
+    pub(crate) struct HostPage(Box<[AtomicU32]>);
 
     impl HostPage {
         pub(crate) fn new() -> Self {
-            Self(Box::new([const { AtomicU32::new(0xa5a5_a5a5) }; 1024]))
+            Self::several(1)
+        }
+        pub(crate) fn several(pages: usize) -> Self {
+            Self((0..pages * 1024).map(|_| AtomicU32::new(0xa5a5_a5a5)).collect())
         }
     }
 
     impl SharedPage for HostPage {
         fn size(&self) -> usize {
-            4096
+            self.0.len() * 4
         }
         fn read_bytes(&self, offset: usize, to: &mut [u8]) {
             for (at, byte) in (offset..).zip(to) {
@@ -357,6 +364,55 @@ pub(crate) mod tests {
         assert!(!back.prepare_to_wait(), "nothing is there: it may sleep");
         front.push(3).expect("room");
         assert!(front.publish(), "it sleeps");
+    }
+
+    #[test]
+    fn a_ring_may_have_several_pages_and_answers_any_order() {
+        for (pages, capacity) in [(1, 32), (2, 64), (4, 128), (16, 512)] {
+            let page = HostPage::several(pages);
+            let mut front: Front<_, [u64; 14], [u64; 2]> = Front::new(&page);
+            let mut back: Back<_, [u64; 14], [u64; 2]> = Back::new(&page);
+            assert_eq!((front.capacity(), back.capacity()), (capacity, capacity));
+            for round in 0..5u64 {
+                for id in 0..u64::from(capacity) {
+                    front.push([id ^ round; 14]).expect("room");
+                }
+                assert!(front.push([0; 14]).is_err(), "full");
+                let _ = front.publish();
+                let mut taken: Vec<u64> = Vec::new();
+                while let Some(request) = back.pop().expect("an honest front") {
+                    assert!(request.iter().all(|word| *word == request[0]));
+                    taken.push(request[0]);
+                }
+                taken.sort_by_key(|id| id.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                taken.iter().for_each(|id| back.push([*id, !*id]));
+                let _ = back.publish();
+                let mut answered = Vec::new();
+                while let Some([id, check]) = front.pop().expect("an honest back") {
+                    assert_eq!(check, !id);
+                    answered.push(id);
+                }
+                assert_eq!(answered, taken);
+            }
+        }
+    }
+
+    #[test]
+    fn an_index_that_goes_back_is_an_error() {
+        let page = HostPage::new();
+        let mut front: Front<_, u64, u64> = Front::new(&page);
+        let mut back: Back<_, u64, u64> = Back::new(&page);
+        for id in 0..3 {
+            front.push(id).expect("room");
+        }
+        let _ = front.publish();
+        assert_eq!((back.pop(), back.pop()), (Ok(Some(0)), Ok(Some(1))));
+        page.word(REQ_PROD).store(1, Ordering::Relaxed);
+        assert_eq!(back.pop(), Err(Corrupt));
+        // What was pushed and not shown cannot have been answered.
+        front.push(3).expect("room");
+        page.word(RSP_PROD).store(4, Ordering::Relaxed);
+        assert_eq!(front.pop(), Err(Corrupt));
     }
 
     #[test]

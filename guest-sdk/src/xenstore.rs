@@ -8,6 +8,10 @@
 //! ```
 //! One request is on its way at a time; watch events that come before its reply are kept for [`Client::event`].
 
+mod hub;
+
+pub use hub::{HubSignal, SharedStore, Turn, Watch};
+
 use crate::events::Channel;
 use crate::memory::{self, Shared};
 use crate::ring::SharedPage;
@@ -109,6 +113,8 @@ pub struct Client<M, S> {
     events: VecDeque<Event>,
     /// Transactions that were dropped and are still to be ended.
     abandoned: Vec<u32>,
+    /// Watches that were dropped and are still to be ended: path and token.
+    abandoned_watches: Vec<Event>,
 }
 
 impl<M: SharedPage, S: Signal> Client<M, S> {
@@ -125,7 +131,25 @@ impl<M: SharedPage, S: Signal> Client<M, S> {
             input: Vec::new(),
             events: VecDeque::new(),
             abandoned: Vec::new(),
+            abandoned_watches: Vec::new(),
         }
+    }
+
+    /// The same client with another signal; `make` gets the old one and gives something back besides.
+    fn exchange_signal<T, R>(self, make: impl FnOnce(S) -> (T, R)) -> (Client<M, T>, R) {
+        let (signal, rest) = make(self.signal);
+        let client = Client {
+            page: self.page,
+            signal,
+            req_prod: self.req_prod,
+            rsp_cons: self.rsp_cons,
+            last_id: self.last_id,
+            input: self.input,
+            events: self.events,
+            abandoned: self.abandoned,
+            abandoned_watches: self.abandoned_watches,
+        };
+        (client, rest)
     }
 
     /// Reads a node's value.
@@ -200,6 +224,13 @@ impl<M: SharedPage, S: Signal> Client<M, S> {
                 None => self.signal.fired().await,
             }
         }
+    }
+
+    /// Takes in the events that have come, without waiting.
+    fn take_events(&mut self) -> Result<(), StoreError> {
+        // Replies that nobody waits for are of requests that were given up.
+        while self.receive()?.is_some() {}
+        Ok(())
     }
 
     /// Begins a transaction: what is done through it is seen by others all at once, at its end.

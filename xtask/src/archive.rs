@@ -13,8 +13,8 @@ const DESCRIPTIONS: &str = "dom0/domains";
 /// Name of the file in the archive that holds shell commands, one a line.
 pub const EXEC: &str = "etc/exec";
 
-/// Packs the boot archive: `images/NAME` for every guest image that was built, each `NAME.toml`, the files that are added
-/// (descriptions by their ending, anything else as an image), and `etc/exec` if there are commands.
+/// Packs the boot archive: `images/NAME` for every guest image that was built, each `NAME.toml` and, as `disks/NAME`, each `NAME.img` of
+/// the descriptions' folder, the files that are added (by their endings, anything else as an image), and `etc/exec` if there are commands.
 ///
 /// # Errors
 /// When a file cannot be read.
@@ -32,15 +32,14 @@ pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[Path
             append(&mut tar, &format!("images/broken-{name}"), &bytes)?;
         }
     }
-    for path in descriptions()? {
-        let name = path.file_name().context("a description has a file name")?.to_string_lossy();
-        append(&mut tar, &name, &sh::read(&path)?)?;
-    }
-    for path in added {
+    for path in descriptions()?.iter().chain(added) {
         let name =
             path.file_name().with_context(|| format!("{} is no file", path.display()))?.to_string_lossy();
-        let is_description = path.extension().is_some_and(|ext| ext == "toml");
-        let name = if is_description { name.into_owned() } else { format!("images/{name}") };
+        let name = match path.extension().and_then(|ext| ext.to_str()) {
+            Some("toml") => name.into_owned(),
+            Some("img") => format!("disks/{name}"),
+            _ => format!("images/{name}"),
+        };
         append(&mut tar, &name, &sh::read(path)?)?;
     }
     if !exec.is_empty() {
@@ -100,7 +99,7 @@ fn descriptions() -> Result<Vec<PathBuf>> {
     if dir.is_dir() {
         for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
             let path = entry?.path();
-            if path.extension().is_some_and(|ext| ext == "toml") {
+            if path.extension().is_some_and(|ext| ext == "toml" || ext == "img") {
                 found.push(path);
             }
         }

@@ -15,7 +15,7 @@ pub struct Args {
     /// Run these shell commands (separated by `;`) without a terminal; exit with 0 only if all succeed
     #[arg(long, value_name = "COMMANDS")]
     exec: Option<String>,
-    /// One more file for the boot archive: a description (*.toml) or a guest image (repeatable)
+    /// One more file for the boot archive: a description (*.toml), a disk (*.img) or a guest image (repeatable)
     #[arg(long, value_name = "FILE")]
     add: Vec<PathBuf>,
     /// Who runs below our dom0

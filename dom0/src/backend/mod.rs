@@ -1,0 +1,141 @@
+//! The back ends of guests' devices: what a guest's description asks for, attached before it starts, changed while it runs, and let
+//! go of before its memory goes back.
+
+mod block;
+mod disk;
+mod pages;
+
+pub use block::Vbd;
+
+use crate::archive::Archive;
+use crate::disks::DiskSpec;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+use guest_sdk::time;
+use hypercall_abi::DomId;
+use spin::{Mutex, Once};
+
+/// How long a guest has to let go of a disk.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The devices of one life of a guest.
+pub struct Devices {
+    domain: DomId,
+    guest: String,
+    disks: Mutex<Vec<Arc<Vbd>>>,
+}
+
+static ARCHIVE: Once<Archive<'static>> = Once::new();
+
+/// Says where files are found.
+pub fn init(archive: Archive<'static>) {
+    ARCHIVE.call_once(|| archive);
+}
+
+/// A file that may be a disk.
+fn file(name: &str) -> Result<&'static [u8], String> {
+    let found = ARCHIVE.get().and_then(|archive| archive.find(&format!("disks/{name}")));
+    found.ok_or_else(|| {
+        let names: Vec<&str> = ARCHIVE.get().map_or(Vec::new(), |archive| {
+            let files = archive.files().filter_map(Result::ok);
+            files.filter_map(|file| file.name.strip_prefix("disks/")).collect()
+        });
+        let there = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+        format!("the boot archive holds no disks/{name}: there is {there}")
+    })
+}
+
+/// What is wrong with disks, as far as it can be said before their domain is made.
+///
+/// # Errors
+/// What to say.
+pub fn check(disks: &[DiskSpec]) -> Result<(), String> {
+    disks.iter().try_for_each(|spec| disk::check(spec).map_err(|why| format!("disk {}: {why}", spec.name)))
+}
+
+impl Devices {
+    /// Makes the devices of a domain that has not run yet.
+    ///
+    /// # Errors
+    /// What to say; none is left then.
+    pub async fn start(domain: DomId, guest: &str, disks: &[DiskSpec]) -> Result<Arc<Self>, String> {
+        let devices = Arc::new(Self { domain, guest: guest.to_string(), disks: Mutex::new(Vec::new()) });
+        for spec in disks {
+            if let Err(error) = devices.attach(spec) {
+                devices.stop().await;
+                return Err(format!("{guest}: {error}"));
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Adds a disk.
+    ///
+    /// # Errors
+    /// What to say.
+    pub fn attach(&self, spec: &DiskSpec) -> Result<(), String> {
+        if let Ok(vbd) = self.find(spec.device) {
+            return Err(format!("disk {}: {} has it already", vbd.spec().name, self.guest));
+        }
+        let disk = disk::open(spec).map_err(|why| format!("disk {}: {why}", spec.name))?;
+        let vbd = Vbd::start(self.domain, &self.guest, spec.clone(), disk)
+            .map_err(|error| format!("disk {}: xenstore answers {error}", spec.name))?;
+        self.disks.lock().push(vbd);
+        Ok(())
+    }
+
+    fn find(&self, device: u32) -> Result<Arc<Vbd>, String> {
+        let disks = self.disks.lock();
+        let found = disks.iter().find(|vbd| vbd.spec().device == device);
+        found.cloned().ok_or_else(|| {
+            let names: Vec<&str> = disks.iter().map(|vbd| vbd.spec().name.as_str()).collect();
+            let there = if names.is_empty() { "no disks".to_string() } else { names.join(", ") };
+            format!("{} has no such disk: it has {there}", self.guest)
+        })
+    }
+
+    /// The disk of this name.
+    ///
+    /// # Errors
+    /// What to say.
+    pub fn disk(&self, name: &str) -> Result<Arc<Vbd>, String> {
+        self.find(
+            guest_sdk::block::device_number(name).ok_or_else(|| format!("{name:?} is no name of a disk"))?,
+        )
+    }
+
+    /// All its disks.
+    pub fn disks(&self) -> Vec<Arc<Vbd>> {
+        self.disks.lock().clone()
+    }
+
+    /// Takes a disk away. The guest is asked to let go of it; `force` does not wait for that.
+    ///
+    /// # Errors
+    /// What to say: it keeps the disk then.
+    pub async fn detach(&self, name: &str, force: bool) -> Result<(), String> {
+        let vbd = self.disk(name)?;
+        let until = time::now_ns().saturating_add(PATIENCE.as_nanos() as u64);
+        if !force && !vbd.leave(until).await {
+            return Err(format!(
+                "{} does not let go of {name}: it may be in use there; `disk detach {} {name} force` takes it away all the \
+                 same, and what it has not written yet is lost",
+                self.guest, self.guest
+            ));
+        }
+        vbd.stop().await;
+        self.disks.lock().retain(|other| other.spec().device != vbd.spec().device);
+        Ok(())
+    }
+
+    /// Lets go of all that is the guest's: nothing of it is mapped afterwards.
+    pub async fn stop(&self) {
+        let disks = core::mem::take(&mut *self.disks.lock());
+        for vbd in disks {
+            vbd.stop().await;
+        }
+    }
+}

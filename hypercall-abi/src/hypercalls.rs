@@ -31,7 +31,6 @@ macro_rules! for_each_hypercall {
                 [errors
                     EFAULT "the list cannot be read; requests before the unreadable one are done";
                     ESRCH "no such domain, or the caller names itself by number";
-                    EPERM "another domain over which the caller has no control";
                     ENOSYS "a command of nobody";
                 ]
                 [rules
@@ -73,12 +72,18 @@ macro_rules! for_each_hypercall {
                     "The argument of shutdown is the reason itself.";
                 ]
             });
-            (7, PlatformOp, platform_op, Hardware, (operation), [Handled], "Machine settings: wall clock, firmware facts, processor power.", {});
+            (7, PlatformOp, platform_op, Hardware, (operation), [Handled], "Machine settings: wall clock, firmware facts, processor power.", {
+                [errors
+                    EFAULT "the argument cannot be read";
+                    EACCES "another version of the interface";
+                    EPERM "the caller has no control verbs";
+                ]
+            });
             (8, SetDebugreg, set_debugreg, Guest, (register, value), [Handled], "Writes a debug register of the vCPU; breakpoints in hypervisor space are refused.", {
                 [errors
                     ENODEV "there is no such register";
-                    EINVAL "reserved bits";
-                    EPERM "an address in the hypervisor's range, or a control that a guest may not have";
+                    EINVAL "bits above the low 32 of dr6 or dr7";
+                    EPERM "an address in the hypervisor's range, a breakpoint on ports without CR4.DE, or general detect";
                 ]
             });
             (9, GetDebugreg, get_debugreg, Guest, (register), [Handled], "Reads a debug register of the vCPU.", {
@@ -118,7 +123,8 @@ macro_rules! for_each_hypercall {
                 [errors
                     EINVAL "no L1 table of the domain's maps the address, or the entry has bits that a guest may not set";
                     EBUSY "the entry maps a frame that is not the owner's, or that cannot be writable while it is something else";
-                    EACCES "the entry asks for a write to a frame that is shared read-only";
+                    EACCES "the entry asks for another caching of a frame that the hypervisor shares with the guest";
+                    EPERM "the entry is for device memory that the domain has no right to";
                     EFAULT "the flags are the address of a bitmap of vCPUs that cannot be read; the entry is stored";
                 ]
                 [rules
@@ -195,10 +201,10 @@ macro_rules! for_each_hypercall {
             (22, UpdateVaMappingOtherdomain, update_va_mapping_otherdomain, Guest, (va, pte, flags, domid), [Handled], "Like update_va_mapping for a frame of another domain.", {
                 [errors
                     ESRCH "no such domain, or the caller names itself by number";
-                    EPERM "another domain over which the caller has no control";
+                    EPERM "another domain over which the caller has no control, or device memory that the domain has no right to";
                     EINVAL "no L1 table of the domain's maps the address, or the entry has bits that a guest may not set";
                     EBUSY "the entry maps a frame that is not the owner's, or that cannot be writable while it is something else";
-                    EACCES "the entry asks for a write to a frame that is shared read-only";
+                    EACCES "the entry asks for another caching of a frame that the hypervisor shares with the guest";
                     EFAULT "the flags are the address of a bitmap of vCPUs that cannot be read; the entry is stored";
                 ]
                 [rules
@@ -256,7 +262,11 @@ macro_rules! for_each_hypercall {
                     EFAULT "the argument cannot be read";
                 ]
             });
-            (31, XenoprofOp, xenoprof_op, Hardware, (command, argument), [Handled], "Profiling by sampling.", {});
+            (31, XenoprofOp, xenoprof_op, Hardware, (command, argument), [Handled], "Profiling by sampling.", {
+                [errors
+                    EFAULT "the argument of init cannot be read";
+                ]
+            });
             (32, EventChannelOp, event_channel_op, Guest, (command, argument), [Handled], "Creates, binds, signals and closes event channels.", {
                 [errors
                     EFAULT "the argument cannot be read, or its answer not written; a port that was opened stays open then";
@@ -268,7 +278,14 @@ macro_rules! for_each_hypercall {
                 ]
             });
             (34, HvmOp, hvm_op, Guest, (command, argument), [Handled], "Parameters of hardware-virtualized guests.", {});
-            (35, Sysctl, sysctl, Control, (operation), [Handled], "Whole-machine control in Xen's own form.", {});
+            (35, Sysctl, sysctl, Control, (operation), [Handled], "Whole-machine control in Xen's own form.", {
+                [errors
+                    EFAULT "the argument cannot be read";
+                    EACCES "another version of the interface";
+                    EPERM "the caller has no control verbs";
+                    ENOSYS "it has; the control interface is another";
+                ]
+            });
             (36, Domctl, domctl, Control, (operation), [Handled], "Domain control; the layout is this project's own (feature `control`).", {
                 [errors
                     EPERM "the caller has no control verbs";
@@ -277,14 +294,44 @@ macro_rules! for_each_hypercall {
                     ENOSYS "a command of nobody";
                 ]
             });
-            (37, KexecOp, kexec_op, Hardware, (command, argument), [Handled], "Loads and starts another kernel in the hypervisor's place.", {});
+            (37, KexecOp, kexec_op, Hardware, (command, argument), [Handled], "Loads and starts another kernel in the hypervisor's place.", {
+                [errors
+                    EPERM "the caller has no control verbs";
+                ]
+            });
             (38, TmemOp, tmem_op, Guest, (operations), [Refused ENOSYS], "Transcendent memory, gone from Xen.", {});
             (39, ArgoOp, argo_op, Guest, (command, arg1, arg2, arg3, arg4), [Refused ENOSYS], "Messages between domains through the hypervisor.", {});
             (40, XenpmuOp, xenpmu_op, Guest, (command, argument), [Refused EOPNOTSUPP], "Virtual performance counters.", {});
-            (41, DmOp, dm_op, Control, (domid, count, buffers), [Handled], "Device-model control for hardware-virtualized guests.", {});
-            (42, HypfsOp, hypfs_op, Control, (command, arg1, arg2, arg3, arg4), [Handled], "The hypervisor's parameter file system.", {});
-            (48, Arch0, arch_0, Hardware, (operation), [Handled], "Architecture slot 0: machine-check reports (`mca`) on x86.", {});
-            (49, Arch1, arch_1, Control, (operation), [Handled], "Architecture slot 1: how Xen continues a long domctl; nothing that a guest makes itself.", {});
+            (41, DmOp, dm_op, Control, (domid, count, buffers), [Handled], "Device-model control for hardware-virtualized guests.", {
+                [errors
+                    ENODATA "no buffers";
+                    E2BIG "more buffers than there are commands for";
+                    EFAULT "the buffers cannot be read";
+                    ESRCH "there is no such domain";
+                    EPERM "the caller itself";
+                    EINVAL "another domain: none is hardware-virtualized";
+                ]
+            });
+            (42, HypfsOp, hypfs_op, Control, (command, arg1, arg2, arg3, arg4), [Handled], "The hypervisor's parameter file system.", {
+                [errors
+                    EPERM "the caller has no control verbs";
+                ]
+            });
+            (48, Arch0, arch_0, Hardware, (operation), [Handled], "Architecture slot 0: machine-check reports (`mca`) on x86.", {
+                [errors
+                    EPERM "the caller has no control verbs";
+                    EFAULT "the argument cannot be read";
+                    EACCES "another version of the interface";
+                ]
+            });
+            (49, Arch1, arch_1, Control, (operation), [Handled], "Architecture slot 1: how Xen continues a long domctl; nothing that a guest makes itself.", {
+                [errors
+                    EFAULT "the argument cannot be read";
+                    EOPNOTSUPP "anything but a `domctl` about shadow tables, or one about a PV domain";
+                    ESRCH "there is no such domain";
+                    EPERM "the caller has no control over it";
+                ]
+            });
             (50, Arch2, arch_2, Guest, (), [Refused ENOSYS], "Architecture slot 2, unused.", {});
             (51, Arch3, arch_3, Guest, (), [Refused ENOSYS], "Architecture slot 3, unused.", {});
             (52, Arch4, arch_4, Guest, (), [Refused ENOSYS], "Architecture slot 4, unused.", {});

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use arch::x86_64::clock::{self, Calibration};
 use arch::x86_64::interrupts::Cause;
 use arch::x86_64::machine::Machine;
-use arch::x86_64::{boot, entry, epitaph, interrupts, ioapic, power, serial};
+use arch::x86_64::{boot, cpu, entry, epitaph, interrupts, ioapic, power, serial};
 use hv::access::Rights;
 use hv::build_dom::Dom0;
 use hv::cmdline::Options;
@@ -101,6 +101,7 @@ fn start(calibration: Calibration) -> ! {
     // The image has been copied: its memory is everybody's again.
     let (first, end) = (module.start >> 12, (module.start + module.len).div_ceil(4096));
     hypervisor().mm.add_free(Mfn::new(first), end - first, true);
+    hypervisor().irqs.keep(console_pin());
     interrupts::open_console(console_pin());
     boot::smp::go();
     entry::run_guests(Cpu::new(CpuId(0)))
@@ -135,9 +136,8 @@ fn build_dom0(options: &Options<'_>) {
 /// All rights but those to the devices that the hypervisor drives itself.
 fn dom0_rights() -> Rights {
     let mut rights = Rights::all(ioapic::pins());
-    let pin = u64::from(console_pin());
     let acpi = &boot::machine().acpi;
-    let mut fits = rights.irqs.remove(pin, pin);
+    let mut fits = true;
     // Interrupt controllers and the console's serial port.
     for (first, last) in [(0x20, 0x21), (0xa0, 0xa1), (0x3f8, 0x3ff)] {
         fits &= rights.ports.remove(first, last);
@@ -146,6 +146,9 @@ fn dom0_rights() -> Rights {
     for address in ioapics.chain([acpi.local_apic]) {
         fits &= rights.iomem.remove(address >> 12, address >> 12);
     }
+    // What the processor cannot address; a guest that uses such an entry is crashed.
+    let end = 1u64 << (cpu::physical_address_bits() - 12);
+    fits &= rights.iomem.remove(end, u64::MAX);
     assert!(fits, "too many interrupt controllers to keep them from dom0");
     rights
 }

@@ -37,7 +37,7 @@ operations! {
                 EINVAL "there is no such interrupt";
                 EPERM "the domain has no right to it";
                 EEXIST "the domain has bound it already";
-                EBUSY "another domain has bound it";
+                EBUSY "another domain has bound it, or the hypervisor handles it itself";
                 ENOSPC "no port is free";
                 ENOMEM "there is no memory for the port";
             ]

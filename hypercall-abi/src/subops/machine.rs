@@ -154,23 +154,72 @@ operations! {
     /// Commands of `hvm_op` (public/hvm/hvm_op.h): for hardware-virtualized domains and those that serve them.
     HvmOp of HvmOp, "HVMOP_", 64 bits, else ENOSYS {
         /// Sets a parameter of a domain.
-        SetParam = 0, "set_param", Guest, [Handled], {};
+        SetParam = 0, "set_param", Guest, [Handled], {
+            [takes In hvm::HvmParam]
+            [errors
+                EFAULT "the argument cannot be read";
+                EINVAL "there is no such parameter, or the domain is not hardware-virtualized: none is";
+                ESRCH "there is no such domain";
+            ]
+        };
         /// Reads a parameter of a domain.
-        GetParam = 1, "get_param", Guest, [Handled], {};
+        GetParam = 1, "get_param", Guest, [Handled], {
+            [takes In hvm::HvmParam]
+            [errors
+                EFAULT "the argument cannot be read";
+                EINVAL "there is no such parameter, or the domain is not hardware-virtualized: none is";
+                ESRCH "there is no such domain";
+            ]
+        };
         /// Flushes translations of a domain's vCPUs.
         FlushTlbs = 5, "flush_tlbs", Guest, [Refused EINVAL], {};
         /// A page table of a shadowed guest goes away.
-        PagetableDying = 9, "pagetable_dying", Guest, [Handled], {};
+        PagetableDying = 9, "pagetable_dying", Guest, [Handled], {
+            [takes In hvm::PagetableDying]
+            [errors
+                EFAULT "the argument cannot be read";
+                ESRCH "there is no such domain";
+                EOPNOTSUPP "another domain";
+                EINVAL "the caller itself: it is not hardware-virtualized";
+            ]
+        };
         /// System time for a hardware-virtualized guest.
-        GetTime = 10, "get_time", Guest, [Handled], {};
+        GetTime = 10, "get_time", Guest, [Handled], {
+            [value "address of 8 bytes: system time in ns"]
+            [errors
+                EFAULT "the answer cannot be written";
+            ]
+        };
         /// Writes a record to the trace buffer.
-        Xentrace = 11, "xentrace", Guest, [Handled], {};
+        Xentrace = 11, "xentrace", Guest, [Handled], {
+            [takes In hvm::Xentrace]
+            [errors
+                EFAULT "the argument cannot be read";
+                EINVAL "more bytes than a record holds, or an event above the guests' own";
+            ]
+            [rules
+                "Nobody keeps a trace: a good record is dropped.";
+            ]
+        };
         /// What a frame of a guest is.
-        GetMemType = 15, "get_mem_type", Guest, [Handled], {};
+        GetMemType = 15, "get_mem_type", Guest, [Handled], {
+            [takes In hvm::GetMemType]
+            [errors
+                EFAULT "the argument cannot be read";
+                ESRCH "there is no such domain";
+                EPERM "another domain over which the caller has no control";
+                EINVAL "the domain is not hardware-virtualized: none is";
+            ]
+        };
         /// Sets a vCPU's vector for events.
         SetEvtchnUpcallVector = 23, "set_evtchn_upcall_vector", Guest, [Refused EINVAL], {};
         /// Sends an event to who monitors the domain.
-        GuestRequestVmEvent = 24, "guest_request_vm_event", Guest, [Handled], {};
+        GuestRequestVmEvent = 24, "guest_request_vm_event", Guest, [Handled], {
+            [value "null"]
+            [errors
+                EINVAL "an argument that is not null";
+            ]
+        };
         /// Alternative physical maps.
         Altp2m = 25, "altp2m", Guest, [Refused EOPNOTSUPP], {};
     }

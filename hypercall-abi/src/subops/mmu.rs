@@ -11,7 +11,8 @@ operations! {
             [errors
                 EINVAL "the address is in no frame of the tables' owner, the frame is neither a page table nor writable, the entry has bits that a guest may not set, or it points at what its level may not";
                 EBUSY "an L1 entry maps a frame that is not the owner's, or that cannot be writable while it is something else";
-                EACCES "an L1 entry asks for a write to a frame that is shared read-only";
+                EACCES "an L1 entry asks for another caching of a frame that the hypervisor shares with the guest";
+                EPERM "frames or tables of another domain over which the caller has no control, or an L1 entry for device memory that the domain has no right to";
             ]
             [rules
                 "A frame that is no page table is written as data, under a writable reference.";
@@ -22,7 +23,7 @@ operations! {
             [value "machine address of the frame; its new number in the machine-to-physical table"]
             [errors
                 EINVAL "the frame is not the owner's";
-                EPERM "the tables' owner is not the caller";
+                EPERM "the tables' owner is not the caller, or the frames' owner is another domain over which it has no control";
             ]
         };
         /// Stores an entry, keeping the accessed and dirty bits set by the CPU meanwhile.
@@ -31,7 +32,8 @@ operations! {
             [errors
                 EINVAL "the address is in no frame of the tables' owner, the frame is neither a page table nor writable, the entry has bits that a guest may not set, or it points at what its level may not";
                 EBUSY "an L1 entry maps a frame that is not the owner's, or that cannot be writable while it is something else";
-                EACCES "an L1 entry asks for a write to a frame that is shared read-only";
+                EACCES "an L1 entry asks for another caching of a frame that the hypervisor shares with the guest";
+                EPERM "frames or tables of another domain over which the caller has no control, or an L1 entry for device memory that the domain has no right to";
             ]
             [rules
                 "Accessed and dirty bits that the processor sets between the look and the store are kept.";
@@ -43,7 +45,8 @@ operations! {
             [errors
                 EINVAL "the address is in no frame of the tables' owner, the frame is neither a page table nor writable, the entry has bits that a guest may not set, or it points at what its level may not";
                 EBUSY "an L1 entry maps a frame that is not the owner's, or that cannot be writable while it is something else";
-                EACCES "an L1 entry asks for a write to a frame that is shared read-only";
+                EACCES "an L1 entry asks for another caching of a frame that the hypervisor shares with the guest";
+                EPERM "frames or tables of another domain over which the caller has no control, or an L1 entry for device memory that the domain has no right to";
             ]
         };
     }
@@ -57,6 +60,9 @@ operations! {
             [value "arg1: the frame"]
             [errors
                 EINVAL "the frame is not the domain's, is pinned already, is in use as something else, or is no legal table of that level";
+                EBUSY "an L1 entry below maps a frame that is not the owner's, or that cannot be writable while it is something else";
+                EACCES "an L1 entry below asks for another caching of a frame that the hypervisor shares with the guest";
+                EPERM "an L1 entry below is for device memory that the domain has no right to";
             ]
             [rules
                 "The whole tree below is validated. It is long work that goes on where it stopped when the call is executed again.";
@@ -67,6 +73,9 @@ operations! {
             [value "arg1: the frame"]
             [errors
                 EINVAL "the frame is not the domain's, is pinned already, is in use as something else, or is no legal table of that level";
+                EBUSY "an L1 entry below maps a frame that is not the owner's, or that cannot be writable while it is something else";
+                EACCES "an L1 entry below asks for another caching of a frame that the hypervisor shares with the guest";
+                EPERM "an L1 entry below is for device memory that the domain has no right to";
             ]
             [rules
                 "The whole tree below is validated. It is long work that goes on where it stopped when the call is executed again.";
@@ -77,6 +86,9 @@ operations! {
             [value "arg1: the frame"]
             [errors
                 EINVAL "the frame is not the domain's, is pinned already, is in use as something else, or is no legal table of that level";
+                EBUSY "an L1 entry below maps a frame that is not the owner's, or that cannot be writable while it is something else";
+                EACCES "an L1 entry below asks for another caching of a frame that the hypervisor shares with the guest";
+                EPERM "an L1 entry below is for device memory that the domain has no right to";
             ]
             [rules
                 "The whole tree below is validated. It is long work that goes on where it stopped when the call is executed again.";
@@ -87,6 +99,9 @@ operations! {
             [value "arg1: the frame"]
             [errors
                 EINVAL "the frame is not the domain's, is pinned already, is in use as something else, or is no legal table of that level";
+                EBUSY "an L1 entry below maps a frame that is not the owner's, or that cannot be writable while it is something else";
+                EACCES "an L1 entry below asks for another caching of a frame that the hypervisor shares with the guest";
+                EPERM "an L1 entry below is for device memory that the domain has no right to";
             ]
             [rules
                 "The whole tree below is validated. It is long work that goes on where it stopped when the call is executed again.";

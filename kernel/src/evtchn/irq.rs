@@ -29,6 +29,8 @@ struct Pin {
     in_service: bool,
     /// A domain has said how it is triggered, which is said once.
     configured: bool,
+    /// The hypervisor handles its interrupts itself: nobody else may listen.
+    own: bool,
 }
 
 /// The page in which a domain wants to see which of its interrupts need an end, a bit for each number
@@ -74,6 +76,13 @@ impl IrqTable {
         self.pins.lock().len() as u32
     }
 
+    /// Keeps `pin` for the hypervisor itself, which binds nobody to it and has said how it is triggered.
+    pub fn keep(&self, pin: u32) {
+        if let Some(pin) = self.pins.lock().get_mut(pin as usize) {
+            *pin = Pin { own: true, configured: true, ..Pin::default() };
+        }
+    }
+
     /// Who listens to `pin`.
     pub fn listener(&self, pin: u32) -> Option<(DomId, Port)> {
         self.pins.lock().get(pin as usize)?.listener
@@ -85,6 +94,7 @@ impl IrqTable {
         match pin.listener {
             Some((other, _)) if other == domain => return Err(Error::AlreadyBound),
             Some(_) => return Err(Error::PinInUse),
+            None if pin.own => return Err(Error::PinInUse),
             None => *pin = Pin { listener: Some((domain, port)), in_service: false, ..*pin },
         }
         Ok(())
@@ -145,7 +155,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Binds a new port of `domain` to an interrupt pin and opens the pin.
     ///
     /// [`Error::BadSource`] no such pin, [`Error::NotPermitted`] no right to it, [`Error::AlreadyBound`] bound by this domain,
-    /// [`Error::PinInUse`] by another.
+    /// [`Error::PinInUse`] by another or by the hypervisor itself.
     pub fn bind_pirq(&self, domain: &Domain, pin: u32, budget: &mut Budget) -> Result<Port, Error> {
         if pin >= self.irqs.pins() {
             return Err(Error::BadSource);

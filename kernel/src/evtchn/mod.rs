@@ -56,7 +56,7 @@ pub enum Error {
     BadSource,
     /// The virtual interrupt or pin is bound to a port already.
     AlreadyBound,
-    /// Another domain listens to the pin.
+    /// Another domain listens to the pin, or the hypervisor itself.
     PinInUse,
     /// The caller lacks the right.
     NotPermitted,

@@ -227,6 +227,9 @@ fn pins_need_the_right_and_have_one_listener() {
     assert_eq!(hv.bind_pirq(&a, 4, &mut Budget::unlimited()), Err(Error::AlreadyBound));
     b.rights.lock().irqs.insert(4, 4);
     assert_eq!(hv.bind_pirq(&b, 4, &mut Budget::unlimited()), Err(Error::PinInUse));
+    hv.irqs.keep(5);
+    a.rights.lock().irqs.insert(5, 5);
+    assert_eq!(hv.bind_pirq(&a, 5, &mut Budget::unlimited()), Err(Error::PinInUse), "the hypervisor's own");
     assert_eq!(b.events.lock().active(), 0);
 
     hv.on_irq(4);

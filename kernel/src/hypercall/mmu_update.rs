@@ -52,9 +52,10 @@ pub(super) fn stopped(stop: Stop) -> OpStop {
 }
 
 /// The domain whose frames a call is about, when `domid` names it as somebody else's: `DOMID_SELF` is the caller, who may
-/// not give its own number (as on Xen); `DOMID_IO` is memory that is not RAM, judged by the caller's rights to it.
+/// not give its own number (as on Xen); `DOMID_IO` is memory that is not RAM. Whether the caller may use them is
+/// [`require_right_over`]'s to say.
 ///
-/// `ESRCH` no such domain, `EPERM` no right over it.
+/// `ESRCH` no such domain.
 pub(super) fn frame_owner<P: Platform>(
     hv: &Hypervisor<P>,
     current: &Current,
@@ -67,10 +68,14 @@ pub(super) fn frame_owner<P: Platform>(
     if domid == caller.id || domid != DomId::IO && domid != DomId::XEN && hv.domains.get(domid).is_none() {
         return Err(Errno::ESRCH);
     }
-    if domid != DomId::IO && !caller.rights.lock().verbs.contains(Verbs::CONTROL) {
-        return Err(Errno::EPERM);
-    }
     Ok(domid)
+}
+
+/// `EPERM` unless the frames and tables of `owner` are the caller's to use: its own, or anybody's with control verbs.
+pub(super) fn require_right_over(current: &Current, owner: DomId) -> Result<(), Errno> {
+    let caller = current.domain();
+    let may = owner == caller.id || caller.rights.lock().verbs.contains(Verbs::CONTROL);
+    if may { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 /// Where a list of operations stands, for both hypercalls that take one.
@@ -172,7 +177,7 @@ impl Progress {
 ///
 /// The upper half of `domid`, less one, names the domain that owns the page tables (0: the caller), the lower half the one
 /// that owns the frames. Requests are carried out in order; the first that fails ends the list with its error, and `done`
-/// says how many were. `ESRCH`, `EPERM` the domains, `EFAULT` the list, `ENOSYS` the command, `EINVAL` no such entry, an
+/// says how many were. `ESRCH` the domains; of a request, `EPERM` the right over them or over device memory, `EFAULT` the list, `ENOSYS` the command, `EINVAL` no such entry, an
 /// entry that may not be, or a frame that is no table and cannot be written, `EBUSY` a mapped frame that is not the owner's or
 /// not to be had writable.
 pub fn mmu_update<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
@@ -230,10 +235,12 @@ impl Owners {
             return Err(Errno::ESRCH);
         }
         let frames = frame_owner(hv, current, DomId::new(foreign as u16))?;
-        if tables != caller.id && !caller.rights.lock().verbs.contains(Verbs::CONTROL) {
-            return Err(Errno::EPERM);
-        }
         Ok(Owners { tables, frames })
+    }
+
+    /// `EPERM` unless the caller may map these frames. Device memory is judged by the rights to it, entry by entry.
+    fn require_frames(&self, current: &Current) -> Result<(), Errno> {
+        if self.frames == DomId::IO { Ok(()) } else { require_right_over(current, self.frames) }
     }
 }
 
@@ -252,12 +259,15 @@ fn one_request<P: Platform>(
             if owners.tables != current.domain().id {
                 return Err(Errno::EPERM.into());
             }
+            owners.require_frames(current)?;
             let page =
                 hv.mm.get_page(MachAddr::new(request.ptr).frame(), owners.frames).ok_or(Errno::EINVAL)?;
             hv.mm.m2p().set(page.mfn(), request.val);
             return Ok(());
         }
     };
+    owners.require_frames(current)?;
+    require_right_over(current, owners.tables)?;
     let address = MachAddr::new(request.ptr & !COMMAND_MASK);
     let table = hv.mm.get_page(address.frame(), owners.tables).ok_or(Errno::EINVAL)?;
     let new = Pte::from_bits(request.val);

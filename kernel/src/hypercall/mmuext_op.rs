@@ -4,9 +4,8 @@ use hypercall_abi::mmu::MmuextOp;
 use hypercall_abi::subops::MmuextCmd;
 use hypercall_abi::{DomId, Errno, Mfn, VirtAddr};
 
-use super::mmu_update::{OpStop, Progress, Start, frame_owner, stopped};
+use super::mmu_update::{OpStop, Progress, Start, frame_owner, require_right_over, stopped};
 use super::{Args, Budget, HcResult};
-use crate::access::Verbs;
 use crate::domain::{Current, Life};
 use crate::hypervisor::Hypervisor;
 use crate::mm::{Level, Unfinished};
@@ -35,9 +34,7 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
         Start::Finished(result) => return result,
     };
     let owner = frame_owner(hv, current, DomId::new(args[3] as u16))?;
-    if owner == DomId::IO && !current.domain().rights.lock().verbs.contains(Verbs::CONTROL) {
-        return Err(Errno::EPERM.into());
-    }
+    require_right_over(current, owner)?;
     let result = loop {
         let op: MmuextOp = match progress.next(hv) {
             Ok(Some(op)) => op,

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use hypercall_abi::mmu::{UVMF_ALL, UVMF_FLUSHTYPE_MASK, UVMF_INVLPG, UVMF_TLB_FLUSH};
 use hypercall_abi::{DomId, Errno, VcpuId, VirtAddr};
 
-use super::mmu_update::frame_owner;
+use super::mmu_update::{frame_owner, require_right_over};
 use super::{Args, HcResult};
 use crate::domain::Current;
 use crate::hypervisor::Hypervisor;
@@ -31,6 +31,7 @@ pub fn update_va_mapping_otherdomain<P: Platform>(
 ) -> HcResult {
     let [va, entry, flags, domid, ..] = args;
     let owner = frame_owner(hv, current, DomId::new(domid as u16))?;
+    require_right_over(current, owner)?;
     update(hv, current, va, entry, flags, owner)
 }
 

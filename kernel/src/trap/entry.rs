@@ -7,7 +7,7 @@ use super::debug::DR6_DEFAULT;
 use super::deliver::{Exception, vector};
 use super::emulate::Emulated;
 use crate::domain::{
-    Cpu, Current, DataSelectors, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER,
+    Callback, Cpu, Current, DataSelectors, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER,
 };
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
@@ -40,7 +40,8 @@ impl<P: Platform> Hypervisor<P> {
         }
         let callbacks = &current.state.callbacks;
         let callback = match entry {
-            ENTRY_SYSCALL32 => callbacks.syscall32,
+            // As on Xen, whether events are masked is said once for both forms of SYSCALL, with the 64-bit one.
+            ENTRY_SYSCALL32 => Callback { mask_events: callbacks.syscall.mask_events, ..callbacks.syscall32 },
             ENTRY_SYSENTER => callbacks.sysenter,
             _ => callbacks.syscall,
         };

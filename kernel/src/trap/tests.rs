@@ -11,8 +11,8 @@ use super::bounce::{Flags, KERNEL_CS, KERNEL_SS};
 use super::debug::{DR6_DEFAULT, SINGLE_STEP};
 use crate::access::Rights;
 use crate::domain::{
-    Callback, Cpu, Current, Domain, DomainConfig, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSENTER, TrapEntry,
-    VcpuRef, VcpuState,
+    Callback, Cpu, Current, Domain, DomainConfig, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32,
+    ENTRY_SYSENTER, TrapEntry, VcpuRef, VcpuState,
 };
 use crate::hypercall::{Budget, Exit, dispatch};
 use crate::hypervisor::Hypervisor;
@@ -238,6 +238,20 @@ fn system_calls_are_bounced() {
     assert_eq!(g.words::<8>(KERNEL_STACK - 56)[2..7], [CODE, 0xe033, 0x602, STACK, 0xe02b]);
     assert_eq!(g.state().regs.rflags, 0x202, "DF is clear in the handler");
     assert_eq!(g.info(0) >> 8 & 0xff, 1);
+}
+
+#[test]
+fn both_forms_of_syscall_mask_events_as_the_64_bit_one_says() {
+    for (first, second) in [(true, false), (false, true)] {
+        let mut g = guest();
+        g.state().callbacks.syscall = Callback { address: HANDLER, mask_events: first };
+        g.state().callbacks.syscall32 = Callback { address: HANDLER + 1, mask_events: second };
+        g.drop_to_user();
+        g.state().regs.vector = ENTRY_SYSCALL32;
+        g.hv.on_syscall(&mut g.cpu);
+        assert_eq!(g.state().regs.rip, HANDLER + 1);
+        assert_eq!(g.info(0) >> 8 & 0xff, u64::from(first));
+    }
 }
 
 #[test]

@@ -97,6 +97,12 @@ pub fn has_long_mode_sysenter() -> bool {
     leaf(1).edx & 1 << 11 != 0 && matches!(&vendor.ebx.to_le_bytes(), b"Genu" | b"Cent")
 }
 
+/// Bits of a physical address, at most 52: an entry of a page table that has higher ones set faults when it is used.
+pub fn physical_address_bits() -> u32 {
+    // Where there is no such leaf, 36.
+    (leaf(0x8000_0008).eax & 0xff).clamp(36, 52)
+}
+
 /// Whether pages can be made not executable.
 pub fn has_nx() -> bool {
     PUBLISHED.load(Ordering::Relaxed) & Features::NX != 0

@@ -12,7 +12,7 @@ use crate::sh;
 use crate::source::{self, Source};
 use anyhow::{Context, Result};
 use hypercall_abi::subops::FAMILIES;
-use hypercall_abi::table::{Answer, Family, Operation};
+use hypercall_abi::table::{Answer, Facts, Family, Operation};
 use hypercall_abi::{Errno, Hypercall};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 /// The data.
 pub const COVERAGE: &str = "docs/abi/coverage.toml";
 
-/// What no case shows, one a line: an operation, or an operation and one of its errors, with the reason behind a colon where a
-/// guest cannot bring it about.
+/// What no case shows, one a line: a hypercall or an operation, or one of its errors, and behind a colon the reason why no guest
+/// can bring it about.
 const WITHOUT_CASE: &str = "docs/abi/without-case.txt";
 
 /// Where the handlers are.
@@ -82,8 +82,10 @@ pub fn is_named(family: &Family, operation: &Operation, name: &str) -> bool {
 
 /// The line of an operation in the data.
 pub fn entry<'a>(coverage: &'a Coverage, family: &Family, operation: &Operation) -> Option<&'a Entry> {
-    let (_, lines) = coverage.iter().find(|(name, _)| flat(name) == flat(family.call.name()))?;
-    lines.iter().find(|(name, _)| is_named(family, operation, name)).map(|(_, entry)| entry)
+    lines(coverage, family.call)?
+        .iter()
+        .find(|(name, _)| is_named(family, operation, name))
+        .map(|(_, entry)| entry)
 }
 
 /// Everything that does not agree.
@@ -112,44 +114,96 @@ pub fn check(sources: &BTreeMap<PathBuf, Source>, findings: &mut Vec<String>) ->
     without_case(&coverage, findings)
 }
 
-/// What the hypervisor handles and no case shows: operations and documented errors that are listed, and no others.
+/// What the hypervisor handles and no case shows: hypercalls, operations and documented errors that are listed, and no others.
 fn without_case(coverage: &Coverage, findings: &mut Vec<String>) -> Result<()> {
     let text = String::from_utf8(sh::read(&sh::root().join(WITHOUT_CASE))?)?;
-    let mut listed = listed(&text);
-    for family in FAMILIES.iter().filter(|family| family.call.answer() == Answer::Handled) {
-        for operation in family.operations.iter().filter(|operation| operation.answer == Answer::Handled) {
-            let entry = entry(coverage, family, operation);
-            let mut expect = |what: String, shown: bool| {
-                let is_listed = listed.remove(what.as_str());
-                if !shown && !is_listed {
-                    findings.push(format!(
-                        "{COVERAGE}: no case shows {what}, and {WITHOUT_CASE} has no line for it"
-                    ));
-                } else if shown && is_listed {
-                    findings.push(format!("{WITHOUT_CASE}: {what} has a case: take it off"));
-                }
-            };
-            expect(operation.name.to_owned(), entry.is_some());
-            let errors: BTreeSet<&str> =
-                operation.facts.errors.iter().map(|cause| cause.errno.name()).collect();
-            for errno in errors {
-                let shown = entry.is_some_and(|entry| entry.errors.contains_key(errno));
-                expect(format!("{} {errno}", operation.name), shown);
-            }
-        }
-    }
-    findings.extend(listed.into_iter().map(|what| {
-        format!("{WITHOUT_CASE}: {what} is no operation that is handled, nor an error that its table lists")
-    }));
+    compare(coverage, &text, findings);
     Ok(())
 }
 
-/// What a list names, without comments and reasons.
-fn listed(text: &str) -> BTreeSet<&str> {
-    text.lines()
-        .map(|line| line.split_once(':').map_or(line, |(what, _)| what).trim())
-        .filter(|what| !what.is_empty() && !what.starts_with('#'))
-        .collect()
+/// Compares what the cases show with what the list admits.
+fn compare(coverage: &Coverage, text: &str, findings: &mut Vec<String>) {
+    let mut listed = listed(text, findings);
+    for (what, shown) in to_show(coverage) {
+        let is_listed = listed.remove(what.as_str());
+        if !shown && !is_listed {
+            findings.push(format!("{COVERAGE}: no case shows {what}, and {WITHOUT_CASE} has no line for it"));
+        } else if shown && is_listed {
+            findings.push(format!("{WITHOUT_CASE}: {what} has a case: take it off"));
+        }
+    }
+    findings.extend(listed.into_iter().map(|what| {
+        format!(
+            "{WITHOUT_CASE}: {what} is no hypercall or operation that is handled, nor an error that its table lists"
+        )
+    }));
+}
+
+/// Everything that a case has to show, and whether one does: success and documented errors of each operation, errors that the
+/// operations of a hypercall share, and success and errors of a hypercall without operations.
+fn to_show(coverage: &Coverage) -> Vec<(String, bool)> {
+    let mut list = Vec::new();
+    for &call in Hypercall::ALL.iter().filter(|call| call.answer() == Answer::Handled) {
+        let lines = lines(coverage, call);
+        if families(call).next().is_none() {
+            list.push((call.name().to_owned(), lines.is_some_and(|lines| lines.contains_key(CALL))));
+        }
+        let of_call: Vec<&Entry> = lines
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| is_of_call(name))
+            .map(|(_, entry)| entry)
+            .collect();
+        for errno in errors(call.facts()) {
+            let shown = of_call.iter().any(|entry| entry.errors.contains_key(errno));
+            list.push((format!("{} {errno}", call.name()), shown));
+        }
+        for family in families(call) {
+            for operation in family.operations.iter().filter(|operation| operation.answer == Answer::Handled)
+            {
+                let entry = entry(coverage, family, operation);
+                list.push((operation.name.to_owned(), entry.is_some()));
+                for errno in errors(&operation.facts) {
+                    let shown = entry.is_some_and(|entry| entry.errors.contains_key(errno));
+                    list.push((format!("{} {errno}", operation.name), shown));
+                }
+            }
+        }
+    }
+    list
+}
+
+/// The errors that a row documents, each once.
+fn errors(facts: &Facts) -> BTreeSet<&'static str> {
+    facts.errors.iter().map(|cause| cause.errno.name()).collect()
+}
+
+/// The line of a hypercall without operations.
+const CALL: &str = "call";
+
+/// Whether a line is about the hypercall as a whole.
+fn is_of_call(name: &str) -> bool {
+    [CALL, "errors"].contains(&name)
+}
+
+/// The lines of a hypercall.
+fn lines(coverage: &Coverage, call: Hypercall) -> Option<&BTreeMap<String, Entry>> {
+    coverage.iter().find(|(name, _)| flat(name) == flat(call.name())).map(|(_, lines)| lines)
+}
+
+/// What a list names, without comments. A line without a reason is a finding.
+fn listed<'a>(text: &'a str, findings: &mut Vec<String>) -> BTreeSet<&'a str> {
+    let mut listed = BTreeSet::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (what, reason) = line.split_once(':').unwrap_or((line, ""));
+        if reason.trim().is_empty() {
+            findings.push(format!(
+                "{WITHOUT_CASE}: {what} has no reason: write a case, or behind a colon why no guest can bring it about"
+            ));
+        }
+        listed.insert(what.trim());
+    }
+    listed
 }
 
 /// One line of the data.
@@ -174,7 +228,7 @@ fn line(call: Hypercall, name: &str, entry: &Entry, findings: &mut Vec<String>) 
     let documented = |errno: &str| {
         let of =
             |errors: &[hypercall_abi::table::Cause]| errors.iter().any(|cause| cause.errno.name() == errno);
-        of(call.facts().errors) || operation.is_none_or(|operation| of(operation.facts.errors))
+        of(call.facts().errors) || operation.is_some_and(|operation| of(operation.facts.errors))
     };
     for errno in entry.errors.keys().filter(|errno| !documented(errno)) {
         findings
@@ -260,23 +314,49 @@ mod tests {
     }
 
     #[test]
-    fn an_error_without_case_is_found() -> Result<()> {
-        let mut coverage = load()?;
+    fn what_no_case_shows_is_found() -> Result<()> {
+        let full = load()?;
         let mut findings = Vec::new();
-        without_case(&coverage, &mut findings)?;
+        without_case(&full, &mut findings)?;
         assert_eq!(findings, Vec::<String>::new());
-        let virq = coverage.get_mut("event_channel_op").and_then(|lines| lines.get_mut("bind_virq"));
-        let shown = virq.and_then(|entry| entry.errors.remove("EEXIST"));
-        without_case(&coverage, &mut findings)?;
-        assert!(shown.is_some() && findings.len() == 1, "{findings:?}");
+        let text = String::from_utf8(sh::read(&sh::root().join(WITHOUT_CASE))?)?;
+        // An operation's error, the error of a hypercall without operations, one that all operations share, a success.
+        for (call, line, errno) in [
+            ("event_channel_op", "bind_virq", Some("EEXIST")),
+            ("set_gdt", "errors", Some("EFAULT")),
+            ("sched_op", "errors", Some("EFAULT")),
+            ("set_timer_op", "call", None),
+        ] {
+            let mut coverage = load()?;
+            let lines = coverage.get_mut(call).context("the hypercall has its table")?;
+            match errno {
+                Some(errno) => drop(lines.get_mut(line).and_then(|entry| entry.errors.remove(errno))),
+                None => drop(lines.remove(line)),
+            }
+            let mut findings = Vec::new();
+            compare(&coverage, &text, &mut findings);
+            assert_eq!(findings.len(), 1, "{call} {line}: {findings:?}");
+        }
         Ok(())
     }
 
     #[test]
-    fn a_list_has_comments_and_reasons() {
-        let text = "# none\nXENMEM_exchange ENOMEM: needs a host without memory\nSCHEDOP_shutdown\n";
-        let wanted = ["SCHEDOP_shutdown", "XENMEM_exchange ENOMEM"];
-        assert_eq!(listed(text).into_iter().collect::<Vec<_>>(), wanted);
+    fn what_has_a_case_is_not_listed() -> Result<()> {
+        let mut findings = Vec::new();
+        let text = String::from_utf8(sh::read(&sh::root().join(WITHOUT_CASE))?)?;
+        let more = text + "set_gdt EFAULT: nobody tries\nset_gdt ENOENT: there is no such error\n";
+        compare(&load()?, &more, &mut findings);
+        assert_eq!(findings.len(), 2, "{findings:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_list_has_comments_and_each_line_its_reason() {
+        let text = "# none\nXENMEM_exchange ENOMEM: needs a host without memory\nSCHEDOP_shutdown\nset_gdt EINVAL: \n";
+        let mut findings = Vec::new();
+        let wanted = ["SCHEDOP_shutdown", "XENMEM_exchange ENOMEM", "set_gdt EINVAL"];
+        assert_eq!(listed(text, &mut findings).into_iter().collect::<Vec<_>>(), wanted);
+        assert_eq!(findings.len(), 2, "{findings:?}");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Misbehaves in the way that `deed=` says: `jump`, `garbage`, `handler`, `flood`, `spin`, `random` (with `seed=`).
+//! Misbehaves in the way that `deed=` says: `jump`, `garbage`, `handler`, `flood`, `spin`, `end` (with `reason=`),
+//! `random` (with `seed=`).
 //!
 //! Nothing it does may harm anybody else: dom0's shell answers, and `destroy` gets all its memory back.
 #![no_std]
@@ -6,7 +7,9 @@
 
 use core::arch::asm;
 use core::hint::black_box;
+use guest_sdk::abi::sched::SchedShutdown;
 use guest_sdk::abi::segment::FLAT_KERNEL_CS;
+use guest_sdk::abi::subops::SchedOp;
 use guest_sdk::abi::vcpu::TrapInfo;
 use guest_sdk::hypercall::stub;
 use guest_sdk::{Domain, entry, println};
@@ -46,8 +49,17 @@ fn main(domain: Domain) {
                 core::hint::spin_loop();
             }
         }
+        Some("end") => {
+            let shutdown = SchedShutdown { reason: domain.command_line.number("reason").unwrap_or(0) };
+            println!("ending with reason {}", shutdown.reason);
+            // SAFETY: the structure lives through the call, which does not return but for a suspended domain that is resumed.
+            let _ =
+                unsafe { stub::sched_op(SchedOp::Shutdown.number().into(), (&raw const shutdown) as u64) };
+        }
         Some("random") => random(domain.command_line.number("seed").unwrap_or(1)),
-        other => println!("deed= is {other:?}: there are jump, garbage, handler, flood, spin and random"),
+        other => {
+            println!("deed= is {other:?}: there are jump, garbage, handler, flood, spin, end and random")
+        }
     }
 }
 

@@ -5,18 +5,19 @@
 extern crate alloc;
 
 use conformance::{
-    NOWHERE, at, by_privilege, call, callback, evtchn, is_privileged, is_xenolith, raw, version,
+    NOWHERE, at, by_privilege, call, callback, evtchn, is_privileged, is_xenolith, raw, shared, version,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
-use guest_sdk::abi::callback::{CallbackRegister, CallbackUnregister};
+use guest_sdk::abi::callback::{CALLBACKF_MASK_EVENTS, CallbackRegister, CallbackUnregister};
 use guest_sdk::abi::evtchn::{EvtchnAllocUnbound, EvtchnClose, EvtchnStatus};
 use guest_sdk::abi::mmu::MulticallEntry;
 use guest_sdk::abi::nmi::NmiCallback;
-use guest_sdk::abi::segment::HYPERVISOR_VIRT_START;
+use guest_sdk::abi::segment::{FLAT_RING3_CS32, FLAT_RING3_CS64, HYPERVISOR_VIRT_START};
 use guest_sdk::abi::subops::{CallbackOp, CallbackType, EvtchnOp, NmiOp, VcpuOp, VersionOp, VmAssist};
 use guest_sdk::abi::version::{CompileInfo, FeatureInfo, Features, PlatformParameters};
 use guest_sdk::abi::{DomId, Errno, Hypercall, Port, VirtAddr};
-use guest_sdk::testkit::{self, TrapFrame, Verdict, cases, check, check_eq, expect_errno, set_handler};
+use guest_sdk::memory::{Access, Page};
+use guest_sdk::testkit::{self, TrapFrame, Verdict, cases, check, check_eq, expect_errno, set_handler, user};
 use guest_sdk::{Domain, entry, println};
 
 #[entry]
@@ -51,6 +52,9 @@ fn main(domain: Domain) {
             callback_register_and_unregister,
             callback_bad_address,
             callback_unknown,
+            callback_of_events_is_entered,
+            callbacks_of_system_calls_are_entered,
+            callback_of_sysenter_is_entered_where_the_processor_has_it,
             set_callbacks_takes_them,
             set_callbacks_ignores_bad_addresses,
             nmi_is_delivered,
@@ -243,6 +247,14 @@ fn console_read_without_input(_: &mut Domain) -> Verdict {
         return expect_errno(call(Hypercall::ConsoleIo, [1, 16, at(&mut room), 0, 0]), Errno::EPERM);
     }
     check_eq!(call(Hypercall::ConsoleIo, [1, 16, at(&mut room), 0, 0]), Ok(0));
+    // A count must not look like an error.
+    for count in [1 << 31, 0xffff_ffff] {
+        check_eq!(
+            call(Hypercall::ConsoleIo, [1, count, at(&mut room), 0, 0]),
+            Err(Errno::E2BIG),
+            "{count:#x}"
+        );
+    }
     check_eq!(room, [0xa5; 16]);
     Ok(())
 }
@@ -383,6 +395,8 @@ fn callback_unknown(_: &mut Domain) -> Verdict {
     for kind in [3, 6, 8, 0xffff] {
         let bad = callback(CallbackOp::Register, &mut registration(kind, 0x40_0000));
         check_eq!(bad, Err(Errno::ENOSYS), "type {kind}");
+        let mut gone = CallbackUnregister { kind: kind as u16, unused: 0 };
+        check_eq!(callback(CallbackOp::Unregister, &mut gone), Err(Errno::ENOSYS), "type {kind}");
     }
     check_eq!(call(Hypercall::CallbackOp, [2, 0, 0, 0, 0]), Err(Errno::ENOSYS));
     Ok(())
@@ -407,6 +421,124 @@ unsafe extern "C" fn own_upcall() {
         "ud2",
         count = sym UPCALLED,
     )
+}
+
+fn callback_of_events_is_entered(domain: &mut Domain) -> Verdict {
+    let event = CallbackType::Event.number();
+    check_eq!(
+        callback(CallbackOp::Register, &mut registration(event, own_upcall as *const () as u64)),
+        Ok(0)
+    );
+    let port = domain.events.bind_ipi()?;
+    port.notify()?;
+    let before = UPCALLED.load(Ordering::Relaxed);
+    testkit::window();
+    check_eq!(UPCALLED.load(Ordering::Relaxed) - before, 1, "upcalls at the new entry");
+    check!(port.poll());
+    // One that is refused leaves it.
+    check_eq!(callback(CallbackOp::Register, &mut registration(event, 1 << 47)), Err(Errno::EINVAL));
+    port.notify()?;
+    testkit::window();
+    check_eq!(UPCALLED.load(Ordering::Relaxed) - before, 2, "upcalls at the same entry");
+    check!(port.poll());
+    Ok(())
+}
+
+/// Where user code of a case is.
+const TEXT: u64 = 0x1000_0000;
+
+/// Runs `code` in guest user mode with this code selector until it comes back.
+fn user_comes_back(code: &[u8], selector: u16) -> Result<TrapFrame, testkit::Stop> {
+    let mut space = user::Space::new()?;
+    let mut text = Page::new()?;
+    text.bytes_mut()[..code.len()].copy_from_slice(code);
+    space.map(TEXT, text, Access::ReadExecute)?;
+    let mut frame = user::registers(TEXT, TEXT + 0x800);
+    frame.cs = selector.into();
+    loop {
+        frame = user::run(&space, &frame)?;
+        if user::exit_of(&frame) != user::Exit::Upcall {
+            return Ok(frame);
+        }
+        guest_sdk::events::turn();
+    }
+}
+
+/// The entry point that the SDK has for a vector: what arrives there says which it was.
+fn entry_point(vector: u8) -> Result<u64, testkit::Stop> {
+    let found = guest_sdk::rt::trap::vectors().find(|(number, ..)| *number == vector);
+    Ok(found.ok_or("the SDK has no such entry")?.1)
+}
+
+/// Whether events are masked: what the hypervisor left when it entered this kernel.
+fn events_are_masked() -> bool {
+    // SAFETY: a byte of the shared page, which the hypervisor writes, too.
+    unsafe { (&raw const (*shared()).vcpu_info[0].evtchn_upcall_mask).read_volatile() != 0 }
+}
+
+fn mask_events() {
+    // SAFETY: as everywhere in the SDK: Rust runs with events masked.
+    unsafe { (&raw mut (*shared()).vcpu_info[0].evtchn_upcall_mask).write_volatile(1) }
+}
+
+/// `syscall`, in either mode.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+fn callbacks_of_system_calls_are_entered(_: &mut Domain) -> Verdict {
+    let compatible = forced_cpuid_vendor() == *b"AuthenticAMD";
+    for (kind, selector, vector) in
+        [(CallbackType::Syscall, FLAT_RING3_CS64, 32), (CallbackType::Syscall32, FLAT_RING3_CS32, 128)]
+    {
+        if kind == CallbackType::Syscall32 && !compatible {
+            // SYSCALL in compatibility mode is AMD's.
+            continue;
+        }
+        for flags in [CALLBACKF_MASK_EVENTS, 0, CALLBACKF_MASK_EVENTS] {
+            let mut request = registration(kind.number(), entry_point(vector)?);
+            request.flags = flags;
+            check_eq!(callback(CallbackOp::Register, &mut request), Ok(0), "{kind:?}");
+            let back = user_comes_back(&SYSCALL, selector)?;
+            let masked = events_are_masked();
+            mask_events();
+            check_eq!((back.vector, back.rip), (vector.into(), TEXT + 2), "{kind:?}");
+            check_eq!(back.cs & 0xffff, selector.into(), "{kind:?}");
+            // The flag of one kind of call is that of both: Xen looks at the 64-bit one's.
+            check_eq!(masked, kind == CallbackType::Syscall32 || flags != 0, "{kind:?} with flags {flags}");
+        }
+    }
+    Ok(())
+}
+
+/// Who made the processor, by CPUID that asks the hypervisor.
+fn forced_cpuid_vendor() -> [u8; 12] {
+    let (b, c, d): (u32, u32, u32);
+    // SAFETY: the prefix asks the hypervisor to carry the instruction out; rbx, which the compiler keeps, is as before.
+    unsafe {
+        core::arch::asm!(
+            "mov rsi, rbx", ".byte 0x0f, 0x0b, 0x78, 0x65, 0x6e, 0x0f, 0xa2", "xchg rsi, rbx",
+            inout("eax") 0 => _, out("rsi") b, out("ecx") c, out("edx") d,
+        );
+    }
+    let mut name = [0; 12];
+    for (bytes, word) in name.chunks_mut(4).zip([b, d, c]) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    name
+}
+
+fn callback_of_sysenter_is_entered_where_the_processor_has_it(_: &mut Domain) -> Verdict {
+    let mut request = registration(CallbackType::Sysenter.number(), entry_point(128)?);
+    check_eq!(callback(CallbackOp::Register, &mut request), Ok(0));
+    let back = user_comes_back(&[0x0f, 0x34], FLAT_RING3_CS64)?;
+    let masked = events_are_masked();
+    mask_events();
+    // AMD's processors do not know the instruction in long mode.
+    let wanted = if forced_cpuid_vendor() == *b"AuthenticAMD" { 6 } else { 128 };
+    check_eq!(back.vector, wanted);
+    check!(masked || wanted == 6);
+    request.address = VirtAddr::new(1 << 47);
+    check_eq!(callback(CallbackOp::Register, &mut request), Err(Errno::EINVAL));
+    Ok(())
 }
 
 fn set_callbacks_takes_them(domain: &mut Domain) -> Verdict {

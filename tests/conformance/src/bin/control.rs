@@ -4,15 +4,16 @@
 
 extern crate alloc;
 
-use conformance::{NOWHERE, call, memop, only_on, only_privileged};
-use guest_sdk::abi::control::{CreateDomain, DomainState};
+use conformance::{NOWHERE, at, call, evtchn, memop, only_on, only_privileged};
+use guest_sdk::abi::control::{ControlOp, CreateDomain, DomainState, Version};
+use guest_sdk::abi::evtchn::{EVTCHNSTAT_CLOSED, EVTCHNSTAT_UNBOUND, EvtchnReset, EvtchnStatus};
 use guest_sdk::abi::memory::{
     AcquireResource, XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED,
-    XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS,
+    XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS, XENMEM_RESOURCE_IOREQ_SERVER, XENMEM_RESOURCE_VMTRACE_BUF,
 };
 use guest_sdk::abi::sched::ShutdownReason;
-use guest_sdk::abi::subops::MemoryOp;
-use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall};
+use guest_sdk::abi::subops::{EvtchnOp, MemoryOp};
+use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall, Port};
 use guest_sdk::testkit::{self, Verdict, cases, check, check_eq};
 use guest_sdk::{Domain, entry};
 use guest_sdk::{control, xen_control};
@@ -29,7 +30,10 @@ fn main(domain: Domain) {
             domain_is_shut_down_from_outside,
             host_is_told,
             vcpu_runs_where_it_may,
-            limits_of_grants_are_obeyed
+            limits_of_grants_are_obeyed,
+            commands_of_nobody_are_refused,
+            ports_of_a_domain_that_runs_are_not_reset,
+            resources_are_of_known_kinds,
         ],
     )
 }
@@ -205,12 +209,86 @@ fn limits_of_grants_are_obeyed(_: &mut Domain) -> Verdict {
     // Its table is one of version 1 still.
     check_eq!(resource(STATUS, 0, 1), Err(Errno::EINVAL));
     check_eq!(resource(2, 0, 0), Err(Errno::EINVAL), "no such part of a grant table");
+    end(made)?;
     if conformance::is_xenolith() {
-        destroy(made)?;
         let request = CreateDomain { max_vcpus: 1, max_maptrack: 262_145, ..CreateDomain::default() };
         check_eq!(control::create_domain(DomId::INVALID, request).err(), Some(Errno::EINVAL));
-    } else {
-        xen_control::destroy(made)?;
     }
+    Ok(())
+}
+
+fn commands_of_nobody_are_refused(_: &mut Domain) -> Verdict {
+    only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
+    let mut good = ControlOp::new(DomId::SELF, &Version::default());
+    check_eq!(call(Hypercall::Domctl, [at(&mut good), 0, 0, 0, 0]), Ok(0));
+    for command in [9999, u32::MAX] {
+        let mut bad = ControlOp::new(DomId::SELF, &Version::default());
+        bad.cmd = command;
+        check_eq!(call(Hypercall::Domctl, [at(&mut bad), 0, 0, 0, 0]), Err(Errno::ENOSYS), "{command}");
+    }
+    Ok(())
+}
+
+/// Starts or stops a domain, and destroys it, by the control interface of the hypervisor below.
+fn pause(domain: DomId, on: bool) -> Result<(), Errno> {
+    match (conformance::is_xenolith(), on) {
+        (true, true) => control::pause(domain),
+        (true, false) => control::unpause(domain),
+        (false, true) => xen_control::pause(domain),
+        (false, false) => xen_control::unpause(domain),
+    }
+}
+
+fn end(domain: DomId) -> Result<(), Errno> {
+    if conformance::is_xenolith() { destroy(domain) } else { xen_control::destroy(domain) }
+}
+
+fn ports_of_a_domain_that_runs_are_not_reset(domain: &mut Domain) -> Verdict {
+    only_privileged(OTHERS)?;
+    let made = with_frames(4)?;
+    let reset = |command: EvtchnOp| evtchn(command, &mut EvtchnReset { dom: made });
+    let status = |port: Port| {
+        let mut argument = EvtchnStatus { dom: made, port, ..EvtchnStatus::default() };
+        evtchn(EvtchnOp::Status, &mut argument).map(|_| argument.status)
+    };
+    let port = control::alloc_unbound_for(made, domain.id())?;
+    // Nobody has a vCPU of it, but it is not held paused.
+    check_eq!(pause(made, false), Ok(()));
+    for command in [EvtchnOp::Reset, EvtchnOp::ResetCont] {
+        check_eq!(reset(command), Err(Errno::EINVAL), "{command:?}");
+        check_eq!(status(port), Ok(EVTCHNSTAT_UNBOUND), "{command:?}");
+    }
+    check_eq!(pause(made, true), Ok(()));
+    check_eq!(reset(EvtchnOp::Reset), Ok(0));
+    check_eq!(status(port), Ok(EVTCHNSTAT_CLOSED));
+    check_eq!(end(made), Ok(()));
+    check_eq!(reset(EvtchnOp::Reset), Err(Errno::ESRCH));
+    Ok(())
+}
+
+fn resources_are_of_known_kinds(_: &mut Domain) -> Verdict {
+    only_privileged(OTHERS)?;
+    let made = with_frames(4)?;
+    let mut frames = [0u64; 2];
+    let list = at(&mut frames);
+    let acquire = |kind: u16, id: u32| {
+        let frame_list = GuestHandle::new(list);
+        let mut request =
+            AcquireResource { domid: made, kind, id, nr_frames: 1, frame_list, ..AcquireResource::default() };
+        memop(MemoryOp::AcquireResource, &mut request)
+    };
+    for kind in [3, 99, u16::MAX] {
+        check_eq!(acquire(kind, 0), Err(Errno::EOPNOTSUPP), "kind {kind}");
+    }
+    // Of these a PV domain has none.
+    for kind in [XENMEM_RESOURCE_IOREQ_SERVER, XENMEM_RESOURCE_VMTRACE_BUF] {
+        check_eq!(acquire(kind, 0), Err(Errno::EINVAL), "kind {kind}");
+    }
+    check_eq!(acquire(XENMEM_RESOURCE_GRANT_TABLE, 77), Err(Errno::EINVAL), "no such table");
+    check_eq!(frames, [0; 2]);
+    check_eq!(acquire(XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED), Ok(0));
+    check!(frames[0] != 0 && frames[1] == 0, "{frames:x?}");
+    check_eq!(end(made), Ok(()));
     Ok(())
 }

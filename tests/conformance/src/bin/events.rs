@@ -640,12 +640,17 @@ fn unknown_operation(_: &mut Domain) -> Verdict {
 fn reset_refused(_: &mut Domain) -> Verdict {
     let port = unbound()?;
     for dom in [DomId::new(1234), DomId::IO, DomId::XEN] {
-        check_eq!(evtchn(EvtchnOp::Reset, &mut EvtchnReset { dom }), Err(Errno::ESRCH), "{dom:?}");
+        for command in [EvtchnOp::Reset, EvtchnOp::ResetCont] {
+            check_eq!(evtchn(command, &mut EvtchnReset { dom }), Err(Errno::ESRCH), "{command:?} {dom:?}");
+        }
     }
     check_eq!(evtchn(EvtchnOp::ResetCont, &mut EvtchnReset { dom: DomId::SELF }), Err(Errno::EBUSY));
     check_eq!(call(Hypercall::EventChannelOp, [10, NOWHERE, 0, 0, 0]), Err(Errno::EFAULT));
     if !is_privileged() {
-        check_eq!(evtchn(EvtchnOp::Reset, &mut EvtchnReset { dom: DomId::ZERO }), Err(Errno::EPERM), "dom0");
+        for command in [EvtchnOp::Reset, EvtchnOp::ResetCont] {
+            let dom = DomId::ZERO;
+            check_eq!(evtchn(command, &mut EvtchnReset { dom }), Err(Errno::EPERM), "{command:?} dom0");
+        }
         let mut others = EvtchnStatus { dom: DomId::ZERO, port: Port::new(1), ..EvtchnStatus::default() };
         check_eq!(evtchn(EvtchnOp::Status, &mut others), Err(Errno::EPERM));
         others.port = Port::new(1 << 20);

@@ -33,6 +33,7 @@ fn main(domain: Domain) {
             increase_bad_arguments,
             exchange_swaps_frames,
             exchange_bad_arguments,
+            exchange_of_others_is_refused,
             machphys_mapping,
             machphys_list,
             memory_map_of_the_domain,
@@ -226,6 +227,30 @@ fn exchange_bad_arguments(_: &mut Domain) -> Verdict {
     check_eq!(memop(MemoryOp::Exchange, &mut request), Err(Errno::EINVAL), "more done than there is");
     check_eq!(call(Hypercall::MemoryOp, [11, NOWHERE, 0, 0, 0]), Err(Errno::EFAULT));
     check_eq!(try_read(page.address()), Ok(0));
+    Ok(())
+}
+
+fn exchange_of_others_is_refused(_: &mut Domain) -> Verdict {
+    let (hole, old) = unmapped(Page::new()?)?;
+    let (mut input, mut output) = ([old], [hole.pfn]);
+    let mut whose = alloc::vec![(DomId::new(1234), 0, Errno::ESRCH), (DomId::SELF, 30, Errno::EPERM)];
+    if !is_privileged() {
+        // An extent above 2 MiB, and frames of the first domain.
+        whose.extend([(DomId::SELF, 10, Errno::EPERM), (DomId::ZERO, 0, Errno::EPERM)]);
+    }
+    for (domain, order, errno) in whose {
+        let mut request = exchange(&mut input, &mut output);
+        for side in [&mut request.input, &mut request.output] {
+            (side.domid, side.extent_order) = (domain, order);
+        }
+        check_eq!(memop(MemoryOp::Exchange, &mut request), Err(errno), "{domain:?}, order {order}");
+        check_eq!(request.nr_exchanged, 0);
+    }
+    check_eq!((input[0], output[0]), (old, hole.pfn));
+    let mut request = exchange(&mut input, &mut output);
+    check_eq!(memop(MemoryOp::Exchange, &mut request), Ok(0));
+    check_eq!(try_read(MACH2PHYS_VIRT_START + output[0] * 8), Ok(hole.pfn));
+    take_again(&hole, output[0])?;
     Ok(())
 }
 

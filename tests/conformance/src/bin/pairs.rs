@@ -17,9 +17,11 @@ use guest_sdk::abi::grant::{
     GnttabCopyPtr, GnttabMapGrantRef, GnttabUnmapGrantRef, MapFlags,
 };
 use guest_sdk::abi::memory::MemoryDomain;
-use guest_sdk::abi::mmu::MmuUpdate;
+use guest_sdk::abi::mmu::{MmuCommand, MmuUpdate, MmuextOp};
+use guest_sdk::abi::physdev::{MAP_PIRQ_TYPE_MSI, PhysdevGetFreePirq};
 use guest_sdk::abi::sched::{SchedRemoteShutdown, SchedWatchdog, ShutdownReason};
-use guest_sdk::abi::subops::{EvtchnOp, GnttabOp, MemoryOp, SchedOp};
+use guest_sdk::abi::segment::MACH2PHYS_VIRT_START;
+use guest_sdk::abi::subops::{EvtchnOp, GnttabOp, MemoryOp, MmuextCmd, PhysdevOp, SchedOp};
 use guest_sdk::abi::{DomId, Errno, Gfn, GrantRef, Hypercall, Mfn, Port};
 use guest_sdk::memory::{Page, Range};
 use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, expect_vector, try_read, try_write};
@@ -49,6 +51,8 @@ fn main(domain: Domain) {
             copy_refused,
             frames_of_others_are_not_mapped,
             memory_of_others_is_not_ours,
+            tables_of_others_are_not_ours,
+            numbers_of_interrupts_run_out,
             ended_domain_closes_its_ports,
             mapped_page_outlives_its_domain,
             dead_domain_is_nobody,
@@ -515,6 +519,65 @@ fn memory_of_others_is_not_ours(_: &mut Domain) -> Verdict {
     check_eq!(peer.read(at)?, 7);
     check_eq!(peer.call(Hypercall::UpdateVaMapping, [at, 0, 2, 0, 0], &mut [])?, Ok(0));
     peer.free(theirs)
+}
+
+fn tables_of_others_are_not_ours(_: &mut Domain) -> Verdict {
+    let peer = peer::any()?;
+    let (theirs, own) = (peer.page()?, Page::new()?);
+    let owner = u64::from(peer.domain().get());
+    let tables = (owner + 1) << 16 | SELF;
+    let slot = MACH2PHYS_VIRT_START + own.mfn().get() * 8;
+    let before = try_read(slot)?;
+    let list = |command: MmuCommand, frame: u64, domains: u64| {
+        let place = guest_sdk::abi::MachAddr::new(frame << 12);
+        let mut request = MmuUpdate::new(command, place, 1);
+        let mut done = 77u32;
+        let arguments = [&raw mut request as u64, 1, &raw mut done as u64, domains, 0];
+        (call(Hypercall::MmuUpdate, arguments), done)
+    };
+    let stores =
+        [MmuCommand::NormalPtUpdate, MmuCommand::PtUpdatePreserveAd, MmuCommand::PtUpdateNoTranslate];
+    for command in stores {
+        check_eq!(list(command, theirs.frame, tables), (Err(Errno::EPERM), 0), "{command:?}");
+        check_eq!(list(command, own.mfn().get(), owner), (Err(Errno::EPERM), 0), "{command:?}");
+    }
+    // The numbers of our own frames, as the peer; and the peer's.
+    let machphys = MmuCommand::MachphysUpdate;
+    check_eq!(list(machphys, own.mfn().get(), tables), (Err(Errno::EPERM), 0));
+    check_eq!(list(machphys, theirs.frame, owner), (Err(Errno::EPERM), 0));
+    check_eq!(list(machphys, theirs.frame, SELF), (Err(Errno::EINVAL), 0));
+    check_eq!((try_read(slot)?, peer.read(theirs.address)?), (before, 0));
+    // A list of nothing needs no right, but an operation of mmuext_op is refused whatever the list holds.
+    check_eq!(call(Hypercall::MmuUpdate, [0, 0, 0, owner, 0]), Ok(0));
+    check_eq!(call(Hypercall::MmuUpdate, [0, 0, 0, tables, 0]), Ok(0));
+    check_eq!(call(Hypercall::MmuextOp, [0, 0, 0, owner, 0]), Err(Errno::EPERM));
+    for command in [MmuextCmd::PinL1Table, MmuextCmd::ClearPage, MmuextCmd::TlbFlushAll, MmuextCmd::SetLdt] {
+        let mut operation = MmuextOp::new(command, theirs.frame, 0);
+        let arguments = [&raw mut operation as u64, 1, 0, owner, 0];
+        check_eq!(call(Hypercall::MmuextOp, arguments), Err(Errno::EPERM), "{command:?}");
+    }
+    check!(peer.write(theirs.address, 3)?, "it is no table");
+    check_eq!(list(MmuCommand::NormalPtUpdate, own.mfn().get(), SELF), (Ok(0), 1));
+    check_eq!(try_read(own.address())?, 1);
+    peer.free(theirs)
+}
+
+fn numbers_of_interrupts_run_out(_: &mut Domain) -> Verdict {
+    // Who has taken one keeps it: a domain of this case's own.
+    let peer = peer::mortal()?;
+    let mut taken = Vec::new();
+    let end = loop {
+        let mut request = PhysdevGetFreePirq { kind: MAP_PIRQ_TYPE_MSI, ..PhysdevGetFreePirq::default() };
+        let command = PhysdevOp::GetFreePirq.number();
+        match peer.operation(Hypercall::PhysdevOp, command, &mut request)? {
+            Ok(_) if taken.len() < 2000 => taken.push(request.pirq),
+            answer => break answer,
+        }
+    };
+    check_eq!(end, Err(Errno::ENOSPC), "after {} numbers", taken.len());
+    check!(!taken.is_empty());
+    check!(taken.windows(2).all(|pair| pair[0] > pair[1]), "from the highest down: {taken:?}");
+    peer.end(ShutdownReason::Poweroff).map(drop)
 }
 
 fn ended_domain_closes_its_ports(domain: &mut Domain) -> Verdict {

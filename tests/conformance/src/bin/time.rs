@@ -40,6 +40,7 @@ fn main(domain: Domain) {
             huge_timeouts_come_after_100_ms,
             singleshot_can_be_stopped,
             singleshot_refused,
+            singleshot_of_another_vcpu_is_not_stopped,
             periodic_fires,
             periodic_comes_at_once_when_a_period_has_passed,
             periodic_does_not_wake_a_sleeper,
@@ -290,6 +291,20 @@ fn singleshot_refused(_: &mut Domain) -> Verdict {
     if vcpu(VcpuOp::IsUp, 1, &mut 0u64).is_ok() {
         check_eq!(vcpu(VcpuOp::SetSingleshotTimer, 1, &mut timer), Err(Errno::EINVAL), "another vCPU's");
     }
+    Ok(())
+}
+
+fn singleshot_of_another_vcpu_is_not_stopped(_: &mut Domain) -> Verdict {
+    if vcpu(VcpuOp::IsUp, 1, &mut 0u64).is_err() {
+        return testkit::skip("the domain has one vCPU");
+    }
+    let port = timer_port()?;
+    take_pending(port);
+    let deadline = now_ns() + 5 * MS;
+    check_eq!(singleshot(deadline, 0), Ok(0));
+    check_eq!(call(Hypercall::VcpuOp, [9, 1, 0, 0, 0]), Err(Errno::EINVAL));
+    check_eq!(call(Hypercall::VcpuOp, [9, 4000, 0, 0, 0]), Err(Errno::ENOENT));
+    check!(poll(port, deadline + 1000 * MS)?, "its own goes on");
     Ok(())
 }
 

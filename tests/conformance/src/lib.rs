@@ -12,6 +12,7 @@ pub mod peer;
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+use guest_sdk::CommandLine;
 use guest_sdk::abi::mmu::{MmuCommand, MmuUpdate, MmuextOp};
 use guest_sdk::abi::shared_info::SharedInfo;
 use guest_sdk::abi::start_info::StartFlags;
@@ -127,7 +128,14 @@ pub fn clock_skew() -> u64 {
 }
 
 /// Whether this domain is privileged: it was built by the hypervisor itself, as dom0.
+///
+/// Where the hypervisor gives one answer to everything (`answers=`), rights make no difference but to the case, so that there the
+/// word `privileged` lets it believe that it has them: no boot for each case that only a privileged domain runs.
 pub fn is_privileged() -> bool {
+    let line = CommandLine::get();
+    if line.has("privileged") && line.value("answers").is_some() {
+        return true;
+    }
     let flags = guest_sdk::rt::start::start_info().map(|info| info.flags());
     flags.is_some_and(|flags| flags.contains(StartFlags::PRIVILEGED))
 }

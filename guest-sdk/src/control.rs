@@ -14,9 +14,9 @@ use crate::memory::{self, Access, Range, Shared};
 use crate::ring::SharedPage;
 use alloc::vec::Vec;
 use hypercall_abi::control::{
-    ControlOp, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed, HypercallPage, ListDomains,
-    Pause, Payload, PhysInfo, ReadLog, SetAffinity, SetLogLevel, SetMaxPages, SetVcpuContext, Unpause,
-    VcpuInfo, Version,
+    ControlOp, CpuInfo, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed, HypercallPage,
+    ListDomains, Pause, Payload, PhysInfo, ReadLog, SetAffinity, SetCap, SetLogLevel, SetMaxPages,
+    SetVcpuContext, SetWeight, Unpause, VcpuInfo, Version,
 };
 use hypercall_abi::evtchn::EvtchnAllocUnbound;
 use hypercall_abi::memory::MemoryReservation;
@@ -116,6 +116,30 @@ pub fn set_max_pages(domain: DomId, max_pages: u64) -> Result<(), Errno> {
 pub fn set_affinity(domain: DomId, vcpu: u32, hard: u64, soft: u64) -> Result<(u64, u64), Errno> {
     let answer = plain(domain, SetAffinity { vcpu, pad0: 0, hard, soft })?;
     Ok((answer.hard, answer.soft))
+}
+
+/// Sets a domain's share of CPU time against the others', 1 to 65535; the default is 256.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, `EINVAL` out of range.
+pub fn set_weight(domain: DomId, weight: u32) -> Result<(), Errno> {
+    plain(domain, SetWeight { weight, pad0: 0 }).map(drop)
+}
+
+/// Sets the most CPU time that a domain gets, in percent of one CPU; 0 lifts the cap.
+///
+/// # Errors
+/// `ESRCH`, `EPERM`, `EINVAL` out of range.
+pub fn set_cap(domain: DomId, percent: u32) -> Result<(), Errno> {
+    plain(domain, SetCap { percent, pad0: 0 }).map(drop)
+}
+
+/// What a CPU did.
+///
+/// # Errors
+/// `ENOENT` when there is no such CPU, `EPERM`.
+pub fn cpu_info(cpu: u32) -> Result<CpuInfo, Errno> {
+    plain(DomId::SELF, CpuInfo { cpu, ..CpuInfo::default() })
 }
 
 /// Fills a frame of the domain with hypercall stubs.

@@ -313,6 +313,6 @@ const _: () = {
 const _: () = {
     assert!(size_of::<crate::control::ControlOp>() == 16 + crate::control::PAYLOAD_SIZE);
     assert!(core::mem::offset_of!(crate::control::ControlOp, payload) == 16);
-    assert!(size_of::<crate::control::DomainInfo>() == 88);
+    assert!(size_of::<crate::control::DomainInfo>() == 128);
     assert!(size_of::<crate::control::PhysInfo>() == 80);
 };

@@ -10,12 +10,12 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::{DomId, VcpuId, Virq};
 
 use crate::access::Verbs;
-use crate::domain::{Registry, VcpuRef};
+use crate::domain::{Count, Registry, VcpuRef};
 use crate::hypercall::Budget;
 use crate::platform::{CpuId, Platform};
 use crate::sched::RunQueue;
 use crate::sync::{RankedMutex, rank};
-use crate::time::TimerQueue;
+use crate::time::{RunState, TimerQueue};
 
 /// What CPUs may touch of each other.
 pub struct CpuShared {
@@ -33,6 +33,12 @@ pub struct CpuShared {
     pub longest_what: AtomicU32,
     /// What it shows of itself to CPUs that place vCPUs or look for work.
     pub view: crate::sched::Published,
+    /// Since when and for how long it idled (`Blocked`) and ran guests (`Running`).
+    pub runstate: RankedMutex<RunState, { rank::RUNSTATE }>,
+    /// Times that it put a vCPU on. Written by this CPU only, as the next.
+    pub switches: Count,
+    /// Timer interrupts that it took.
+    pub timer_interrupts: Count,
     /// When the present slice ends, in nanoseconds since boot; 0 when nobody waits.
     pub slice_end_ns: AtomicU64,
 }
@@ -53,6 +59,8 @@ pub struct Hypervisor<P: Platform> {
     pub policy: crate::sched::Sharing,
     /// Who looks whether CPUs are alive.
     pub watchdog: crate::watchdog::Watchdog,
+    /// CPUs that vCPUs hold for themselves.
+    pub claims: crate::sched::Claims,
     /// The words of its command line, once boot has told them.
     pub command_line: spin::Once<&'static str>,
     /// Steps of a long operation per entry: [`Budget::PER_ENTRY`], or what a test wants.
@@ -72,6 +80,9 @@ impl<P: Platform> Hypervisor<P> {
                 longest_ticks: AtomicU64::new(0),
                 longest_what: AtomicU32::new(0),
                 slice_end_ns: AtomicU64::new(0),
+                runstate: RankedMutex::new(RunState::new()),
+                switches: Count::new(),
+                timer_interrupts: Count::new(),
                 view: crate::sched::Published::new(),
             })
             .collect();
@@ -85,6 +96,7 @@ impl<P: Platform> Hypervisor<P> {
             cpus,
             policy: crate::sched::Sharing::default(),
             watchdog: crate::watchdog::Watchdog::new(cpu_count),
+            claims: crate::sched::Claims::new(),
             command_line: spin::Once::new(),
             steps_per_entry: AtomicU32::new(Budget::PER_ENTRY),
         }

@@ -37,12 +37,16 @@ command_enum! {
         SetWeight = 14, "set_weight";
         /// Where a vCPU may run.
         SetAffinity = 15, "set_affinity";
+        /// The most CPU time that a domain gets.
+        SetCap = 16, "set_cap";
         /// Facts about the machine.
         PhysInfo = 32, "phys_info";
         /// Reads the hypervisor's log.
         ReadLog = 33, "read_log";
         /// Sets how much it logs.
         SetLogLevel = 34, "set_log_level";
+        /// What a CPU did.
+        CpuInfo = 35, "cpu_info";
         /// Grants or revokes an interrupt.
         IrqPermission = 48, "irq_permission";
         /// Grants or revokes I/O ports.

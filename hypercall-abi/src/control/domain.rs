@@ -22,8 +22,8 @@ bitflags! {
 /// or [`DomId::INVALID`] for any; OUT, the number it got.
 ///
 /// Errors: `-EEXIST` the number is taken, `-EINVAL` unknown flags, no vCPU or more than the limit, more grants than there can be,
-/// `-ENOMEM`, `-ENOSPC` no free
-/// number, `-EPERM` flags that the caller itself lacks.
+/// `-ENOMEM`, `-ENOSPC` fewer free CPUs than vCPUs under `sched=null`, where each has one for itself, `-ENFILE` no free number,
+/// `-EPERM` flags that the caller itself lacks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CreateDomain {
@@ -60,12 +60,14 @@ pub struct Destroy {
 
 /// Stops the domain's vCPUs; they have left their CPUs when the call returns. Counts: as many [`Unpause`] let them go.
 ///
-/// Errors: `-EINVAL` the caller's own domain.
+/// Two callers that pause each other do not wait for ever: a call that waits is executed again, and whoever is paused first goes first.
+///
+/// Errors: `-EINVAL` the caller's own domain, or `waits` neither 0 nor 1.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Pause {
-    /// Zero.
-    pub pad: u64,
+    /// IN: zero. The hypervisor writes 1 while the call is executed again to wait: the pause is counted then.
+    pub waits: u64,
 }
 
 /// Takes one pause of the control interface back. Errors: `-EINVAL` there is none.
@@ -179,6 +181,18 @@ pub struct DomainInfo {
     pub ports: u32,
     /// Hypervisor frames charged to it.
     pub hypervisor_pages: u32,
+    /// The most CPU time it gets, in percent of one CPU; 0 for no cap.
+    pub cap: u32,
+    /// Zero.
+    pub pad1: u32,
+    /// Time that its vCPUs wanted to run and did not, ns: waiting for a CPU or for the cap.
+    pub runnable_ns: u64,
+    /// Hypercalls of all its vCPUs, as [`VcpuInfo`] counts them; so are the two that follow.
+    pub hypercalls: u64,
+    /// Exceptions.
+    pub faults: u64,
+    /// Upcalls.
+    pub upcalls: u64,
 }
 
 /// States of domains in the order of their numbers.
@@ -214,7 +228,7 @@ bitflags! {
     }
 }
 
-/// State of one vCPU. Errors: `-ENOENT` no such vCPU.
+/// State of one vCPU. Times are since its domain was made, counts too. Errors: `-ENOENT` no such vCPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct VcpuInfo {
@@ -228,6 +242,27 @@ pub struct VcpuInfo {
     pub cpu: u32,
     /// Zero.
     pub pad0: u32,
+    /// OUT: time that it wanted to run and did not, ns (`RUNSTATE_runnable`): waiting for a CPU or for its domain's cap. This is
+    /// what guests call stolen.
+    pub runnable_ns: u64,
+    /// OUT: time that it waited for events, ns (`RUNSTATE_blocked`).
+    pub blocked_ns: u64,
+    /// OUT: time that it was down or paused, ns (`RUNSTATE_offline`).
+    pub offline_ns: u64,
+    /// OUT: hypercalls. One that is preempted and executed again counts once; a multicall counts as one.
+    pub hypercalls: u64,
+    /// OUT: exceptions of its instructions, whether put right for it or handed to it.
+    pub faults: u64,
+    /// OUT: events that it sent.
+    pub events_sent: u64,
+    /// OUT: upcalls that it got; one may stand for many events.
+    pub upcalls: u64,
+    /// OUT: elements of its grant operations.
+    pub grant_operations: u64,
+    /// OUT: times that it was put on a CPU.
+    pub switches: u64,
+    /// OUT: of these, on another CPU than the time before.
+    pub moves: u64,
 }
 
 /// What the frames of a domain are used as, for those who save it.
@@ -331,9 +366,20 @@ pub struct SetWeight {
     pub pad0: u32,
 }
 
+/// Sets the most CPU time that the domain gets, all its vCPUs together, however idle the machine is. It holds for any 100 ms, give or
+/// take 10 ms. Errors: `-EINVAL` above 6400.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SetCap {
+    /// IN: in percent of one CPU: 150 is one and a half. 0 lifts the cap.
+    pub percent: u32,
+    /// Zero.
+    pub pad0: u32,
+}
+
 /// Says on which CPUs a vCPU may run, and on which of them it should. It moves at once, even the caller's own vCPU.
 ///
-/// Errors: `-EINVAL` no such vCPU, or none of the CPUs in `hard` is up.
+/// Errors: `-EINVAL` no such vCPU, or none of the CPUs in `hard` is up; `-EBUSY` under `sched=null`, none of them is free.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SetAffinity {
@@ -349,7 +395,7 @@ pub struct SetAffinity {
 
 payload! {
     CreateDomain Destroy Pause Unpause SetMaxPages HypercallPage SetVcpuContext GetVcpuContext DomainInfo ListDomains VcpuInfo
-    PageTypes GrantSeed SetWeight SetAffinity
+    PageTypes GrantSeed SetWeight SetCap SetAffinity
 }
 
 #[cfg(test)]

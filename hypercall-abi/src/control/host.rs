@@ -18,6 +18,10 @@ bitflags! {
         const WEIGHTS = 1 << 2;
         /// [`SetAffinity`](super::SetAffinity) answers.
         const AFFINITY = 1 << 3;
+        /// [`SetCap`](super::SetCap) has an effect, and vCPUs and CPUs are accounted for: the words of
+        /// [`VcpuInfo`](super::VcpuInfo) behind `cpu`, those of [`DomainInfo`](super::DomainInfo) from `cap` on, and
+        /// [`CpuInfo`](super::CpuInfo).
+        const ACCOUNTING = 1 << 4;
     }
 }
 
@@ -67,6 +71,24 @@ pub struct PhysInfo {
 /// Flag of [`PhysInfo::longest_what`].
 pub const LONGEST_IS_HYPERCALL: u32 = 1 << 16;
 
+/// What a CPU did since boot. Errors: `-ENOENT` no such CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CpuInfo {
+    /// IN: which, from 0.
+    pub cpu: u32,
+    /// OUT: vCPUs that wait for it now.
+    pub waiting: u32,
+    /// OUT: time that it idled, ns.
+    pub idle_ns: u64,
+    /// OUT: time that guests had it, ns, with what the hypervisor did for them.
+    pub busy_ns: u64,
+    /// OUT: times that it put a vCPU on.
+    pub switches: u64,
+    /// OUT: timer interrupts that it took.
+    pub timer_interrupts: u64,
+}
+
 /// Reads the hypervisor's log from a position on.
 ///
 /// Positions count the bytes ever logged. What is older than the log's memory is skipped, so a reader that keeps `index` from
@@ -96,4 +118,4 @@ pub struct SetLogLevel {
     pub pad0: u32,
 }
 
-payload! { Version PhysInfo ReadLog SetLogLevel }
+payload! { Version PhysInfo CpuInfo ReadLog SetLogLevel }

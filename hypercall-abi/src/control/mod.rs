@@ -17,10 +17,10 @@ mod rights;
 pub use commands::Command;
 pub use domain::{
     CreateDomain, CreateFlags, Destroy, DomainInfo, DomainState, GetVcpuContext, GrantSeed, HypercallPage,
-    ListDomains, PageKind, PageType, PageTypes, Pause, SetAffinity, SetMaxPages, SetVcpuContext, SetWeight,
-    Unpause, VcpuInfo, VcpuState,
+    ListDomains, PageKind, PageType, PageTypes, Pause, SetAffinity, SetCap, SetMaxPages, SetVcpuContext,
+    SetWeight, Unpause, VcpuInfo, VcpuState,
 };
-pub use host::{Capabilities, LONGEST_IS_HYPERCALL, PhysInfo, ReadLog, SetLogLevel, Version};
+pub use host::{Capabilities, CpuInfo, LONGEST_IS_HYPERCALL, PhysInfo, ReadLog, SetLogLevel, Version};
 pub use rights::{IomemPermission, IoportPermission, IrqPermission};
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};

@@ -13,6 +13,8 @@ pub enum DomainError {
     NoneFree,
     /// All domain numbers are taken.
     NoNumber,
+    /// Fewer CPUs are free than it has vCPUs, each of which is to have one for itself.
+    NoCpu,
     /// The machine has no memory for the records of it.
     NoMemory,
     /// The vCPU runs now.
@@ -32,6 +34,7 @@ impl fmt::Display for DomainError {
             DomainError::Exists => "it exists already",
             DomainError::NoneFree => "all of its kind are taken",
             DomainError::NoNumber => "all domain numbers are taken",
+            DomainError::NoCpu => "fewer CPUs are free than it has vCPUs, and with sched=null each has one",
             DomainError::NoMemory => "out of memory",
             DomainError::Busy => "the vCPU is running",
             DomainError::NotAllowed => "not allowed",

@@ -10,12 +10,13 @@ use core::sync::atomic::Ordering;
 
 use hypercall_abi::DomId;
 
-use super::{Domain, DomainConfig, Life, Vcpu, VcpuRef, VcpuState};
+use super::{Counts, Domain, DomainConfig, Life, Vcpu, VcpuRef, VcpuState};
 use crate::access::Rights;
 use crate::evtchn::Progress;
 use crate::hypercall::{Budget, Preempted};
 use crate::hypervisor::Hypervisor;
-use crate::platform::Platform;
+use crate::platform::{CpuSet, Platform};
+use crate::sched::Sharing;
 use crate::sync;
 
 /// Most vCPUs a domain may have.
@@ -47,7 +48,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Makes a domain: no memory, no context, paused once.
     ///
     /// `EINVAL` vCPUs out of range, `EEXIST` number taken, `ENFILE` no number left, `ENOMEM` no frame for shared_info or no
-    /// room in the heap.
+    /// room in the heap, `ENOSPC` fewer free CPUs than vCPUs under the policy `null`.
     pub fn create_domain(&self, new: NewDomain) -> Result<Arc<Domain>, DomainError> {
         if new.vcpus == 0 || new.vcpus > MAX_VCPUS {
             return Err(DomainError::Invalid);
@@ -61,7 +62,11 @@ impl<P: Platform> Hypervisor<P> {
         if !self.heap_has_room(new.vcpus as usize) {
             return Err(DomainError::NoMemory);
         }
-        let shared_info = self.allocate_hypervisor_page(id).ok_or(DomainError::NoMemory)?;
+        let claimed = self.claim_cpus(new.vcpus)?;
+        let Some(shared_info) = self.allocate_hypervisor_page(id) else {
+            self.claims.give_back(claimed);
+            return Err(DomainError::NoMemory);
+        };
         let domain = Arc::new(Domain::new(
             DomainConfig {
                 id,
@@ -73,7 +78,12 @@ impl<P: Platform> Hypervisor<P> {
             },
             &self.platform,
         ));
+        for (vcpu, cpu) in domain.vcpus.iter().zip(claimed.iter()) {
+            vcpu.cpu.store(cpu.0, Ordering::SeqCst);
+            vcpu.sched.set_claimed(Some(cpu));
+        }
         if !self.domains.insert(domain.clone()) {
+            self.claims.give_back(claimed);
             self.mm.release_hypervisor_page(shared_info);
             return Err(DomainError::Exists);
         }
@@ -83,10 +93,21 @@ impl<P: Platform> Hypervisor<P> {
         Ok(domain)
     }
 
+    /// Under the policy `null`: takes a CPU for each of `vcpus`.
+    fn claim_cpus(&self, vcpus: u32) -> Result<CpuSet, DomainError> {
+        match self.policy {
+            Sharing::Fair => Ok(CpuSet::default()),
+            Sharing::Null => self.claims.take(vcpus, self.online()).ok_or(DomainError::NoCpu),
+        }
+    }
+
     /// Whether a domain of `vcpus` vCPUs fits in the heap. Asked beforehand: an allocation that fails stops the host.
     fn heap_has_room(&self, vcpus: usize) -> bool {
-        let per_vcpu =
-            size_of::<Vcpu>() + size_of::<VcpuState>() + self.platform.vector_state_size() + HEAP_OVERHEAD;
+        let per_vcpu = size_of::<Vcpu>()
+            + size_of::<VcpuState>()
+            + size_of::<Counts>()
+            + self.platform.vector_state_size()
+            + HEAP_OVERHEAD;
         // Queues and the table of domains may be copied to a place twice as large.
         let tables = (self.domains.vcpu_total() + vcpus) * self.cpus.len() * HEAP_OVERHEAD
             + self.domains.len() * HEAP_OVERHEAD;
@@ -95,8 +116,8 @@ impl<P: Platform> Hypervisor<P> {
         size.saturating_sub(used) >= need as u64
     }
 
-    /// Pauses a domain: its vCPUs leave their CPUs at the next chance and stay off until as many unpauses came.
-    /// `EOVERFLOW` when it is paused as often as can be counted.
+    /// Pauses a domain: its vCPUs leave their CPUs at the next chance ([`Hypervisor::wait_until_off`] waits for that) and stay off
+    /// until as many unpauses came. `EOVERFLOW` when it is paused as often as can be counted.
     pub fn pause_domain(&self, domain: &Domain) -> Result<(), DomainError> {
         domain
             .pauses
@@ -116,14 +137,15 @@ impl<P: Platform> Hypervisor<P> {
         Ok(())
     }
 
-    /// Waits for the vCPUs of a domain that may not run to leave their CPUs, which have been told. False if they take too long:
-    /// one on this CPU leaves it only when the caller's hypercall ends.
-    fn wait_until_off(&self, domain: &Domain) -> bool {
+    /// Waits for the vCPUs of a domain that may not run to leave their CPUs, which have been told. False if they take too long: one
+    /// on this CPU leaves it only when the caller's hypercall ends, and so does one that waits in its own hypercall for the caller.
+    pub fn wait_until_off(&self, domain: &Domain) -> bool {
         let on = |vcpu: &Vcpu| vcpu.running.load(Ordering::SeqCst);
         let here = self.platform.this_cpu().0;
         for vcpu in &domain.vcpus {
             let mut rounds = 0;
-            while on(vcpu) {
+            // One that was let go again meanwhile is not waited for.
+            while on(vcpu) && !(vcpu.runnable() && domain.is_on()) {
                 if rounds == OFF_ROUNDS || vcpu.cpu.load(Ordering::SeqCst) == here {
                     return false;
                 }
@@ -145,7 +167,11 @@ impl<P: Platform> Hypervisor<P> {
         for watchdog in &domain.watchdogs {
             watchdog.store(0, Ordering::Release);
         }
+        domain.cap.set(0, self.platform.now_ns());
         for vcpu in &domain.vcpus {
+            if let Some(cpu) = vcpu.sched.set_claimed(None) {
+                self.claims.give_back(CpuSet::one(cpu));
+            }
             vcpu.timers.stop_all();
             if let Some(vcpu) = VcpuRef::new(domain, vcpu.id) {
                 self.arm_timers(&vcpu);

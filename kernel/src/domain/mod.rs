@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod context;
+mod counts;
 mod crash;
 mod error;
 mod lifecycle;
@@ -16,6 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn, VcpuId};
 
+pub use counts::{Count, Counts};
 pub use crash::reason;
 pub use error::DomainError;
 pub use lifecycle::{MAX_VCPUS, NewDomain};
@@ -69,6 +71,8 @@ pub struct Domain {
     pub vm_assist: AtomicU32,
     /// Times it was paused by the control interface; it runs only at 0.
     pub pauses: AtomicU32,
+    /// At most so much of the CPUs.
+    pub cap: crate::sched::DomainCap,
     /// Whether it shut down, and why (`shutdown_reason` is valid then).
     pub is_shut_down: AtomicBool,
     /// Reason given to `sched_op(shutdown)`.
@@ -118,6 +122,7 @@ impl Domain {
             memory_map: RankedMutex::new(DomainMemoryMap::new_const()),
             vm_assist: AtomicU32::new(0),
             pauses: AtomicU32::new(1),
+            cap: crate::sched::DomainCap::new(),
             is_shut_down: AtomicBool::new(false),
             shutdown_reason: AtomicU32::new(0),
             shutdown_code: AtomicU32::new(0),
@@ -154,8 +159,13 @@ impl Domain {
         self.shutdown_code.load(Ordering::Acquire).checked_sub(1).unwrap_or(reason)
     }
 
-    /// Whether its vCPUs may run at all.
+    /// Whether its vCPUs may run now.
     pub fn may_run(&self) -> bool {
+        self.is_on() && !self.cap.waits()
+    }
+
+    /// Whether its vCPUs may run at all; they may still have to wait for its cap.
+    pub fn is_on(&self) -> bool {
         self.pauses.load(Ordering::SeqCst) == 0
             && !self.is_shut_down.load(Ordering::SeqCst)
             && self.life() == Life::Alive

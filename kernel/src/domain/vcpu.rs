@@ -187,6 +187,8 @@ pub struct VcpuState {
     pub traps: [TrapEntry; 256],
     /// Vector registers while not running.
     pub vectors: VectorState,
+    /// What the vCPU did ([`Vcpu::counts`]), near for the fast paths.
+    pub counts: Arc<super::Counts>,
     /// Steps left before a long operation must look for waiting work; refilled at each entry.
     pub budget: crate::hypercall::Budget,
 }
@@ -221,6 +223,7 @@ impl VcpuState {
             io_bitmap: (0, 0),
             traps: [TrapEntry::default(); 256],
             vectors: VectorState::new(platform),
+            counts: Arc::new(super::Counts::new()),
             budget: crate::hypercall::Budget::new(0),
         }
     }
@@ -265,6 +268,8 @@ pub struct Vcpu {
     pub polled_port: AtomicU32,
     /// Scheduling entity, accounting and timers.
     pub sched: crate::sched::Entity,
+    /// What it did.
+    pub counts: Arc<super::Counts>,
     /// Run-state accounting.
     pub runstate: RankedMutex<crate::time::RunState, { rank::RUNSTATE }>,
     /// Guest virtual address of the registered copy of its time record, 0 for none.
@@ -280,9 +285,11 @@ pub struct Vcpu {
 impl Vcpu {
     /// A vCPU that is down and has no context yet.
     pub fn new<P: Platform>(id: VcpuId, platform: &P) -> Vcpu {
+        let state = Box::new(VcpuState::new(platform));
         Vcpu {
             id,
-            parked: RankedMutex::new(Some(Box::new(VcpuState::new(platform)))),
+            counts: state.counts.clone(),
+            parked: RankedMutex::new(Some(state)),
             initialised: AtomicBool::new(false),
             blocked: AtomicU32::new(block::DOWN),
             pauses: AtomicU32::new(0),

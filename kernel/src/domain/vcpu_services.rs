@@ -141,7 +141,7 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Keeps a vCPU on one CPU until it asks to be let go (`None`).
     ///
-    /// `EINVAL` no such CPU, or not kept anywhere; `EBUSY` kept already.
+    /// `EINVAL` no such CPU, or not kept anywhere; `EBUSY` kept already, or it holds another CPU for itself (`sched=null`).
     pub fn pin_override(&self, vcpu: &VcpuRef, cpu: Option<CpuId>) -> Result<(), DomainError> {
         let exchange = |from, to| {
             vcpu.sched.pinned.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).map(drop)
@@ -157,6 +157,9 @@ impl<P: Platform> Hypervisor<P> {
         if cpu.0 >= self.platform.cpu_count() {
             return Err(DomainError::Invalid);
         }
+        if vcpu.sched.claimed().is_some_and(|claimed| claimed != cpu) {
+            return Err(DomainError::Busy);
+        }
         exchange(0, cpu.0 + 1).map_err(|_| DomainError::Busy)?;
         // It moves there at its CPU's next choice.
         self.interrupt_vcpu(vcpu);
@@ -170,7 +173,8 @@ impl<P: Platform> Hypervisor<P> {
 }
 
 impl Vcpu {
-    /// When its timer entry is due: its own timers, and on the first vCPU the domain's watchdogs too.
+    /// When its timer entry is due: its own timers, and on the first vCPU the domain's too, its watchdogs and the end of a wait for
+    /// its cap.
     pub fn earliest_deadline(&self, domain: &Domain) -> Option<u64> {
         let watchdogs = domain
             .watchdogs
@@ -178,6 +182,7 @@ impl Vcpu {
             .filter(|_| self.id.get() == 0)
             .map(|w| w.load(Ordering::Acquire))
             .filter(|t| *t != 0);
-        watchdogs.chain(self.timers.earliest()).min()
+        let cap = domain.cap.waits_until_ns().filter(|_| self.id.get() == 0);
+        watchdogs.chain(cap).chain(self.timers.earliest()).min()
     }
 }

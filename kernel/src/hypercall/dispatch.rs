@@ -43,8 +43,9 @@ pub fn hypercall<P: Platform>(hv: &Hypervisor<P>, current: &mut Current) {
     match dispatch(hv, current, number, args) {
         Ok(value) => finish(current, value),
         Err(Exit::Errno(errno)) => finish(current, errno.to_ret()),
-        Err(Exit::RegistersReplaced) => {}
+        Err(Exit::RegistersReplaced) => current.state.counts.hypercalls.add(1),
         Err(Exit::Preempted(args)) => {
+            // Its end counts.
             let regs = &mut current.state.regs;
             regs.rip = regs.rip.wrapping_sub(SYSCALL_LENGTH);
             regs.set_args(args);
@@ -55,6 +56,7 @@ pub fn hypercall<P: Platform>(hv: &Hypervisor<P>, current: &mut Current) {
 
 /// Stores a result. The guest expects SYSCALL to have changed rcx and r11, so SYSRET may do the same on the way back.
 fn finish(current: &mut Current, result: u64) {
+    current.state.counts.hypercalls.add(1);
     current.state.regs.rax = result;
     current.state.sysret_ok = true;
 }

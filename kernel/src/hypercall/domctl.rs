@@ -3,10 +3,10 @@
 use core::sync::atomic::Ordering;
 
 use hypercall_abi::control::{
-    Capabilities, Command, ControlOp, CreateDomain, CreateFlags, DomainInfo, DomainState, GetVcpuContext,
-    GrantSeed, HypercallPage, INTERFACE_VERSION, IomemPermission, IoportPermission, IrqPermission,
-    ListDomains, PageKind, PageType, PageTypes, Payload, PhysInfo, ReadLog, SetAffinity, SetLogLevel,
-    SetMaxPages, SetVcpuContext, SetWeight, VcpuInfo, VcpuState, Version,
+    Capabilities, Command, ControlOp, CpuInfo, CreateDomain, CreateFlags, DomainInfo, DomainState,
+    GetVcpuContext, GrantSeed, HypercallPage, INTERFACE_VERSION, IomemPermission, IoportPermission,
+    IrqPermission, ListDomains, PageKind, PageType, PageTypes, Pause, Payload, PhysInfo, ReadLog,
+    SetAffinity, SetCap, SetLogLevel, SetMaxPages, SetVcpuContext, SetWeight, VcpuInfo, VcpuState, Version,
 };
 use hypercall_abi::vcpu::VcpuGuestContext;
 use hypercall_abi::{DomId, Errno, Mfn, VcpuId};
@@ -29,6 +29,8 @@ const LOG_CHUNK: usize = 512;
 const PAGE_TYPES_MAX: u32 = 1024;
 /// Largest weight.
 const WEIGHT_MAX: u32 = 65535;
+/// Largest cap: all of 64 CPUs.
+const CAP_MAX: u32 = 6400;
 
 /// `domctl(op)`.
 ///
@@ -51,8 +53,11 @@ pub fn domctl<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args
     }
     hv.require(current, Verbs::CONTROL)?;
     if command == Some(Command::Version) {
-        let capabilities =
-            Capabilities::LOG | Capabilities::PAGE_TYPES | Capabilities::WEIGHTS | Capabilities::AFFINITY;
+        let capabilities = Capabilities::LOG
+            | Capabilities::PAGE_TYPES
+            | Capabilities::WEIGHTS
+            | Capabilities::AFFINITY
+            | Capabilities::ACCOUNTING;
         let version = Version {
             interface_version: INTERFACE_VERSION,
             capabilities: capabilities.bits(),
@@ -64,6 +69,7 @@ pub fn domctl<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args
         Command::Version => Ok(0),
         Command::CreateDomain => create(hv, current, args, &mut op),
         Command::PhysInfo => answer(hv, args, &mut op, &phys_info(hv)),
+        Command::CpuInfo => cpu_info(hv, args, &mut op),
         Command::ListDomains => list(hv, current, args, &mut op),
         Command::ReadLog => read_log(hv, args, &mut op),
         Command::SetLogLevel => set_log_level(hv, args, &mut op),
@@ -98,8 +104,7 @@ fn of_domain<P: Platform>(
         }
         Command::Pause => {
             refuse_self(current, domain)?;
-            hv.pause_domain(domain)?;
-            Ok(0)
+            pause(hv, args, op, domain)
         }
         Command::Unpause => {
             refuse_self(current, domain)?;
@@ -150,7 +155,16 @@ fn of_domain<P: Platform>(
             let pauses = vcpu.pauses.load(Ordering::Acquire) | domain.pauses.load(Ordering::Acquire);
             state.set(VcpuState::PAUSED, pauses != 0);
             info.state = state.bits();
-            info.cpu_time_ns = vcpu.runstate.lock().times_at(hv.platform.now_ns())[0];
+            let times = vcpu.runstate.lock().times_at(hv.platform.now_ns());
+            [info.cpu_time_ns, info.runnable_ns, info.blocked_ns, info.offline_ns] = times;
+            let counts = &vcpu.counts;
+            info.hypercalls = counts.hypercalls.get();
+            info.faults = counts.faults.get();
+            info.events_sent = counts.events_sent.get();
+            info.upcalls = counts.upcalls.get();
+            info.grant_operations = counts.grant_operations.get();
+            info.switches = counts.switches.get();
+            info.moves = counts.moves.get();
             info.cpu = vcpu.cpu.load(Ordering::Relaxed);
             answer(hv, args, op, &info)
         }
@@ -165,9 +179,15 @@ fn of_domain<P: Platform>(
             if request.weight == 0 || request.weight > WEIGHT_MAX {
                 return Err(Errno::EINVAL.into());
             }
-            for vcpu in &domain.vcpus {
-                vcpu.sched.weight.store(request.weight, Ordering::Relaxed);
+            hv.set_weight(domain, request.weight);
+            Ok(0)
+        }
+        Command::SetCap => {
+            let request: SetCap = decode(op)?;
+            if request.percent > CAP_MAX || request.pad0 != 0 {
+                return Err(Errno::EINVAL.into());
             }
+            hv.set_cap(domain, request.percent);
             Ok(0)
         }
         Command::SetAffinity => {
@@ -178,7 +198,7 @@ fn of_domain<P: Platform>(
                 if request.pad0 != 0 || affinity.hard.and(hv.online()).is_empty() {
                     return Err(Errno::EINVAL.into());
                 }
-                hv.set_affinity(&vcpu, affinity);
+                hv.set_affinity(&vcpu, affinity)?;
             }
             let Affinity { hard, soft } = vcpu.sched.affinity();
             (request.hard, request.soft) = (hard.0, soft.0);
@@ -206,6 +226,7 @@ fn of_domain<P: Platform>(
         Command::Version
         | Command::CreateDomain
         | Command::PhysInfo
+        | Command::CpuInfo
         | Command::ListDomains
         | Command::ReadLog
         | Command::SetLogLevel => Err(Errno::ENOSYS.into()),
@@ -274,12 +295,52 @@ fn create<P: Platform>(hv: &Hypervisor<P>, current: &Current, args: Args, op: &m
     answer(hv, args, op, &request)
 }
 
+/// Pauses a domain and waits until its vCPUs are off their CPUs. While they are not, the call is executed again, so that the caller's
+/// own vCPU can be stopped meanwhile: by a domain that pauses the caller's just now, for one.
+fn pause<P: Platform>(hv: &Hypervisor<P>, args: Args, op: &mut ControlOp, domain: &Arc<Domain>) -> HcResult {
+    let mut request: Pause = decode(op)?;
+    match request.waits {
+        0 => hv.pause_domain(domain)?,
+        // A caller that says so itself waits for a domain that it did not pause: that ends as soon as it finds it running.
+        1 => {}
+        _ => return Err(Errno::EINVAL.into()),
+    }
+    if hv.wait_until_off(domain) {
+        request.waits = 0;
+        return answer(hv, args, op, &request);
+    }
+    request.waits = 1;
+    op.encode(&request);
+    if let Err(errno) = hv.write_guest(args[0], op) {
+        // It cannot be told how far it is: nothing is done then.
+        let _ = hv.unpause_domain(domain);
+        return Err(errno.into());
+    }
+    Err(Exit::Preempted(args))
+}
+
+fn cpu_info<P: Platform>(hv: &Hypervisor<P>, args: Args, op: &mut ControlOp) -> HcResult {
+    let mut info: CpuInfo = decode(op)?;
+    let cpu = hv.cpus.get(info.cpu as usize).ok_or(Errno::ENOENT)?;
+    let [busy, _, idle, _] = cpu.runstate.lock().times_at(hv.platform.now_ns());
+    (info.busy_ns, info.idle_ns) = (busy, idle);
+    info.waiting = cpu.run_queue.lock().len() as u32;
+    info.switches = cpu.switches.get();
+    info.timer_interrupts = cpu.timer_interrupts.get();
+    answer(hv, args, op, &info)
+}
+
 fn domain_info<P: Platform>(hv: &Hypervisor<P>, domain: &Domain) -> DomainInfo {
     let now = hv.platform.now_ns();
-    let mut cpu_time_ns = 0;
+    let (mut cpu_time_ns, mut runnable_ns) = (0, 0);
+    let (mut hypercalls, mut faults, mut upcalls) = (0, 0, 0);
     let (mut online, mut running, mut waiting) = (0, false, true);
     for vcpu in &domain.vcpus {
-        cpu_time_ns += vcpu.runstate.lock().times_at(now)[0];
+        let times = vcpu.runstate.lock().times_at(now);
+        (cpu_time_ns, runnable_ns) = (cpu_time_ns + times[0], runnable_ns + times[1]);
+        hypercalls += vcpu.counts.hypercalls.get();
+        faults += vcpu.counts.faults.get();
+        upcalls += vcpu.counts.upcalls.get();
         let blocked = vcpu.blocked.load(Ordering::Acquire);
         online += u32::from(blocked & block::DOWN == 0);
         running |= vcpu.running.load(Ordering::Acquire);
@@ -319,6 +380,11 @@ fn domain_info<P: Platform>(hv: &Hypervisor<P>, domain: &Domain) -> DomainInfo {
         ports,
         // shared_info, and what grants and ports grew by.
         hypervisor_pages: 1 + grants.frames + event_frames,
+        cap: domain.cap.percent(),
+        runnable_ns,
+        hypercalls,
+        faults,
+        upcalls,
         ..DomainInfo::default()
     }
 }

@@ -97,7 +97,10 @@ pub fn event_channel_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, 
             hv.write_guest(arg, &op)?;
         }
         EvtchnOp::Close => hv.close(&domain, hv.read_guest::<EvtchnClose>(arg)?.port)?,
-        EvtchnOp::Send => hv.send(&domain, hv.read_guest::<EvtchnSend>(arg)?.port)?,
+        EvtchnOp::Send => {
+            hv.send(&domain, hv.read_guest::<EvtchnSend>(arg)?.port)?;
+            current.vcpu.counts.events_sent.add(1);
+        }
         EvtchnOp::Status => {
             let mut op: EvtchnStatus = hv.read_guest(arg)?;
             status(hv, current, &mut op)?;

@@ -109,7 +109,7 @@ pub fn grant_table_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, ar
     if !is_guest_list(list) {
         return Err(Errno::EFAULT.into());
     }
-    match command {
+    let result = match command {
         GnttabOp::MapGrantRef => for_each::<P, GnttabMapGrantRef>(hv, current, args, map),
         GnttabOp::UnmapGrantRef => unmap_all(hv, current, args, unmap, size_of::<GnttabUnmapGrantRef>()),
         GnttabOp::UnmapAndReplace => {
@@ -125,7 +125,15 @@ pub fn grant_table_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, ar
         GnttabOp::SwapGrantRef => for_each::<P, GnttabSwapGrantRef>(hv, current, args, swap),
         GnttabOp::CacheFlush => cache_flush(hv, current, args),
         refused => Err(refused.refusal().into()),
-    }
+    };
+    let left = match &result {
+        Ok(_) => 0,
+        // What is left is counted when it is done.
+        Err(Exit::Preempted([_, _, left, ..])) => *left,
+        Err(_) => count,
+    };
+    current.vcpu.counts.grant_operations.add(count.saturating_sub(left));
+    result
 }
 
 /// One element of a list: read, done, answered.

@@ -72,6 +72,7 @@ impl From<DomainError> for Errno {
             DomainError::Exists => Errno::EEXIST,
             DomainError::NoneFree => Errno::ENOSPC,
             DomainError::NoNumber => Errno::ENFILE,
+            DomainError::NoCpu => Errno::ENOSPC,
             DomainError::NoMemory => Errno::ENOMEM,
             DomainError::Busy => Errno::EBUSY,
             DomainError::NotAllowed => Errno::EPERM,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cap;
+mod claims;
 mod fair;
 pub mod policy;
 mod shared;
@@ -15,7 +16,8 @@ mod switch;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-pub use cap::Cap;
+pub use cap::{Cap, DomainCap};
+pub use claims::Claims;
 pub use fair::FairQueue;
 use policy::Affinity;
 pub use policy::{SLICE_NS, WAKE_BONUS_NS};
@@ -38,12 +40,17 @@ pub struct Entity {
     pub virtual_ns: AtomicU64,
     /// Share relative to others, 1 to 65535.
     pub weight: AtomicU32,
+    /// The weight that running time is charged at. It follows `weight` where time has been charged, so that what ran before a change
+    /// counts at the weight of that time. Written by the CPU that runs the vCPU.
+    charged_weight: AtomicU32,
     /// Whether it is in a run queue; changed under that queue's lock only.
     pub queued: AtomicBool,
     /// Until when its running time is charged, in nanoseconds since boot.
     pub since_ns: AtomicU64,
     /// When it was last put on a CPU, in nanoseconds since boot.
     pub put_on_ns: AtomicU64,
+    /// The CPU it was put on last.
+    pub last_cpu: AtomicU32,
     /// It gave up the rest of its slice.
     pub yields: AtomicBool,
     /// CPUs it may run on, a bit each (hard affinity).
@@ -52,6 +59,8 @@ pub struct Entity {
     pub soft: AtomicU64,
     /// The CPU that it asked to be kept on (`SCHEDOP_pin_override`) plus one, 0 for none. It goes before both.
     pub pinned: AtomicU32,
+    /// The CPU that it holds for itself under the policy `null` plus one, 0 for none.
+    claimed: AtomicU32,
 }
 
 impl Entity {
@@ -60,13 +69,16 @@ impl Entity {
         Entity {
             virtual_ns: AtomicU64::new(0),
             weight: AtomicU32::new(DEFAULT_WEIGHT),
+            charged_weight: AtomicU32::new(DEFAULT_WEIGHT),
             queued: AtomicBool::new(false),
             since_ns: AtomicU64::new(0),
             put_on_ns: AtomicU64::new(0),
+            last_cpu: AtomicU32::new(0),
             yields: AtomicBool::new(false),
             hard: AtomicU64::new(u64::MAX),
             soft: AtomicU64::new(u64::MAX),
             pinned: AtomicU32::new(0),
+            claimed: AtomicU32::new(0),
         }
     }
 
@@ -79,10 +91,32 @@ impl Entity {
         Affinity { hard: set(&self.hard), soft: set(&self.soft) }
     }
 
-    /// Advances its clock by `ran_ns` nanoseconds of running.
+    /// Advances its clock by `ran_ns` nanoseconds of running, at the weight that it had.
     pub fn charge(&self, ran_ns: u64) {
-        let weight = self.weight.load(Ordering::Relaxed);
+        let weight = self.charged_weight.load(Ordering::Relaxed);
         self.virtual_ns.fetch_add(virtual_time(ran_ns, weight), Ordering::Relaxed);
+        self.take_weight();
+    }
+
+    /// Charges at the weight that was set last from now on.
+    pub fn take_weight(&self) {
+        self.charged_weight.store(self.weight.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// The weight that it is charged at.
+    pub fn charged_weight(&self) -> u32 {
+        self.charged_weight.load(Ordering::Relaxed)
+    }
+
+    /// The CPU that it holds for itself, if it does.
+    pub fn claimed(&self) -> Option<CpuId> {
+        self.claimed.load(Ordering::SeqCst).checked_sub(1).map(CpuId)
+    }
+
+    /// It holds this CPU, or none, from now on; returns the one before.
+    pub fn set_claimed(&self, cpu: Option<CpuId>) -> Option<CpuId> {
+        let word = cpu.map_or(0, |cpu| cpu.0 + 1);
+        self.claimed.swap(word, Ordering::SeqCst).checked_sub(1).map(CpuId)
     }
 }
 

@@ -17,8 +17,10 @@ pub const SLICE_NS: u64 = 10_000_000;
 pub const SHORTEST_RUN_NS: u64 = 500_000;
 /// How far behind its competitors a vCPU that slept may start: it is served soon and cannot save up time.
 pub const WAKE_BONUS_NS: u64 = 5_000_000;
-/// How far ahead of its new competitors, or behind them, a vCPU that comes from another CPU may be: no debt from elsewhere
-/// starves it, no claim from elsewhere starves them.
+/// How far behind its new competitors a vCPU that comes from another CPU may be: of many that come, each goes before them for as
+/// long.
+pub const CLAIM_NS: u64 = 20_000_000;
+/// How far ahead of its new competitors a vCPU may be, so that no debt from elsewhere starves it.
 pub const LIMIT_NS: u64 = 100_000_000;
 /// How far behind one that waits elsewhere must be to be worth moving: less would move vCPUs at each switch.
 pub const STEAL_NS: u64 = 5_000_000;
@@ -30,20 +32,32 @@ pub struct View {
     pub running: Option<u64>,
     /// Virtual time of the vCPU that is next there.
     pub first: Option<u64>,
-    /// Virtual time of the last vCPU that ran there.
+    /// The largest that the smallest virtual time there ever was; it never steps back ([`View::clock_after`]).
     pub clock: u64,
     /// How many wait there.
     pub waiting: u32,
 }
 
 impl View {
-    /// Virtual time that a newcomer is measured against.
+    /// Virtual time that a newcomer is measured against. Not the smallest that is there: each of many that come at once would be
+    /// placed behind the one before, and the last would run until it has caught up with the first.
     fn floor(&self) -> u64 {
-        match (self.running, self.first) {
-            (Some(a), Some(b)) => a.min(b),
-            (Some(a), None) | (None, Some(a)) => a,
-            (None, None) => self.clock,
+        Self::clock_after(self.clock, self.running, self.first)
+    }
+
+    /// The same, as a newcomer is measured: nobody competes with it on a CPU that idles but those who wait elsewhere and may be
+    /// fetched from there. Its clock stands still, theirs have gone on.
+    #[must_use]
+    pub fn among(self, all: impl Iterator<Item = View>) -> View {
+        if !self.idle() {
+            return self;
         }
+        View { clock: all.map(|view| view.floor()).fold(self.clock, u64::max), ..self }
+    }
+
+    /// The clock of a CPU where `running` runs and `first` waits.
+    pub fn clock_after(clock: u64, running: Option<u64>, first: Option<u64>) -> u64 {
+        running.into_iter().chain(first).min().map_or(clock, |least| clock.max(least))
     }
 
     fn idle(&self) -> bool {
@@ -164,7 +178,7 @@ impl Policy for Fair {
         let floor = queue.floor();
         let behind = match arrival {
             Arrival::Woken => WAKE_BONUS_NS,
-            Arrival::Moved => LIMIT_NS,
+            Arrival::Moved => CLAIM_NS,
         };
         virtual_ns.clamp(floor.saturating_sub(behind), floor.saturating_add(LIMIT_NS))
     }
@@ -190,7 +204,8 @@ impl Policy for Fair {
         own: Option<u64>,
     ) -> Option<CpuId> {
         let worth = |first: u64| own.is_none_or(|own| first.saturating_add(STEAL_NS) < own);
-        cpus.filter(|(cpu, _)| *cpu != here)
+        // One that was placed on an idle CPU runs there in a moment: it was put there for a reason.
+        cpus.filter(|(cpu, view)| *cpu != here && !(view.running.is_none() && view.waiting <= 1))
             .filter_map(|(cpu, view)| view.first.filter(|first| worth(*first)).map(|first| (first, cpu)))
             .min()
             .map(|(_, cpu)| cpu)

@@ -15,7 +15,7 @@ pub struct Published {
     running: AtomicU64,
     since: AtomicU64,
     weight: AtomicU32,
-    /// Virtual time of the last vCPU that was put on.
+    /// See [`View::clock`]; written by this CPU.
     clock: AtomicU64,
     /// Of the queue; written under its lock.
     first: AtomicU64,
@@ -53,8 +53,10 @@ impl Published {
         let at = entity.map_or(NONE, |entity| {
             let at = entity.virtual_ns.load(Ordering::Relaxed);
             self.since.store(now, Ordering::Relaxed);
-            self.weight.store(entity.weight.load(Ordering::Relaxed), Ordering::Relaxed);
-            self.clock.store(at, Ordering::Relaxed);
+            self.weight.store(entity.charged_weight(), Ordering::Relaxed);
+            let first = Some(self.first.load(Ordering::SeqCst)).filter(|first| *first != NONE);
+            let clock = View::clock_after(self.clock.load(Ordering::Relaxed), Some(at), first);
+            self.clock.store(clock, Ordering::Relaxed);
             at
         });
         self.running.store(at, Ordering::SeqCst);

@@ -139,9 +139,9 @@ impl<P: Policy> Simulation<P> {
         self.cpus.iter().enumerate().map(|(id, cpu)| (CpuId(id as u32), self.view(cpu))).collect()
     }
 
-    /// Puts a task into a queue; without an arrival it is put off by that CPU.
-    fn enqueue(&mut self, cpu: usize, task: usize, arrival: Option<Arrival>) {
-        let queue = self.view(&self.cpus[cpu]);
+    /// Lets a task come to a CPU; without an arrival it is put off by that CPU.
+    fn arrive(&mut self, cpu: usize, task: usize, arrival: Option<Arrival>) {
+        let queue = self.view(&self.cpus[cpu]).among(self.views().into_iter().map(|(_, view)| view));
         let it = &mut self.tasks[task];
         if let Some(arrival) = arrival {
             it.virtual_ns = self.policy.join(it.virtual_ns, queue, arrival);
@@ -149,7 +149,12 @@ impl<P: Policy> Simulation<P> {
         it.moves += u64::from(it.last != cpu);
         it.last = cpu;
         it.waits_since.get_or_insert(self.now);
-        self.cpus[cpu].queue.push(it.virtual_ns, task);
+    }
+
+    /// The same, and puts it into the queue.
+    fn enqueue(&mut self, cpu: usize, task: usize, arrival: Option<Arrival>) {
+        self.arrive(cpu, task, arrival);
+        self.cpus[cpu].queue.push(self.tasks[task].virtual_ns, task);
     }
 
     fn wake(&mut self, task: usize) {
@@ -174,7 +179,9 @@ impl<P: Policy> Simulation<P> {
         it.ran += ran;
         it.virtual_ns += ran * u64::from(DEFAULT_WEIGHT) / it.weight;
         it.cap.charge(ran, now);
-        self.cpus[cpu].clock = it.virtual_ns;
+        let at = it.virtual_ns;
+        let on = &mut self.cpus[cpu];
+        on.clock = View::clock_after(on.clock, Some(at), on.queue.first());
         if let Habit::Doze { sleep, .. } = it.habit {
             it.burst = it.burst.saturating_sub(ran);
             if it.burst == 0 {
@@ -199,17 +206,20 @@ impl<P: Policy> Simulation<P> {
         let current = self.cpus[cpu].running.filter(|_| stays);
         let first = self.cpus[cpu].queue.first();
         let own = [current.map(|task| self.tasks[task].virtual_ns), first].into_iter().flatten().min();
+        let mut taken = None;
         if let Some(from) = self.policy.help(self.views().into_iter(), here, own) {
             let tasks = &self.tasks;
-            let taken = self.cpus[from.0 as usize].queue.pop_where(|task| tasks[*task].affinity.allows(here));
+            taken = self.cpus[from.0 as usize].queue.pop_where(|task| tasks[*task].affinity.allows(here));
             if let Some((_, task)) = taken {
-                self.enqueue(cpu, task, Some(Arrival::Moved));
+                // What is taken from elsewhere runs at once.
+                self.arrive(cpu, task, Some(Arrival::Moved));
             }
         }
         let first = self.cpus[cpu].queue.first();
         let ran = self.now - self.cpus[cpu].since.min(self.now);
         let mut until = u64::MAX;
         let put_off = match (current, first) {
+            _ if taken.is_some() => true,
             (None, _) => true,
             (Some(_), None) => false,
             (Some(task), Some(first)) => {
@@ -228,7 +238,7 @@ impl<P: Policy> Simulation<P> {
             if let Some(task) = current {
                 self.enqueue(cpu, task, None);
             }
-            if let Some((_, task)) = self.cpus[cpu].queue.pop() {
+            if let Some((_, task)) = taken.or_else(|| self.cpus[cpu].queue.pop()) {
                 let start = self.now + self.switch_ns;
                 let it = &mut self.tasks[task];
                 it.longest_wait = it.longest_wait.max(start - it.waits_since.take().unwrap_or(start));
@@ -394,6 +404,27 @@ fn one_who_wakes_is_served_at_once() {
         simulation.run(30_000 * MS);
         let waited = simulation.tasks[first].longest_wait;
         assert!(waited <= SHORTEST_RUN_NS, "{cpus} CPUs: waited {} us", waited / 1000);
+    }
+}
+
+#[test]
+fn many_that_come_at_once_late_run_in_turn() {
+    for cpus in [1, 2] {
+        let mut simulation = Simulation::new(Fair, cpus);
+        simulation.add(4, Habit::Spin);
+        simulation.run(10_000 * MS);
+        for _ in 0..128 {
+            simulation.add(4, Habit::Spin);
+        }
+        simulation.run(30_000 * MS);
+        let round = 129 / cpus as u64 * 11 * MS;
+        for (index, task) in simulation.tasks.iter().enumerate() {
+            assert!(
+                task.longest_wait <= 2 * round,
+                "{cpus} CPUs: {index} waited {} ms",
+                task.longest_wait / MS
+            );
+        }
     }
 }
 

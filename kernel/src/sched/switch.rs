@@ -2,11 +2,13 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall_abi::Virq;
+use alloc::sync::Arc;
+
+use hypercall_abi::{VcpuId, Virq};
 
 use super::RunQueue;
 use super::policy::{Affinity, Arrival, Policy, Preempt, View};
-use crate::domain::{Cpu, Current, Domain, Vcpu, VcpuRef, block, reason};
+use crate::domain::{Cpu, Current, Domain, DomainError, Vcpu, VcpuRef, block, reason};
 use crate::hypervisor::Hypervisor;
 use crate::platform::{CpuId, CpuSet, Platform};
 use crate::time::RunStateKind;
@@ -40,7 +42,7 @@ impl<P: Platform> Hypervisor<P> {
     ///
     /// It waits where it ran last, unless a CPU that it may and would rather use is idle.
     pub fn wake(&self, vcpu: &VcpuRef) {
-        if !vcpu.runnable() || !vcpu.domain().may_run() {
+        if !vcpu.runnable() || !vcpu.domain().is_on() {
             return;
         }
         let mut placed = false;
@@ -58,10 +60,16 @@ impl<P: Platform> Hypervisor<P> {
                 break home;
             }
             let now = self.platform.now_ns();
+            if vcpu.domain().cap.waits() {
+                // Whoever ends the wait wakes it.
+                return vcpu.runstate.lock().change(RunStateKind::Runnable, now);
+            }
             let virtual_ns = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
             if self.cpus.len() > 1 && !placed {
                 placed = true;
-                let to = self.policy.place(self.views(now), virtual_ns, home, vcpu.sched.affinity());
+                let to = vcpu.sched.claimed().unwrap_or_else(|| {
+                    self.policy.place(self.views(now), virtual_ns, home, vcpu.sched.affinity())
+                });
                 if to != home {
                     // Whoever wakes it now finds the new place.
                     vcpu.cpu.store(to.0, Ordering::SeqCst);
@@ -76,24 +84,78 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// Changes where a vCPU may run. Where it may not be any more, it leaves at the next chance.
-    pub fn set_affinity(&self, vcpu: &VcpuRef, affinity: Affinity) {
+    ///
+    /// `EBUSY` under the policy `null`: no CPU that it may run on is free, or it asked to be kept where it is.
+    pub fn set_affinity(&self, vcpu: &VcpuRef, affinity: Affinity) -> Result<(), DomainError> {
+        if let Some(old) = vcpu.sched.claimed()
+            && !affinity.allows(old)
+        {
+            if vcpu.sched.pinned.load(Ordering::SeqCst) != 0 {
+                return Err(DomainError::Busy);
+            }
+            let new = self.claims.exchange(old, affinity.hard.and(self.online())).ok_or(DomainError::Busy)?;
+            if vcpu.sched.set_claimed(Some(new)) != Some(old) {
+                // Its domain ends, or another call was faster: what that one gave back stays so.
+                vcpu.sched.set_claimed(None);
+                self.claims.give_back(CpuSet::one(new));
+                return Err(DomainError::Busy);
+            }
+        }
         vcpu.sched.hard.store(affinity.hard.0, Ordering::SeqCst);
         vcpu.sched.soft.store(affinity.soft.0, Ordering::SeqCst);
         self.interrupt_vcpu(vcpu);
         let home = CpuId(vcpu.cpu.load(Ordering::SeqCst));
         if affinity.allows(home) {
-            return;
+            return Ok(());
         }
         {
             // If it has moved meanwhile, it was placed by the new affinity, or is put off by it where it runs.
             let mut queue = self.cpu(home).run_queue.lock();
             if vcpu.cpu.load(Ordering::SeqCst) != home.0 || !vcpu.sched.queued.load(Ordering::Relaxed) {
-                return;
+                return Ok(());
             }
             queue.remove(vcpu);
             self.cpu(home).view.waits(&queue);
         }
         self.wake(vcpu);
+        Ok(())
+    }
+
+    /// Sets the share of a domain against others. What its vCPUs have run so far counts as before.
+    pub fn set_weight(&self, domain: &Domain, weight: u32) {
+        for vcpu in &domain.vcpus {
+            vcpu.sched.weight.store(weight, Ordering::Relaxed);
+        }
+        // Those that run take it at their CPUs' next choice, the others when they are put on.
+        self.stop_domain(domain);
+    }
+
+    /// Sets what a domain may use at most, in percent of one CPU; 0 lifts its cap.
+    pub fn set_cap(&self, domain: &Arc<Domain>, percent: u32) {
+        domain.cap.set(percent, self.platform.now_ns());
+        if let Some(keeper) = VcpuRef::new(domain, VcpuId::new(0)) {
+            self.arm_timers(&keeper);
+        }
+        // Those that run get an end of their slice, those that waited for the cap before run.
+        self.stop_domain(domain);
+        self.wake_domain(domain);
+    }
+
+    /// Charges running time to the cap of a vCPU's domain. One that has used it up waits: its first vCPU's timer ends that.
+    fn charge_cap(&self, vcpu: &VcpuRef, ran_ns: u64, now: u64) {
+        let domain = vcpu.domain();
+        if domain.cap.charge(ran_ns, now)
+            && let Some(keeper) = VcpuRef::new(domain, VcpuId::new(0))
+        {
+            self.arm_timers(&keeper);
+        }
+    }
+
+    /// Lets a domain go on whose wait for its cap is over at `now`.
+    pub fn end_cap_wait(&self, domain: &Arc<Domain>, now: u64) {
+        if domain.cap.end_wait(now) {
+            self.wake_domain(domain);
+        }
     }
 
     /// Every CPU that is up.
@@ -105,7 +167,8 @@ impl<P: Platform> Hypervisor<P> {
     fn join(&self, cpu: CpuId, queue: &mut RunQueue, vcpu: VcpuRef, now: u64) {
         let view = &self.cpu(cpu).view;
         let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
-        let at = self.policy.join(at, view.view(now), Arrival::Woken);
+        let queue_now = view.view(now).among(self.views(now).map(|(_, view)| view));
+        let at = self.policy.join(at, queue_now, Arrival::Woken);
         vcpu.sched.virtual_ns.store(at, Ordering::Relaxed);
         queue.push(vcpu);
         view.waits(queue);
@@ -117,7 +180,7 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// Wakes every vCPU of a domain that may run, after a pause ended.
-    pub fn wake_domain(&self, domain: &alloc::sync::Arc<Domain>) {
+    pub fn wake_domain(&self, domain: &Arc<Domain>) {
         for vcpu in &domain.vcpus {
             if let Some(vcpu) = VcpuRef::new(domain, vcpu.id) {
                 self.wake(&vcpu);
@@ -144,7 +207,7 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Ends the wait of a blocked or polling vCPU and queues it.
     pub fn unblock(&self, vcpu: &VcpuRef) {
-        let was = vcpu.blocked.fetch_and(!(block::BLOCKED | block::POLLING), Ordering::AcqRel);
+        let was = vcpu.blocked.fetch_and(!(block::BLOCKED | block::POLLING), Ordering::SeqCst);
         if was & block::POLLING != 0 {
             vcpu.timers.poll_ns.store(0, Ordering::Relaxed);
             self.arm_timers(vcpu);
@@ -202,7 +265,9 @@ impl<P: Platform> Hypervisor<P> {
 
     /// The timer interrupt of this CPU.
     pub fn on_timer(&self) {
-        self.cpu(self.platform.this_cpu()).timer_due.store(true, Ordering::Release);
+        let shared = self.cpu(self.platform.this_cpu());
+        shared.timer_interrupts.add(1);
+        shared.timer_due.store(true, Ordering::Release);
     }
 
     /// Fires what is due, and sets the hardware timer to what comes next.
@@ -238,6 +303,9 @@ impl<P: Platform> Hypervisor<P> {
             for watchdog in &vcpu.domain().watchdogs {
                 watchdog.store(0, Ordering::Release);
             }
+        }
+        if vcpu.id.get() == 0 {
+            self.end_cap_wait(vcpu.domain(), now);
         }
         if take_due(&timers.poll_ns, now) {
             self.unblock(vcpu);
@@ -295,7 +363,9 @@ impl<P: Platform> Hypervisor<P> {
         let mut stays = None;
         if let Some(current) = &cpu.current {
             let sched = &current.vcpu.sched;
-            sched.charge(now.saturating_sub(sched.since_ns.swap(now, Ordering::Relaxed)));
+            let ran = now.saturating_sub(sched.since_ns.swap(now, Ordering::Relaxed));
+            sched.charge(ran);
+            self.charge_cap(&current.vcpu, ran, now);
             if self.may_stay(me, &current.vcpu) {
                 let ran = now.saturating_sub(sched.put_on_ns.load(Ordering::Relaxed));
                 let yields = sched.yields.swap(false, Ordering::Relaxed);
@@ -307,7 +377,7 @@ impl<P: Platform> Hypervisor<P> {
                 if let Some(current) = &cpu.current {
                     self.cpu(me).view.runs(Some(&current.vcpu.sched), now);
                 }
-                return self.start_slice(me, slice_ns, now);
+                return self.start_slice(cpu, slice_ns, now);
             }
             Choice::Other(next) => next,
         };
@@ -334,7 +404,7 @@ impl<P: Platform> Hypervisor<P> {
             self.park(me, old, stays.is_some(), now);
         }
         if cpu.current.is_some() {
-            self.start_slice(me, None, now);
+            self.start_slice(cpu, None, now);
         }
     }
 
@@ -386,7 +456,8 @@ impl<P: Platform> Hypervisor<P> {
         drop(queue);
         if let Some(vcpu) = &vcpu {
             let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
-            let at = self.policy.join(at, self.cpu(me).view.view(now), Arrival::Moved);
+            let here = self.cpu(me).view.view(now).among(self.views(now).map(|(_, view)| view));
+            let at = self.policy.join(at, here, Arrival::Moved);
             vcpu.sched.virtual_ns.store(at, Ordering::Relaxed);
         }
         vcpu
@@ -414,6 +485,7 @@ impl<P: Platform> Hypervisor<P> {
         self.program_timer(me);
         self.mm.clock().enter(me, None, || self.platform.load_idle_root());
         shared.view.runs(None, now);
+        shared.runstate.lock().change(RunStateKind::Blocked, now);
     }
 
     /// Saves what the CPU holds of a vCPU, whose tables stay in force for the moment.
@@ -421,10 +493,8 @@ impl<P: Platform> Hypervisor<P> {
         let Current { vcpu, mut state } = current;
         self.platform.leave_vcpu(&mut state);
         let kind = match vcpu.blocked.load(Ordering::Acquire) {
-            0 if vcpu.runnable() && vcpu.domain().may_run() => RunStateKind::Runnable,
-            b if b & (block::BLOCKED | block::POLLING) != 0 && vcpu.domain().may_run() => {
-                RunStateKind::Blocked
-            }
+            0 if vcpu.runnable() && vcpu.domain().is_on() => RunStateKind::Runnable,
+            b if b & (block::BLOCKED | block::POLLING) != 0 && vcpu.domain().is_on() => RunStateKind::Blocked,
             _ => RunStateKind::Offline,
         };
         vcpu.runstate.lock().change(kind, now);
@@ -476,6 +546,13 @@ impl<P: Platform> Hypervisor<P> {
         };
         vcpu.sched.since_ns.store(now, Ordering::Relaxed);
         vcpu.sched.put_on_ns.store(now, Ordering::Relaxed);
+        vcpu.sched.take_weight();
+        vcpu.counts.switches.add(1);
+        if vcpu.sched.last_cpu.swap(cpu.id.0, Ordering::Relaxed) != cpu.id.0 {
+            vcpu.counts.moves.add(1);
+        }
+        self.cpu(cpu.id).switches.add(1);
+        self.cpu(cpu.id).runstate.lock().change(RunStateKind::Running, now);
         self.cpu(cpu.id).view.runs(Some(&vcpu.sched), now);
         vcpu.runstate.lock().change(RunStateKind::Running, now);
         self.mm.clock().enter(cpu.id, Some(vcpu.domain().id), || self.platform.load_root(root));
@@ -504,16 +581,20 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
-    /// A slice ends only if somebody waits: a vCPU alone is not disturbed. `slice_ns` is how long this one may be, if not as long as
-    /// the policy's.
-    fn start_slice(&self, cpu: CpuId, slice_ns: Option<u64>, now: u64) {
-        let shared = self.cpu(cpu);
-        let end = match slice_ns.or(self.policy.slice_ns()) {
-            Some(ns) if shared.view.has_waiting() => now + ns,
-            _ => 0,
-        };
+    /// A slice ends only if somebody waits or the domain has a cap: a vCPU alone is not disturbed. `slice_ns` is how long this one
+    /// may be, if not as long as the policy's.
+    fn start_slice(&self, cpu: &Cpu, slice_ns: Option<u64>, now: u64) {
+        let shared = self.cpu(cpu.id);
+        let slice = slice_ns.or(self.policy.slice_ns()).filter(|_| shared.view.has_waiting());
+        let share = cpu.current.as_ref().and_then(|current| {
+            let running =
+                || current.domain().vcpus.iter().filter(|v| v.running.load(Ordering::Relaxed)).count();
+            let cap = &current.domain().cap;
+            if cap.percent() == 0 { None } else { cap.share(running(), now) }
+        });
+        let end = slice.into_iter().chain(share).min().map_or(0, |ns| now.saturating_add(ns));
         shared.slice_end_ns.store(end, Ordering::Relaxed);
-        self.program_timer(cpu);
+        self.program_timer(cpu.id);
     }
 
     /// Makes room in run queues and timer queues for `total` vCPUs, so that no guest call allocates there.

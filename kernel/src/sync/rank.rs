@@ -20,6 +20,8 @@ pub const REGISTRY: u8 = 50;
 pub const PAGE_LIST: u8 = 60;
 /// Free frames.
 pub const FREE_FRAMES: u8 = 61;
+/// The CPUs that vCPUs hold for themselves (`sched=null`).
+pub const CLAIMS: u8 = 63;
 /// Interrupt pins and who listens.
 pub const IRQS: u8 = 65;
 /// Timers of a CPU.
@@ -30,5 +32,7 @@ pub const PERIODIC: u8 = 72;
 pub const RUN_QUEUE: u8 = 75;
 /// Run-state accounting of a vCPU.
 pub const RUNSTATE: u8 = 80;
+/// What is left of a domain's cap.
+pub const CAP: u8 = 85;
 /// Console and log.
 pub const CONSOLE: u8 = 90;

@@ -68,6 +68,7 @@ impl<P: Platform> Hypervisor<P> {
     pub fn on_exception(&self, cpu: &mut Cpu, detail: u64) {
         let Some(current) = cpu.current.as_mut() else { return };
         cpu.entered = Some((self.platform.tsc(), current.state.regs.vector as u32 & 0xff));
+        current.state.counts.faults.add(1);
         let error_code = current.state.regs.error_code;
         let number = current.state.regs.vector;
         let Ok(number) = u8::try_from(if number == ENTRY_IRET_FAULT { 13 } else { number }) else {
@@ -126,6 +127,7 @@ impl<P: Platform> Hypervisor<P> {
             }
         }
         if current.vcpu.upcall_due(&self.platform) {
+            current.state.counts.upcalls.add(1);
             let handler = current.state.callbacks.event.address;
             self.bounce(current, Delivery::to(handler, true));
         }

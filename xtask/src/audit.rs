@@ -275,7 +275,7 @@ fn row(name: &str, counts: &Counts) -> String {
 /// When an image cannot be read.
 pub fn all(workspace: &Workspace, built: &build::Built) -> Result<Vec<(String, Report)>> {
     let mut out = vec![("xenolith".to_owned(), image(&built.hypervisor, Role::Hypervisor)?)];
-    for guest in workspace.guests.iter().filter(|guest| guest.kind != Kind::Attack) {
+    for guest in workspace.guests.iter().filter(|guest| guest.kind != Kind::Scenario) {
         let path = built.guests.get(&guest.name).with_context(|| format!("{} was not built", guest.name))?;
         out.push((guest.name.clone(), image(path, Role::Guest)?));
     }

@@ -64,7 +64,7 @@ pub fn everything(workspace: &Workspace) -> Result<Built> {
 /// # Errors
 /// When something does not build.
 pub fn for_run(workspace: &Workspace) -> Result<Built> {
-    some(workspace, |image| !matches!(image.kind, Kind::Conformance | Kind::Helper | Kind::Attack))
+    some(workspace, |image| !matches!(image.kind, Kind::Conformance | Kind::Helper | Kind::Scenario))
 }
 
 /// Builds what the conformance suite needs: the hypervisor, dom0, the images with cases and their helpers.

@@ -12,7 +12,7 @@ pub struct Workspace {
     pub target_dir: PathBuf,
     /// Whether the hypervisor's binary exists.
     pub has_hypervisor: bool,
-    /// dom0, the examples, the conformance guests, the attacks: in this order, each by name.
+    /// dom0, the examples, the conformance guests, those of scenarios: in this order, each by name.
     pub guests: Vec<Image>,
 }
 
@@ -84,8 +84,8 @@ pub enum Kind {
     Conformance,
     /// A guest there that only helps others to be tested.
     Helper,
-    /// A package below tests/attacks.
-    Attack,
+    /// A package below tests/attacks or tests/scheduling: a test that scenarios boot.
+    Scenario,
 }
 
 #[derive(Deserialize)]
@@ -179,7 +179,7 @@ fn kind(manifest: &Path, target: &Target) -> Option<Kind> {
         () if !is(target, "bin") => None,
         () if room("dom0") => Some(Kind::Dom0),
         () if room("tests/conformance") => Some(Kind::Conformance),
-        () if room("tests/attacks") => Some(Kind::Attack),
+        () if room("tests/attacks") || room("tests/scheduling") => Some(Kind::Scenario),
         () => None,
     }
 }

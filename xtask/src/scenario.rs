@@ -227,7 +227,7 @@ pub fn all(workspace: &Workspace) -> Result<Vec<(Host, Scenario)>> {
     for image in &workspace.guests {
         let has_file =
             scenarios.iter().any(|scenario: &Scenario| scenario.image.as_ref() == Some(&image.name));
-        if image.kind != Kind::Attack || has_file {
+        if image.kind != Kind::Scenario || has_file {
             continue;
         }
         let mut scenario = match &image.scenario {

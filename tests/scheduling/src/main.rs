@@ -381,8 +381,10 @@ fn alone_without_a_tick(domain: &mut Domain) -> Verdict {
     Ok(())
 }
 
-fn soft_affinity_is_preferred(_: &mut Domain) -> Verdict {
+fn soft_affinity_is_preferred(domain: &mut Domain) -> Verdict {
     wants_cpus(4)?;
+    // The others are idle.
+    control::set_affinity(domain.id(), 0, 1, u64::MAX)?;
     for cpu in [2, 1, 3] {
         let cell = Cell::new(1, Deed::Spin)?;
         control::set_affinity(cell.id, 0, u64::MAX, 1 << cpu)?;
@@ -396,6 +398,7 @@ fn soft_affinity_is_preferred(_: &mut Domain) -> Verdict {
     cell.start()?;
     wait_ms(50);
     check_eq!(cell.vcpu(0)?.cpu, 1);
+    control::set_affinity(domain.id(), 0, u64::MAX, u64::MAX)?;
     Ok(())
 }
 

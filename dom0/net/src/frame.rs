@@ -1,6 +1,6 @@
 //! What the first bytes of a frame say. Nothing here believes a length.
 
-use smoltcp::wire::{EthernetAddress, EthernetProtocol, IpProtocol, Ipv4Packet};
+use smoltcp::wire::{EthernetAddress, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket, UdpPacket};
 
 /// Bytes of a frame that are enough for every decision of a switch: Ethernet, the longest IPv4 header, ports.
 pub const HEAD: usize = 14 + 60 + 4;
@@ -83,4 +83,32 @@ impl Facts {
 pub(crate) fn destination_port(ip: &Ipv4Packet<&[u8]>, protocol: IpProtocol) -> Option<u16> {
     let first = ip.payload().get(2..)?.first_chunk().copied().map(u16::from_be_bytes);
     first.filter(|_| ip.next_header() == protocol && ip.frag_offset() == 0)
+}
+
+/// Fills in a transport checksum that its sender left blank.
+pub(crate) fn complete(packet: &mut [u8]) {
+    let Ok(mut ip) = Ipv4Packet::new_checked(packet) else { return };
+    let (source, destination) = (ip.src_addr().into(), ip.dst_addr().into());
+    match ip.next_header() {
+        IpProtocol::Tcp => {
+            if let Ok(mut tcp) = TcpPacket::new_checked(ip.payload_mut()) {
+                tcp.fill_checksum(&source, &destination);
+            }
+        }
+        IpProtocol::Udp => {
+            if let Ok(mut udp) = UdpPacket::new_checked(ip.payload_mut()) {
+                udp.fill_checksum(&source, &destination);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Fills in the transport checksum of a frame that its sender left blank; does nothing to what is no TCP or UDP over IPv4.
+pub fn complete_checksum(frame: &mut [u8]) {
+    if ethernet(frame).is_some_and(|(.., protocol)| protocol == EthernetProtocol::Ipv4)
+        && let Some(packet) = frame.get_mut(ETHERNET..)
+    {
+        complete(packet);
+    }
 }

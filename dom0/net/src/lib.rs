@@ -29,7 +29,7 @@ mod switch;
 mod uplink;
 
 pub use filter::{Action, Direction, Filter, Protocol, Rule};
-pub use frame::HEAD;
+pub use frame::{HEAD, complete_checksum};
 pub use nat::{Forward, Transport};
 pub use rate::Bucket;
 pub use router::{Checksum, Drops, LeaseError, Outside, Router, Side};

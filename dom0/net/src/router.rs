@@ -3,7 +3,7 @@
 //! It has an address on both sides and no packets of its own but answers. Guests are known before they send anything: each
 //! card has the one address that its MAC was given, so nothing inside is learnt from packets, and nobody sends in another's name.
 
-use crate::frame::{self, ETHERNET, destination_port};
+use crate::frame::{self, ETHERNET, complete, destination_port};
 use crate::nat::{End, Forward, Nat, Refused, Transport};
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -14,7 +14,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress,
     EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, Icmpv4TimeExceeded,
-    IpProtocol, Ipv4Address, Ipv4Cidr, Ipv4Packet, Ipv4Repr, TcpPacket, UdpPacket, UdpRepr,
+    IpProtocol, Ipv4Address, Ipv4Cidr, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
 };
 
 const DNS: u16 = 53;
@@ -160,25 +160,6 @@ fn ipv4(to: EthernetAddress, from: EthernetAddress, repr: &Ipv4Repr) -> Vec<u8> 
 }
 
 const PAYLOAD: usize = ETHERNET + 20;
-
-/// Fills in a transport checksum that its sender left blank.
-fn complete(packet: &mut [u8]) {
-    let Ok(mut ip) = Ipv4Packet::new_checked(packet) else { return };
-    let (source, destination) = (ip.src_addr().into(), ip.dst_addr().into());
-    match ip.next_header() {
-        IpProtocol::Tcp => {
-            if let Ok(mut tcp) = TcpPacket::new_checked(ip.payload_mut()) {
-                tcp.fill_checksum(&source, &destination);
-            }
-        }
-        IpProtocol::Udp => {
-            if let Ok(mut udp) = UdpPacket::new_checked(ip.payload_mut()) {
-                udp.fill_checksum(&source, &destination);
-            }
-        }
-        _ => {}
-    }
-}
 
 impl Router {
     /// A router with the address of `inside` in that network, and these MAC addresses; nothing leads outside yet.

@@ -9,6 +9,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall_abi::Mfn;
+use hypercall_abi::subops::SegmentBase;
 
 use crate::domain::VcpuState;
 
@@ -211,9 +212,14 @@ pub trait Platform: Sync + 'static {
     fn enter_vcpu(&self, state: &mut VcpuState) -> Result<(), Fault>;
     /// Re-reads the live segment bases and selectors into `state`, for reports and context queries.
     fn read_live_segments(&self, state: &mut VcpuState);
-    /// Applies segment bases and selectors of `state` to the CPU that runs it. Selectors that cannot be loaded become null
-    /// and are reported as `Err`.
-    fn write_live_segments(&self, state: &mut VcpuState) -> Result<(), Fault>;
+    /// Loads one segment base of `state`, or the selector and base of its user mode's GS, into the CPU that runs it, in its
+    /// kernel mode. All other bases and selectors stay.
+    fn load_segment(&self, state: &VcpuState, which: SegmentBase);
+    /// Loads the registers of `state` that guests read without a trap: XCR0 and TSC_AUX.
+    fn load_readable(&self, state: &VcpuState);
+    /// A model-specific register of the machine, `None` if it has no such one. For registers that tell of the machine and whose
+    /// reading has no effect.
+    fn read_msr(&self, number: u32) -> Option<u64>;
     /// Exchanges the two GS bases, as the guest moves between its kernel and user mode.
     fn swap_guest_gs(&self, state: &mut VcpuState);
     /// Shows the running vCPU the GDT and LDT that `state` describes.

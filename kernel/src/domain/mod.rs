@@ -17,6 +17,8 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn, VcpuId};
 
+use crate::access::Verbs;
+
 pub use counts::{Count, Counts};
 pub use crash::reason;
 pub use error::DomainError;
@@ -133,6 +135,11 @@ impl Domain {
             constant: Default::default(),
             teardown: RankedMutex::new(crate::mm::Teardown::new()),
         }
+    }
+
+    /// Whether it is the one that drives the machine: dom0.
+    pub fn is_hardware_domain(&self) -> bool {
+        self.rights.lock().verbs.contains(Verbs::PLATFORM)
     }
 
     /// Where it is in its life.

@@ -173,6 +173,12 @@ pub struct VcpuState {
     pub unfinished: Option<Mfn>,
     /// CR4 as the guest set it.
     pub cr4: u64,
+    /// Vector state components that the guest has turned on (XCR0).
+    pub xcr0: u64,
+    /// What RDTSCP and RDPID give beside the time stamp.
+    pub tsc_aux: u32,
+    /// The machine-check status register, which means nothing but is kept.
+    pub mcg_status: u64,
     /// Debug registers.
     pub debug: DebugRegs,
     /// Descriptor tables.
@@ -216,6 +222,9 @@ impl VcpuState {
             user_root: None,
             unfinished: None,
             cr4: 0,
+            xcr0: crate::trap::cpuid::XCR0_INITIAL,
+            tsc_aux: 0,
+            mcg_status: 0,
             debug: DebugRegs::default(),
             gdt: GuestGdt::default(),
             ldt: GuestLdt::default(),

@@ -86,7 +86,6 @@ pub fn set_segment_base<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, 
         SegmentBase::GsUserSel => hv.data_segment(current, base as u16),
         _ => (0, 0),
     };
-    hv.platform.read_live_segments(&mut current.state);
     let state = &mut current.state;
     match which {
         SegmentBase::Fs => state.fs_base = base,
@@ -94,7 +93,6 @@ pub fn set_segment_base<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, 
         SegmentBase::GsKernel => state.gs_base_kernel = base,
         SegmentBase::GsUserSel => (state.selectors.gs, state.gs_base_user) = selected,
     }
-    // Selectors other than the new one are those just read; the new one was looked up.
-    let _ = hv.platform.write_live_segments(state);
+    hv.platform.load_segment(state, which);
     Ok(0)
 }

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hypercall_abi::Mfn;
+use hypercall_abi::subops::SegmentBase;
 use spin::Mutex;
 
 use super::{CpuId, CpuSet, Fault, FrameWords, HaltReason, Platform, TimeScale, TlbFlush};
@@ -209,8 +210,10 @@ impl Platform for SimMachine {
         Ok(())
     }
     fn read_live_segments(&self, _state: &mut VcpuState) {}
-    fn write_live_segments(&self, _state: &mut VcpuState) -> Result<(), Fault> {
-        Ok(())
+    fn load_segment(&self, _state: &VcpuState, _which: SegmentBase) {}
+    fn load_readable(&self, _state: &VcpuState) {}
+    fn read_msr(&self, _number: u32) -> Option<u64> {
+        None
     }
     fn swap_guest_gs(&self, _state: &mut VcpuState) {}
     fn load_descriptor_tables(&self, _state: &VcpuState) {}

@@ -3,6 +3,8 @@
 //! Features are passed on by an explicit list; everything unknown is hidden. The lists are those that Xen's public
 //! cpufeatureset.h marks as usable by all guests, less what needs state that the hypervisor does not switch.
 
+use crate::platform::TimeScale;
+
 /// The four result registers: eax, ebx, ecx, edx.
 pub type Leaf = [u32; 4];
 
@@ -58,8 +60,14 @@ pub struct Context {
     /// Whether the guest's kernel asks by the forced-emulation prefix: it is then shown the hypervisor's own OSXSAVE,
     /// on which Linux relies.
     pub forced: bool,
+    /// Whether it is the first domain, to which Xen shows some of what it needs to drive the machine.
+    pub hardware: bool,
+    /// Whether it is the kernel of that domain.
+    pub hardware_kernel: bool,
     /// Frequency of the time-stamp counter, in kHz.
     pub tsc_khz: u32,
+    /// How its ticks become nanoseconds.
+    pub tsc_scale: TimeScale,
     /// Width in bits of the machine addresses that guests can meet.
     pub machine_address_bits: u32,
 }
@@ -93,20 +101,22 @@ const FEATURES_1C: u32 = bits([0, 1, 9, 13, 19, 20, 22, 23, 25, 30]);
 /// Leaf 1 ecx with XSAVE: FMA XSAVE AVX F16C.
 const FEATURES_1C_XSAVE: u32 = bits([12, 26, 28, 29]);
 const SYSENTER: u32 = 1 << 11;
+/// Leaf 0xd subleaf 1 eax: the compacted form.
+const XSAVEC: u32 = 1 << 1;
 const HYPERVISOR: u32 = 1 << 31;
 const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7 ebx: BMI1 FDP_EXCP_ONLY BMI2 ERMS NO_FPU_SEL RDSEED ADX CLFLUSHOPT CLWB SHA.
 const FEATURES_7B: u32 = bits([3, 6, 8, 9, 13, 18, 19, 23, 24, 29]);
 const FEATURES_7B_XSAVE: u32 = bits([5]);
 const FSGSBASE: u32 = 1 << 0;
-/// Leaf 7 ecx: GFNI CLDEMOTE.
-const FEATURES_7C: u32 = bits([8, 25]);
+/// Leaf 7 ecx: GFNI RDPID CLDEMOTE.
+const FEATURES_7C: u32 = bits([8, 22, 25]);
 /// With XSAVE: VAES VPCLMULQDQ.
 const FEATURES_7C_XSAVE: u32 = bits([9, 10]);
 /// Leaf 7 edx: FSRM MD_CLEAR SERIALIZE.
 const FEATURES_7D: u32 = bits([4, 10, 14]);
-/// Leaf 0x80000001 edx: SYSCALL NX MMXEXT FFXSR LM 3DNOWEXT 3DNOW.
-const FEATURES_E1D: u32 = bits([11, 20, 22, 25, 29, 30, 31]);
+/// Leaf 0x80000001 edx: SYSCALL NX MMXEXT FFXSR RDTSCP LM 3DNOWEXT 3DNOW.
+const FEATURES_E1D: u32 = bits([11, 20, 22, 25, 27, 29, 30, 31]);
 /// Leaf 0x80000001 ecx: LAHF ABM SSE4A MISALIGNSSE 3DNOWPREFETCH.
 const FEATURES_E1C: u32 = bits([0, 5, 6, 7, 8]);
 /// With XSAVE: XOP FMA4 TBM.
@@ -117,6 +127,25 @@ const COMMON_1D: u32 = 0x0183_f3ff;
 const FEATURES_E8B: u32 = bits([0, 2, 26, 29]);
 /// State components guests may use: x87, SSE, AVX.
 pub const XCR0_OFFERED: u64 = 7;
+/// State components that are on before a guest chooses: x87, SSE.
+pub const XCR0_INITIAL: u64 = 3;
+
+/// Whether a guest may put this into XCR0: x87 always, AVX only with SSE.
+pub const fn is_xcr0(value: u64, offered: u64) -> bool {
+    value & !offered == 0 && value & 1 != 0 && (value & 4 == 0 || value & 2 != 0)
+}
+
+/// Whether guests have TSC_AUX: with RDTSCP or RDPID.
+pub fn has_tsc_aux(host: impl Fn(u32, u32) -> Leaf) -> bool {
+    host(0x8000_0001, 0)[3] & RDTSCP != 0 || host(0, 0)[0] >= 7 && host(7, 0)[2] & RDPID != 0
+}
+
+const MTRR: u32 = 1 << 12;
+const SPEEDSTEP: u32 = 1 << 7;
+const RDTSCP: u32 = 1 << 27;
+const RDPID: u32 = 1 << 22;
+/// Leaf 0x80000007 edx: the time-stamp counter runs at the same speed always.
+const INVARIANT_TSC: u32 = 1 << 8;
 
 /// What the guest gets for `leaf` and `subleaf`; `host` is the processor's own CPUID.
 pub fn guest(leaf: u32, subleaf: u32, c: Context, host: impl Fn(u32, u32) -> Leaf) -> Leaf {
@@ -130,7 +159,7 @@ pub fn guest(leaf: u32, subleaf: u32, c: Context, host: impl Fn(u32, u32) -> Lea
             let [_, b, cx, d] = leaf0;
             if leaf == 0 { [max, b, cx, d] } else { basic(leaf, subleaf, Vendor::from_leaf0(leaf0), c, host) }
         }
-        HYPERVISOR_BASE..=0x4000_01ff => hypervisor(leaf - HYPERVISOR_BASE, subleaf, c),
+        HYPERVISOR_BASE..=0x4000_01ff => hypervisor(leaf - HYPERVISOR_BASE, subleaf, c, host),
         0x8000_0000..=EXTENDED_MAX_AMD => {
             let vendor = Vendor::from_leaf0(host(0, 0));
             let limit = match vendor {
@@ -156,10 +185,13 @@ fn basic(leaf: u32, subleaf: u32, vendor: Vendor, c: Context, host: impl Fn(u32,
             if c.offer.xsave && (c.osxsave || c.forced) {
                 ecx |= OSXSAVE;
             }
+            // What Xen has always let its first domain's kernel see: the MTRRs are the sign of the calls about memory types, and
+            // SpeedStep that of those about processor states.
+            let leaked = if c.hardware_kernel { (cx & SPEEDSTEP, d & MTRR) } else { (0, 0) };
             // AMD's processors have no SYSENTER in long mode.
             let without = if matches!(vendor, Vendor::Amd | Vendor::Hygon) { SYSENTER } else { 0 };
             // No processor type, no APIC number, one thread.
-            [a & 0x0fff_0fff, b & 0x0000_ffff, ecx, d & FEATURES_1D & !without]
+            [a & 0x0fff_0fff, b & 0x0000_ffff, ecx | leaked.0, d & FEATURES_1D & !without | leaked.1]
         }
         // Caches and translation buffers.
         2 if vendor == Vendor::Intel => {
@@ -191,7 +223,7 @@ fn xstate(subleaf: u32, host: impl Fn(u32, u32) -> Leaf) -> Leaf {
     let [a, b, _, _] = host(0xd, subleaf);
     let offered = XCR0_OFFERED as u32 & host(0xd, 0)[0];
     match subleaf {
-        // ebx: size for the features in force, ecx: for all that can be enabled. AVX lies behind the 576 bytes of the
+        // ebx: size for the features in force, which are the guest's own, ecx: for all that can be enabled. AVX lies behind the 576 bytes of the
         // legacy area and the header.
         0 => {
             let size = if offered & 4 != 0 {
@@ -203,7 +235,7 @@ fn xstate(subleaf: u32, host: impl Fn(u32, u32) -> Leaf) -> Leaf {
             [offered, b, size, 0]
         }
         // XSAVEOPT XSAVEC XGETBV1.
-        1 => [a & 7, 0, 0, 0],
+        1 => [a & 7, if a & XSAVEC != 0 { b } else { 0 }, 0, 0],
         2 if offered & 4 != 0 => [a, b, 0, 0],
         _ => [0; 4],
     }
@@ -220,6 +252,9 @@ fn extended(leaf: u32, max: u32, vendor: Vendor, c: Context, host: impl Fn(u32, 
             let mut edx = d & FEATURES_E1D;
             if amd {
                 edx |= host(1, 0)[3] & FEATURES_1D & COMMON_1D;
+            }
+            if c.hardware_kernel {
+                edx |= host(1, 0)[3] & MTRR;
             }
             let ecx = cx & (FEATURES_E1C | xsave_only(c, FEATURES_E1C_XSAVE));
             if amd { [host(1, 0)[0] & 0x0fff_0fff, b & 0xff00_ffff, ecx, edx] } else { [0, 0, ecx, edx] }
@@ -240,7 +275,7 @@ fn extended(leaf: u32, max: u32, vendor: Vendor, c: Context, host: impl Fn(u32, 
 }
 
 /// Leaves from 0x40000000 on (public/arch-x86/cpuid.h).
-fn hypervisor(index: u32, subleaf: u32, c: Context) -> Leaf {
+fn hypervisor(index: u32, subleaf: u32, c: Context, host: impl Fn(u32, u32) -> Leaf) -> Leaf {
     match (index, subleaf) {
         (0, _) => {
             let word = |text: [u8; 4]| u32::from_le_bytes(text);
@@ -249,8 +284,17 @@ fn hypervisor(index: u32, subleaf: u32, c: Context) -> Leaf {
         (1, _) => [INTERFACE_VERSION, 0, 0, 0],
         // One hypercall page by a register, and MMU_PT_UPDATE_PRESERVE_AD.
         (2, _) => [1, super::msr::HYPERCALL_PAGE, 1, 0],
-        // The time-stamp counter is the machine's and reliable; emulation never (mode 2).
-        (3, 0) => [2, 2, c.tsc_khz, 0],
+        // The time-stamp counter: whether it is emulated, reliable, and there is RDTSCP; mode; frequency; incarnation.
+        (3, 0) => {
+            let extended = host(0x8000_0000, 0)[0];
+            let has = |leaf, bit| extended >= leaf && host(leaf, 0)[3] & bit != 0;
+            let reliable = u32::from(has(0x8000_0007, INVARIANT_TSC)) << 1;
+            let flags = reliable | u32::from(has(0x8000_0001, RDTSCP)) << 2;
+            // Mode 2 is never to emulate it. The first domain is told none of this: its time is the machine's.
+            if c.hardware { [flags, 0, 0, 0] } else { [flags, 2, c.tsc_khz, 1] }
+        }
+        // No offset; how ticks become nanoseconds.
+        (3, 1) if !c.hardware => [0, 0, c.tsc_scale.mul, c.tsc_scale.shift as i32 as u32],
         (3, 2) => [c.tsc_khz, 0, 0, 0],
         (5, 0) => [0, c.machine_address_bits & 0xff, 0, 0],
         _ => [0; 4],
@@ -259,12 +303,17 @@ fn hypervisor(index: u32, subleaf: u32, c: Context) -> Leaf {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     const CONTEXT: Context = Context {
         offer: Offer { xsave: false, fsgsbase: false },
         osxsave: false,
         forced: false,
+        hardware: false,
+        hardware_kernel: false,
+        tsc_scale: TimeScale { mul: 1 << 31, shift: 1 },
         tsc_khz: 1_000_000,
         machine_address_bits: 40,
     };
@@ -293,14 +342,14 @@ mod tests {
             assert_eq!(c & bits([3, 5, 6, 17, 21, 24, 26, 27, 28]), 0);
             assert_eq!(b >> 16, 0);
             let [_, b, c, d] = guest(7, 0, CONTEXT, everything(vendor));
-            // FSGSBASE SMEP INVPCID MPX AVX512F SMAP; UMIP PKU LA57 RDPID CET-SS; IBRS STIBP ARCH_CAPS CET-IBT.
+            // FSGSBASE SMEP INVPCID MPX AVX512F SMAP; UMIP PKU CET-SS LA57; IBRS STIBP ARCH_CAPS CET-IBT.
             assert_eq!(b & bits([0, 7, 10, 14, 16, 20]), 0);
-            assert_eq!(c & bits([2, 3, 4, 7, 16, 22]), 0);
+            assert_eq!(c & bits([2, 3, 4, 7, 16]), 0);
             assert_eq!(d & bits([20, 26, 27, 29]), 0);
             let [_, _, c, d] = guest(0x8000_0001, 0, CONTEXT, everything(vendor));
-            // SVM, 1-GiB pages, RDTSCP.
+            // SVM, 1-GiB pages.
             assert_eq!(c & bits([2]), 0);
-            assert_eq!(d & bits([26, 27]), 0);
+            assert_eq!(d & bits([26]), 0);
         }
     }
 
@@ -343,6 +392,32 @@ mod tests {
         assert_eq!(guest(0x4000_0005, 0, CONTEXT, &host)[1], 40);
         assert_eq!(guest(0x4000_0006, 0, CONTEXT, &host), [0; 4]);
         assert_eq!(guest(0x4000_0100, 0, CONTEXT, &host), [0; 4]);
+    }
+
+    #[test]
+    fn the_first_domains_kernel_sees_signs_of_the_machine() {
+        let shown = Context { hardware: true, hardware_kernel: true, ..CONTEXT };
+        for vendor in [AMD, INTEL] {
+            for leaf in [1, 0x8000_0001] {
+                let [a, b, c, d] = guest(leaf, 0, CONTEXT, everything(vendor));
+                let eist = if leaf == 1 { SPEEDSTEP } else { 0 };
+                assert_eq!(guest(leaf, 0, shown, everything(vendor)), [a, b, c | eist, d | MTRR]);
+            }
+        }
+        assert_eq!(guest(0x4000_0003, 0, shown, everything(AMD)), [6, 0, 0, 0]);
+        assert_eq!(guest(0x4000_0003, 1, shown, everything(AMD)), [0; 4]);
+        assert_eq!(guest(0x4000_0003, 0, CONTEXT, everything(AMD)), [6, 2, 1_000_000, 1]);
+        assert_eq!(guest(0x4000_0003, 1, CONTEXT, everything(AMD)), [0, 0, 1 << 31, 1]);
+        let plain = |leaf, _| if leaf == 0x8000_0000 { [0x8000_0001, 0, 0, 0] } else { [0; 4] };
+        assert_eq!(guest(0x4000_0003, 0, CONTEXT, plain)[0], 0);
+    }
+
+    #[test]
+    fn xcr0_is_x87_with_what_depends_on_nothing_that_is_off() {
+        let good: Vec<u64> = (0..16).filter(|v| is_xcr0(*v, XCR0_OFFERED)).collect();
+        assert_eq!(good, [1, 3, 7]);
+        assert!(!is_xcr0(7, 3) && !is_xcr0(1 << 63 | 7, XCR0_OFFERED));
+        assert!(is_xcr0(XCR0_INITIAL, 3));
     }
 
     #[test]

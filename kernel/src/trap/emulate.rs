@@ -7,6 +7,7 @@
 use core::sync::atomic::Ordering;
 
 use hypercall_abi::Mfn;
+use hypercall_abi::subops::SegmentBase;
 
 use super::bounce::{Flags, KERNEL_CS, KERNEL_SS, USER_CS32};
 use super::cpuid;
@@ -94,7 +95,7 @@ impl<P: Platform> Hypervisor<P> {
             return Emulated::No;
         }
         let forced = current.state.kernel_mode;
-        self.guest_cpuid(&mut current.state, forced);
+        self.guest_cpuid(current, forced);
         retire(&mut current.state.regs, (prefix.len() + insn.len()) as u8, 0)
     }
 
@@ -172,7 +173,7 @@ impl<P: Platform> Hypervisor<P> {
                 return if self.iopl_allows(current) { Ok(0) } else { Err(Emulated::No) };
             }
             Op::Cpuid => {
-                self.guest_cpuid(&mut current.state, false);
+                self.guest_cpuid(current, false);
                 return Ok(0);
             }
             _ => {}
@@ -221,8 +222,7 @@ impl<P: Platform> Hypervisor<P> {
             Op::Rdtsc => set_pair(&mut state.regs, self.platform.tsc()),
             Op::Rdtscp => {
                 set_pair(&mut state.regs, self.platform.tsc());
-                // TSC_AUX is not offered and always 0.
-                state.regs.rcx = 0;
+                state.regs.rcx = u64::from(state.tsc_aux);
             }
             Op::Xsetbv => self.xsetbv(state)?,
             // Guests have cached memory only, and a cache emptied by one would cost all.
@@ -240,13 +240,18 @@ impl<P: Platform> Hypervisor<P> {
         Ok(())
     }
 
-    fn guest_cpuid(&self, state: &mut VcpuState, forced: bool) {
+    fn guest_cpuid(&self, current: &mut Current, forced: bool) {
         let host = |leaf, subleaf| self.platform.cpuid(leaf, subleaf);
+        let hardware = current.domain().is_hardware_domain();
+        let state = &mut current.state;
         let context = cpuid::Context {
             offer: cpuid::Offer::from_host(host),
             osxsave: state.cr4 & CR4_OSXSAVE != 0,
             forced,
+            hardware_kernel: hardware && state.kernel_mode,
+            hardware,
             tsc_khz: tsc_khz(self.platform.time_scale()),
+            tsc_scale: self.platform.time_scale(),
             machine_address_bits: u64::BITS - self.mm.max_frame().saturating_sub(1).leading_zeros() + 12,
         };
         let [a, b, c, d] =
@@ -298,10 +303,13 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     fn msr_context(&self, current: &Current) -> msr::Context {
+        let host = |leaf, subleaf| self.platform.cpuid(leaf, subleaf);
         msr::Context {
-            vendor: cpuid::Vendor::from_leaf0(self.platform.cpuid(0, 0)),
+            vendor: cpuid::Vendor::from_leaf0(host(0, 0)),
             boot_vcpu: current.vcpu.id.get() == 0,
-            nx: self.platform.cpuid(0x8000_0001, 0)[3] & 1 << 20 != 0,
+            nx: host(0x8000_0001, 0)[3] & 1 << 20 != 0,
+            tsc_aux: cpuid::has_tsc_aux(host),
+            hardware: current.domain().is_hardware_domain(),
         }
     }
 
@@ -316,6 +324,11 @@ impl<P: Platform> Hypervisor<P> {
             Msr::GsBase => Ok(state.gs_base_kernel),
             Msr::UserGsBase => Ok(state.gs_base_user),
             Msr::Tsc => Ok(self.platform.tsc()),
+            Msr::TscAux => Ok(u64::from(state.tsc_aux)),
+            Msr::McgStatus => Ok(state.mcg_status),
+            Msr::Machine(machine) => {
+                self.platform.read_msr(number).map(|v| machine.shown(v)).ok_or(msr::Fault)
+            }
             other => msr::read_fixed(other),
         }
     }
@@ -327,32 +340,51 @@ impl<P: Platform> Hypervisor<P> {
                     return Err(msr::Fault);
                 }
                 let state = &mut current.state;
-                self.platform.read_live_segments(state);
+                let which = match base {
+                    Msr::FsBase => SegmentBase::Fs,
+                    Msr::GsBase => SegmentBase::GsKernel,
+                    _ => SegmentBase::GsUser,
+                };
                 match base {
                     Msr::FsBase => state.fs_base = value,
                     Msr::GsBase => state.gs_base_kernel = value,
                     _ => state.gs_base_user = value,
                 }
-                // The selectors are those just read: the processor has accepted them before.
-                let _ = self.platform.write_live_segments(state);
+                self.platform.load_segment(state, which);
                 Ok(())
             }
+            Msr::TscAux => {
+                current.state.tsc_aux = u32::try_from(value).map_err(|_| msr::Fault)?;
+                self.platform.load_readable(&current.state);
+                Ok(())
+            }
+            Msr::McgStatus => {
+                current.state.mcg_status = value;
+                Ok(())
+            }
+            Msr::Machine(machine) => match machine.writes {
+                msr::Writes::Dropped if self.platform.read_msr(number).is_some() => Ok(()),
+                msr::Writes::Zero if value == 0 => Ok(()),
+                _ => Err(msr::Fault),
+            },
             Msr::HypercallPage => self.fill_hypercall_page(current, value),
             other => msr::write_fixed(other, value),
         }
     }
 
-    /// XSETBV: the feature set in force is the one the hypervisor chose; a guest may confirm it.
-    fn xsetbv(&self, state: &VcpuState) -> Result<(), Emulated> {
+    /// XSETBV: the guest chooses among the components that it is offered.
+    fn xsetbv(&self, state: &mut VcpuState) -> Result<(), Emulated> {
         if state.cr4 & CR4_OSXSAVE == 0 {
             return Err(Emulated::Raise(Exception::UD));
         }
-        let in_force = cpuid::XCR0_OFFERED & u64::from(self.platform.cpuid(0xd, 0)[0]);
-        if state.regs.rcx as u32 == 0 && pair(&state.regs) == in_force {
-            Ok(())
-        } else {
-            Err(Emulated::Raise(Exception::GP))
+        let offered = cpuid::XCR0_OFFERED & u64::from(self.platform.cpuid(0xd, 0)[0]);
+        let chosen = pair(&state.regs);
+        if state.regs.rcx as u32 != 0 || !cpuid::is_xcr0(chosen, offered) {
+            return Err(Emulated::Raise(Exception::GP));
         }
+        state.xcr0 = chosen;
+        self.platform.load_readable(state);
+        Ok(())
     }
 
     /// Whether the I/O privilege level that the guest gave itself covers the mode it is in.

@@ -12,7 +12,6 @@ use super::deliver::{Exception, PF_USER, PF_WRITE};
 use super::descriptor::CodeSegment;
 use super::emulate::{Emulated, gpr, set_gpr};
 use super::msr;
-use crate::access::Verbs;
 use crate::domain::{Current, Domain, GuestRegs};
 use crate::hypercall::Budget;
 use crate::hypervisor::Hypervisor;
@@ -250,8 +249,7 @@ impl<P: Platform> Hypervisor<P> {
 /// Whether a domain's kernel may write its L1 tables by plain stores: if it asked for that. Xen carries out the first domain's in
 /// any case, since it looks at its faults for another reason too.
 fn may_store_to_page_tables(domain: &Domain) -> bool {
-    domain.vm_assist.load(Ordering::Relaxed) & ASSIST_WRITABLE_PAGE_TABLES != 0
-        || domain.rights.lock().verbs.contains(Verbs::PLATFORM)
+    domain.vm_assist.load(Ordering::Relaxed) & ASSIST_WRITABLE_PAGE_TABLES != 0 || domain.is_hardware_domain()
 }
 
 /// Where a store goes: a naturally aligned word of 1 to 16 bytes.

@@ -1,7 +1,7 @@
 //! Model-specific registers as a guest's kernel sees them.
 //!
-//! Nothing here reads or writes the processor's own registers: each register has a fixed meaning below, is one of the
-//! segment bases and counters that the vCPU has anyway, or does not exist and faults. The set follows what Xen 4.17 gives
+//! Nothing here writes the processor's own registers, and of those only the few that tell of the machine are read: each register
+//! has a fixed meaning below, is one of the segment bases and counters that the vCPU has anyway, or does not exist and faults. The set follows what Xen 4.17 gives
 //! a paravirtualized kernel without performance counters.
 
 use super::cpuid::Vendor;
@@ -25,6 +25,10 @@ pub struct Context {
     pub boot_vcpu: bool,
     /// Whether the processor has no-execute pages.
     pub nx: bool,
+    /// Whether guests have TSC_AUX.
+    pub tsc_aux: bool,
+    /// Whether the domain is the first, which drives the machine.
+    pub hardware: bool,
 }
 
 impl Context {
@@ -51,8 +55,14 @@ pub enum Msr {
     UserGsBase,
     /// Time-stamp counter; read-only.
     Tsc,
-    /// Address of a page for the hypercall stubs; write-only.
+    /// What RDTSCP and RDPID give beside the time stamp.
+    TscAux,
+    /// Machine-check status, which is kept and means nothing.
+    McgStatus,
+    /// Address of a page for the hypercall stubs; reads as 0.
     HypercallPage,
+    /// The machine's own register, if it has it.
+    Machine(Machine),
     /// Reads as this value; writes are dropped.
     Fixed(u64),
     /// Reads as this value, and may be written with it only.
@@ -65,19 +75,54 @@ pub enum Msr {
     Missing,
 }
 
+/// How a register of the machine is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Bits that are shown.
+    keep: u64,
+    /// Bits that are set then.
+    set: u64,
+    /// What becomes of writes.
+    pub writes: Writes,
+}
+
+impl Machine {
+    /// What the guest reads when the machine's register holds `value`.
+    pub const fn shown(self, value: u64) -> u64 {
+        value & self.keep | self.set
+    }
+}
+
+/// What becomes of a write to a register of the machine; it never reaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// It faults.
+    Fault,
+    /// It is dropped, where there is such a register.
+    Dropped,
+    /// It is dropped if it is 0, and faults otherwise.
+    Zero,
+}
+
+const fn machine(writes: Writes) -> Msr {
+    Msr::Machine(Machine { keep: u64::MAX, set: 0, writes })
+}
+
 /// What register `number` is to this vCPU.
 pub fn lookup(number: u32, c: Context) -> Msr {
     match number {
+        // Machine-check address and type of old.
+        0 | 1 => Msr::ReadOnly(0),
         0x10 => Msr::Tsc,
         // PLATFORM_ID.
-        0x17 if c.intel() => Msr::ReadOnly(0),
+        0x17 if c.intel() => machine(Writes::Fault),
         // APIC_BASE: enabled at its usual place, which no guest can map.
         0x1b => Msr::ReadOnly(0xfee0_0800 | if c.boot_vcpu { 0x100 } else { 0 }),
         // FEATURE_CONTROL: locked, nothing on.
         0x3a if c.intel() => Msr::ReadOnly(1),
         // Microcode revision. Intel asks for 0 to be written before it is read.
-        0x8b if c.intel() => Msr::Constant(0),
-        0x8b if c.amd() => Msr::ReadOnly(0),
+        0x8b if c.intel() => machine(Writes::Zero),
+        0x8b if matches!(c.vendor, Vendor::Amd) => machine(Writes::Fault),
         // Performance counters, which are off.
         0xc1..=0xc8 | 0x186..=0x189 | 0x309..=0x30b | 0x38d..=0x390 if c.intel() => Msr::Fixed(0),
         0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b if c.amd() => Msr::Fixed(0),
@@ -86,15 +131,24 @@ pub fn lookup(number: u32, c: Context) -> Msr {
         0x140 => Msr::Constant(0),
         // MPERF, APERF.
         0xe7 | 0xe8 if c.intel() || c.amd() => Msr::WriteIgnored,
-        // Machine check: global registers, and banks, of which there are none.
-        0x179..=0x17b | 0x280..=0x29f | 0x400..=0x47f => Msr::Fixed(0),
+        // Machine check: two banks in which all is on and nothing ever happens, with software recovery on Intel's; status;
+        // control. The registers of more banks are there, and nothing.
+        0x179 => Msr::Fixed(if c.intel() { MCG_CAP_INTEL } else { MC_BANKS }),
+        0x17a => Msr::McgStatus,
+        0x400 | 0x404 => Msr::Fixed(u64::MAX),
+        0x401..=0x403 | 0x405..=0x407 => Msr::Constant(0),
+        0x17b | 0x280..=0x29f | 0x408..=0x47f => Msr::Fixed(0),
         // PERF_STATUS, PERF_CTL, THERM_STATUS.
         0x198 | 0x19c if c.intel() => Msr::ReadOnly(0),
         0x199 if c.intel() => Msr::Fixed(0),
         // THERM_CONTROL, ENERGY_PERF_BIAS.
         0x19a | 0x1b0 if c.intel() => Msr::WriteIgnored,
-        // MISC_ENABLE: fast strings; no branch trace store, no precise sampling, no xTPR messages.
-        0x1a0 if c.intel() => Msr::Fixed(1 | 1 << 11 | 1 << 12 | 1 << 23),
+        // MISC_ENABLE: no performance counters, no branch trace store, no precise sampling, no MONITOR, no xTPR messages.
+        0x1a0 => Msr::Machine(Machine {
+            keep: !(1 << 7 | 1 << 18),
+            set: 1 << 11 | 1 << 12 | 1 << 23,
+            writes: Writes::Dropped,
+        }),
         0x277 => Msr::ReadOnly(PAT),
         // PERF_CAPABILITIES.
         0x345 => Msr::ReadOnly(0),
@@ -104,15 +158,33 @@ pub fn lookup(number: u32, c: Context) -> Msr {
         0xc000_0100 => Msr::FsBase,
         0xc000_0101 => Msr::GsBase,
         0xc000_0102 => Msr::UserGsBase,
-        // HWCR, NB_CFG, voltage and P-state control.
-        0xc001_0015 | 0xc001_001f | 0xc001_0041 | 0xc001_0042 | 0xc001_0061..=0xc001_006b if c.amd() => {
-            Msr::Fixed(0)
+        0xc000_0103 if c.tsc_aux => Msr::TscAux,
+        // SYSCFG: where DRAM is, by the MTRRs and above 4 GiB. Then the ranges themselves.
+        0xc001_0010 if c.amd() && c.hardware => Msr::Machine(Machine {
+            keep: 1 << 18 | 1 << 20 | 1 << 21 | 1 << 22,
+            set: 0,
+            writes: Writes::Fault,
+        }),
+        0xc001_0016..=0xc001_001a | 0xc001_001d | 0xc001_0112 | 0xc001_0113 if c.amd() && c.hardware => {
+            machine(Writes::Fault)
         }
+        // NB_CFG.
+        0xc001_001f => Msr::Fixed(0),
+        // HWCR, voltage and P-state control.
+        0xc001_0015 | 0xc001_0041 | 0xc001_0042 | 0xc001_0061..=0xc001_006b if c.amd() => Msr::Fixed(0),
         // DE_CFG: LFENCE serialises.
         0xc001_1029 if c.amd() => Msr::Fixed(2),
         _ => Msr::Missing,
     }
 }
+
+/// Machine-check banks that guests see.
+const MC_BANKS: u64 = 2;
+/// On Intel's: with software recovery, threshold-based status, and interrupts for corrected errors.
+const MCG_CAP_INTEL: u64 = MCG_SER_P | MCG_TES_P | MCG_CMCI_P | MC_BANKS;
+const MCG_CMCI_P: u64 = 1 << 10;
+const MCG_TES_P: u64 = 1 << 11;
+const MCG_SER_P: u64 = 1 << 24;
 
 /// The privileged instruction faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +194,7 @@ pub struct Fault;
 pub fn read_fixed(msr: Msr) -> Result<u64, Fault> {
     match msr {
         Msr::Fixed(v) | Msr::Constant(v) | Msr::ReadOnly(v) => Ok(v),
+        Msr::HypercallPage => Ok(0),
         _ => Err(Fault),
     }
 }
@@ -140,7 +213,7 @@ mod tests {
     use super::*;
 
     fn context(vendor: Vendor) -> Context {
-        Context { vendor, boot_vcpu: true, nx: true }
+        Context { vendor, boot_vcpu: true, nx: true, tsc_aux: false, hardware: false }
     }
 
     #[test]
@@ -155,7 +228,14 @@ mod tests {
         assert_eq!(lookup(0xc000_0100, c), Msr::FsBase);
         assert_eq!(lookup(0xc000_0101, c), Msr::GsBase);
         assert_eq!(lookup(0xc000_0102, c), Msr::UserGsBase);
-        assert_eq!(read_fixed(lookup(0x179, c)), Ok(0));
+        assert_eq!(read_fixed(lookup(0x179, c)), Ok(2));
+        assert_eq!(read_fixed(lookup(0x404, c)), Ok(u64::MAX));
+        assert_eq!(write_fixed(lookup(0x404, c), 0), Ok(()));
+        assert_eq!(
+            (write_fixed(lookup(0x405, c), 0), write_fixed(lookup(0x405, c), 1)),
+            (Ok(()), Err(Fault))
+        );
+        assert_eq!(write_fixed(lookup(0x408, c), 1), Ok(()));
         assert_eq!(read_fixed(lookup(0xc001_1029, c)), Ok(2));
     }
 
@@ -196,9 +276,30 @@ mod tests {
     #[test]
     fn vendors_differ() {
         assert_eq!(lookup(0xc001_0015, context(Vendor::Intel)), Msr::Missing);
-        assert_eq!(lookup(0x1a0, context(Vendor::Amd)), Msr::Missing);
-        assert_eq!(read_fixed(lookup(0x1a0, context(Vendor::Intel))), Ok(0x0080_1801));
-        assert_eq!(write_fixed(lookup(0x8b, context(Vendor::Intel)), 0), Ok(()));
-        assert_eq!(write_fixed(lookup(0x8b, context(Vendor::Amd)), 0), Err(Fault));
+        assert_eq!(read_fixed(lookup(0x179, context(Vendor::Intel))), Ok(0x100_0c02));
+        let machine = |number, vendor| match lookup(number, context(vendor)) {
+            Msr::Machine(m) => m,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(machine(0x8b, Vendor::Intel).writes, Writes::Zero);
+        assert_eq!(machine(0x8b, Vendor::Amd).writes, Writes::Fault);
+        assert_eq!(lookup(0x8b, context(Vendor::Hygon)), Msr::Missing);
+    }
+
+    #[test]
+    fn registers_of_the_machine_are_shown_cut_down() {
+        let of = |number, hardware| match lookup(number, Context { hardware, ..context(Vendor::Amd) }) {
+            Msr::Machine(m) => Some((m.shown(0), m.shown(u64::MAX))),
+            _ => None,
+        };
+        assert_eq!(of(0x1a0, false), Some((0x80_1800, !0x4_0080)));
+        assert_eq!(of(0xc001_0010, true), Some((0, 0x74_0000)));
+        assert_eq!(of(0xc001_001a, true), Some((0, u64::MAX)));
+        for number in [0xc001_0010, 0xc001_0016, 0xc001_001a, 0xc001_001d, 0xc001_0112, 0xc001_0113] {
+            assert_eq!(of(number, false), None, "{number:#x}");
+        }
+        assert_eq!(lookup(0xc000_0103, context(Vendor::Amd)), Msr::Missing);
+        let with = Context { tsc_aux: true, ..context(Vendor::Amd) };
+        assert_eq!(lookup(0xc000_0103, with), Msr::TscAux);
     }
 }

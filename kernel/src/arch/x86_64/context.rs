@@ -8,6 +8,7 @@ use hv::domain::{GDT_FRAMES, VcpuState};
 use hv::platform::Fault;
 use hv::x86::layout::{self, PAGE_SIZE, is_canonical};
 use hypercall_abi::Mfn;
+use hypercall_abi::subops::SegmentBase;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 
 global_asm!(
@@ -114,6 +115,38 @@ pub fn write_segments(state: &mut VcpuState) -> Result<(), Fault> {
         unsafe { msr::write(register, base(value)) };
     }
     if faulted { Err(Fault) } else { Ok(()) }
+}
+
+/// Loads one base of `state`, which runs on this CPU in its kernel mode, or the selector and base of its user mode's GS.
+pub fn load_segment(state: &VcpuState, which: SegmentBase) {
+    let write = |register, value| {
+        // SAFETY: canonical, and ring 0 never uses FS or GS.
+        unsafe { msr::write(register, base(value)) };
+    };
+    match which {
+        SegmentBase::Fs => write(msr::FS_BASE, state.fs_base),
+        SegmentBase::GsKernel => write(msr::GS_BASE, state.gs_base_kernel),
+        SegmentBase::GsUser => write(msr::KERNEL_GS_BASE, state.gs_base_user),
+        SegmentBase::GsUserSel => {
+            // A load changes the base in force, which is the kernel's.
+            let kernel = msr::gs_base(info().cr4.contains(Cr4Flags::FSGSBASE));
+            // SAFETY: the load may fault, which the fix-up mends. Ring 0 does not use GS.
+            let _null_after_a_fault = unsafe { load_gs(guest_selector(state.selectors.gs)) };
+            write(msr::GS_BASE, kernel);
+            write(msr::KERNEL_GS_BASE, state.gs_base_user);
+        }
+    }
+}
+
+/// Loads the registers of `state` that guests read without a trap: XCR0 and TSC_AUX.
+pub fn load_readable(state: &VcpuState) {
+    let info = info();
+    fpu::set_xcr0(&mut info.xcr0, state.xcr0);
+    if info.has_tsc_aux && info.tsc_aux != state.tsc_aux {
+        info.tsc_aux = state.tsc_aux;
+        // SAFETY: a 32-bit value that only RDTSCP and RDPID see; ring 0 executes neither.
+        unsafe { msr::write(msr::TSC_AUX, u64::from(state.tsc_aux)) };
+    }
 }
 
 /// Exchanges the GS bases: the guest has just changed to the mode that `kernel_mode` says.
@@ -245,8 +278,9 @@ pub fn load_cr4(state: &VcpuState) {
 /// Saves what this CPU still holds of `state`. Nothing of the vCPU is left in the registers that matter.
 pub fn leave(state: &mut VcpuState) {
     read_segments(state);
-    fpu::save(state.vectors.bytes_mut());
     let info = info();
+    fpu::set_xcr0(&mut info.xcr0, fpu::xcr0());
+    fpu::save(state.vectors.bytes_mut());
     if info.breakpoints_on {
         debug_off();
         info.breakpoints_on = false;
@@ -261,8 +295,10 @@ pub fn enter(state: &mut VcpuState) -> Result<(), Fault> {
     // A selector that cannot be loaded any more has become null: policy tells the guest.
     let selectors = write_segments(state);
     load_debug_registers(state);
+    fpu::set_xcr0(&mut info().xcr0, fpu::xcr0());
     fpu::load(state.vectors.bytes_mut());
     set_task_switched(state.task_switched);
+    load_readable(state);
 
     let info = info();
     state.cpu_stack = info.block() + percpu::INFO_OFFSET;

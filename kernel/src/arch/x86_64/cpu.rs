@@ -103,6 +103,12 @@ pub fn physical_address_bits() -> u32 {
     (leaf(0x8000_0008).eax & 0xff).clamp(36, 52)
 }
 
+/// Whether there is TSC_AUX: for RDTSCP, or for RDPID.
+pub fn has_tsc_aux() -> bool {
+    let rdtscp = cpuid(0x8000_0000, 0).eax > 0x8000_0000 && cpuid(0x8000_0001, 0).edx & 1 << 27 != 0;
+    rdtscp || cpuid(0, 0).eax >= 7 && cpuid(7, 0).ecx & 1 << 22 != 0
+}
+
 /// Whether pages can be made not executable.
 pub fn has_nx() -> bool {
     PUBLISHED.load(Ordering::Relaxed) & Features::NX != 0

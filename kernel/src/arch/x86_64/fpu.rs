@@ -37,12 +37,35 @@ pub fn init() {
     SIZE.store((cpu::cpuid(0xd, 0).ebx as usize).max(FXSAVE_SIZE + 64), Ordering::Relaxed);
 }
 
+/// Puts `wanted` into XCR0 as far as this processor and we know its components, and in a combination that it accepts. What the
+/// register holds is remembered in `live`.
+pub fn set_xcr0(live: &mut u64, wanted: u64) {
+    const SSE: u64 = 1 << 1;
+    const AVX: u64 = 1 << 2;
+    let all = xcr0();
+    if all == 0 {
+        return;
+    }
+    // x87 is always on, and AVX is an extension of SSE.
+    let mut value = wanted & all | 1;
+    if value & AVX != 0 {
+        value |= SSE;
+    }
+    if *live != value {
+        *live = value;
+        // SAFETY: components that `init` found, in a legal combination; ring 0 uses none of them.
+        unsafe {
+            asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
+        };
+    }
+}
+
 /// Bytes of the save area.
 pub fn size() -> usize {
     SIZE.load(Ordering::Relaxed)
 }
 
-/// XCR0 of every CPU, 0 without XSAVE.
+/// XCR0 with all that guests may have, as it is on a CPU on which none runs; 0 without XSAVE.
 pub fn xcr0() -> u64 {
     XCR0.load(Ordering::Relaxed)
 }
@@ -63,7 +86,7 @@ pub fn initial(area: &mut [u8]) {
     }
 }
 
-/// Saves the registers into `area`.
+/// Saves the registers into `area`. All components must be on in XCR0, so that those that the guest has turned off are kept too.
 ///
 /// # Panics
 /// When `area` is too small or not aligned to 64 bytes.
@@ -73,7 +96,7 @@ pub fn save(area: &mut [u8]) {
     unsafe { vector_save(area.as_mut_ptr()) };
 }
 
-/// Loads the registers from `area`.
+/// Loads the registers from `area`. All components must be on in XCR0.
 ///
 /// # Panics
 /// When `area` is too small or not aligned to 64 bytes.

@@ -1,13 +1,14 @@
 //! The x86 machine as policy sees it.
 
 use super::boot::{machine, smp};
-use super::{apic, clock, context, cpu, epitaph, fpu, ioapic, paging, percpu, power, serial, usercopy};
+use super::{apic, clock, context, cpu, epitaph, fpu, ioapic, msr, paging, percpu, power, serial, usercopy};
 use core::sync::atomic::Ordering;
 use hv::domain::VcpuState;
 use hv::platform::{CpuId, CpuSet, Fault, FrameWords, HaltReason, Platform, TimeScale, TlbFlush};
 use hv::watchdog::Stuck;
 use hv::x86::layout::{self, PAGE_SIZE};
 use hypercall_abi::Mfn;
+use hypercall_abi::subops::SegmentBase;
 use x86_64::instructions::port::Port;
 use x86_64::registers::control::{Cr3, Cr3Flags, Cr4, Cr4Flags};
 use x86_64::structures::paging::PhysFrame;
@@ -202,8 +203,16 @@ impl Platform for Machine {
         context::read_segments(state);
     }
 
-    fn write_live_segments(&self, state: &mut VcpuState) -> Result<(), Fault> {
-        context::write_segments(state)
+    fn load_segment(&self, state: &VcpuState, which: SegmentBase) {
+        context::load_segment(state, which);
+    }
+
+    fn load_readable(&self, state: &VcpuState) {
+        context::load_readable(state);
+    }
+
+    fn read_msr(&self, number: u32) -> Option<u64> {
+        msr::try_read(number)
     }
 
     fn swap_guest_gs(&self, state: &mut VcpuState) {

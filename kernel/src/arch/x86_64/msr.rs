@@ -1,6 +1,6 @@
 //! Model-specific registers that guests own or that set up the entry.
 
-use core::arch::asm;
+use core::arch::{asm, global_asm};
 use x86_64::registers::model_specific::Msr;
 
 /// Base of FS.
@@ -23,8 +23,43 @@ pub const SYSENTER_CS: u32 = 0x174;
 pub const SYSENTER_ESP: u32 = 0x175;
 /// Target of SYSENTER.
 pub const SYSENTER_EIP: u32 = 0x176;
+/// What RDTSCP and RDPID give beside the time stamp.
+pub const TSC_AUX: u32 = 0xc000_0103;
 /// Local APIC base and mode.
 pub const APIC_BASE: u32 = 0x1b;
+
+global_asm!(
+    include_str!("macros.s"),
+    r#"
+    .pushsection .text.try_read_msr, "ax", @progbits
+    .balign 16
+    .globl try_read_msr
+try_read_msr:                           /* (number, where to) -> 0, or 1 after a fault */
+    mov ecx, edi
+try_read_msr_at:
+    rdmsr
+    mov [rsi], eax
+    mov [rsi + 4], edx
+    xor eax, eax
+    ret
+try_read_msr_fault:
+    mov eax, 1
+    ret
+    FIXUP try_read_msr_at, try_read_msr_fault
+    .popsection
+    "#
+);
+
+unsafe extern "C" {
+    fn try_read_msr(number: u32, value: *mut u64) -> u32;
+}
+
+/// Reads a register that the processor may not have.
+pub fn try_read(msr: u32) -> Option<u64> {
+    let mut value = 0;
+    // SAFETY: writes only `value`; reading a register has no effect on memory, and a missing one is a fault that is mended.
+    (unsafe { try_read_msr(msr, &raw mut value) } == 0).then_some(value)
+}
 
 /// Reads a register that the processor has.
 pub fn read(msr: u32) -> u64 {

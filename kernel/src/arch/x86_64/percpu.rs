@@ -28,6 +28,12 @@ pub struct CpuInfo {
     pub cr4: Cr4Flags,
     /// See `cr4`.
     pub base_cr4: Cr4Flags,
+    /// XCR0 as it is; 0 when it was not written yet, or without XSAVE.
+    pub xcr0: u64,
+    /// TSC_AUX as it is, on a processor that has it.
+    pub tsc_aux: u32,
+    /// See `tsc_aux`.
+    pub has_tsc_aux: bool,
     /// Policy's part: the vCPU that runs here, owned. None until policy starts on this CPU.
     pub cpu: Option<Cpu>,
     /// Task state: interrupt stacks, and the stack on which ring 3 enters.

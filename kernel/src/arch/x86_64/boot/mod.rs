@@ -291,6 +291,11 @@ unsafe fn prepare_info(memory: &CpuMemory) {
     info.number = memory.number;
     info.window_l1 = memory.window_l1;
     info.gdt_page = memory.gdt_page;
+    info.has_tsc_aux = super::cpu::has_tsc_aux();
+    if info.has_tsc_aux {
+        // SAFETY: its value after reset, and what `tsc_aux` says.
+        unsafe { super::msr::write(super::msr::TSC_AUX, 0) };
+    }
     let info: &'static mut CpuInfo = info;
     // SAFETY: this CPU's data and page, mapped by `make_cpu`.
     unsafe { tables::load(info, memory.gdt_page) };

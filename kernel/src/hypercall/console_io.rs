@@ -57,6 +57,10 @@ fn read<P: Platform>(hv: &Hypervisor<P>, count: u64, buffer: u64) -> HcResult {
     let mut chunk = [0; CHUNK];
     let wanted = chunk.get_mut(..count.min(CHUNK as u64) as usize).unwrap_or_default();
     let got = hv.platform.console_read(wanted);
+    if got == 0 {
+        // As on Xen, nobody looks at where nothing is to go.
+        return Ok(0);
+    }
     // What was taken and cannot be stored is lost, as from a terminal.
     hv.platform.copy_to_guest(buffer, wanted.get(..got).unwrap_or_default()).map_err(|_| Errno::EFAULT)?;
     Ok(got as u64)

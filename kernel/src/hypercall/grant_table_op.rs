@@ -106,7 +106,18 @@ pub fn grant_table_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, ar
         return Err(Errno::EINVAL.into());
     }
     let command = command?;
-    if !is_guest_list(list) {
+    let is_list = matches!(
+        command,
+        GnttabOp::MapGrantRef
+            | GnttabOp::UnmapGrantRef
+            | GnttabOp::UnmapAndReplace
+            | GnttabOp::Transfer
+            | GnttabOp::Copy
+            | GnttabOp::SwapGrantRef
+            | GnttabOp::CacheFlush
+    );
+    // Even one of no elements.
+    if is_list && !is_guest_list(list) {
         return Err(Errno::EFAULT.into());
     }
     let result = match command {

@@ -3,9 +3,9 @@
 use hypercall_abi::memory::{
     AccessOpArgument, AddToPhysmap, AddToPhysmapBatch, E820_MAX, E820Entry, ForeignMemoryMap, MEMOP_CMD_MASK,
     MEMOP_EXTENT_SHIFT, MachphysMapping, MachphysMfnList, MemoryDomain, MemoryExchange, MemoryMap,
-    MemoryReservation, PodTarget, RemoveFromPhysmap, ReservedDeviceMemory, ReservedDeviceMemoryMap,
-    VnumaTopologyInfo, XENMAPSPACE_GMFN_FOREIGN, XENMAPSPACE_GMFN_RANGE, XENMEM_RDM_ALL,
-    XENMEMF_ADDRESS_BITS_MASK, XENMEMF_EXACT_NODE_REQUEST, XENMEMF_POPULATE_ON_DEMAND,
+    MemoryReservation, PodTarget, RemoveFromPhysmap, ReservedDeviceMemoryMap, VnumaTopologyInfo,
+    XENMAPSPACE_GMFN_FOREIGN, XENMAPSPACE_GMFN_RANGE, XENMEM_RDM_ALL, XENMEMF_ADDRESS_BITS_MASK,
+    XENMEMF_EXACT_NODE_REQUEST, XENMEMF_POPULATE_ON_DEMAND,
 };
 use hypercall_abi::shared_info::SharedInfo;
 use hypercall_abi::subops::MemoryOp;
@@ -13,6 +13,7 @@ use hypercall_abi::{DomId, Errno, Mfn};
 
 use alloc::sync::Arc;
 
+use super::guest_memory::{is_guest_list, is_guest_part};
 use super::memory_resource::acquire_resource;
 use super::{Args, Budget, Exit, HcResult};
 use crate::access::Verbs;
@@ -21,7 +22,6 @@ use crate::hypervisor::Hypervisor;
 use crate::mm::m2p::INVALID;
 use crate::mm::{MAX_ORDER, TlbDebt};
 use crate::platform::Platform;
-use crate::x86::layout::is_guest_range;
 
 /// Largest extent of a domain without the control right: 2 MiB, as on Xen.
 const MAX_GUEST_ORDER: u32 = 9;
@@ -200,8 +200,7 @@ fn run<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, budge
         }
         MemoryOp::ReservedDeviceMemoryMap => {
             let mut request: ReservedDeviceMemoryMap = hv.read_guest(arg)?;
-            let room = u64::from(request.nr_entries) * size_of::<ReservedDeviceMemory>() as u64;
-            if !is_guest_range(request.buffer.addr(), room) {
+            if !is_guest_list(request.buffer.addr()) {
                 return Err(Errno::EFAULT.into());
             }
             if request.flags & !XENMEM_RDM_ALL != 0 {
@@ -322,6 +321,7 @@ fn reservation<P: Platform>(
         || request.mem_flags & XENMEMF_EXACT_NODE_REQUEST != 0 && !privileged
         || request.mem_flags & XENMEMF_POPULATE_ON_DEMAND != 0
         || request.extent_start.is_null() && op != MemoryOp::IncreaseReservation
+        || !is_guest_part::<u64>(request.extent_start.addr(), start, request.nr_extents - 1)
     {
         return (start, false);
     }
@@ -422,7 +422,12 @@ fn exchange<P: Platform>(
 ) -> HcResult {
     let arg = args[1];
     let mut request: MemoryExchange = hv.read_guest(arg)?;
+    let before = request.nr_exchanged;
     let result = exchange_chunks(hv, current, &mut request, budget);
+    if result == Ok(false) && request.nr_exchanged == before {
+        // Nothing was left to do, nor is there anything to tell.
+        return Ok(0);
+    }
     let stored = hv.write_guest(
         arg.wrapping_add(core::mem::offset_of!(MemoryExchange, nr_exchanged) as u64),
         &request.nr_exchanged,
@@ -463,6 +468,15 @@ fn exchange_chunks<P: Platform>(
     }
     if request.nr_exchanged == input.nr_extents {
         return Ok(false);
+    }
+    let last = |r: &MemoryReservation| r.nr_extents.wrapping_sub(1);
+    let next_out = request.nr_exchanged << input.extent_order.saturating_sub(output.extent_order)
+        >> output.extent_order.saturating_sub(input.extent_order);
+    // Before anything is taken: a list that cannot be the guest's would lose frames.
+    if !is_guest_part::<u64>(input.extent_start.addr(), request.nr_exchanged, last(&input))
+        || !is_guest_part::<u64>(output.extent_start.addr(), next_out, last(&output))
+    {
+        return Err(Errno::EFAULT);
     }
     let domain = target(hv, current, input.domid)?;
     // A chunk is one extent of the larger side.

@@ -3,6 +3,7 @@
 use hypercall_abi::mmu::{MMU_UPDATE_PREEMPTED, MmuCommand, MmuUpdate};
 use hypercall_abi::{DomId, Errno, MachAddr};
 
+use super::guest_memory::is_guest_list;
 use super::{Args, Budget, Exit, HcResult};
 use crate::access::Verbs;
 use crate::domain::Current;
@@ -116,6 +117,10 @@ impl Progress {
             // Made by `finish` below; a guest that makes it up gets its own number back.
             let result = i64::from(domid_arg as u32 as i32);
             return Ok(Start::Finished(Ok(result as u64)));
+        }
+        // Even one of no operations.
+        if !is_guest_list(list) {
+            return Err(Errno::EFAULT.into());
         }
         let mut done_before = 0;
         if count & MMU_UPDATE_PREEMPTED != 0 && done_address != 0 {

@@ -3,6 +3,7 @@
 use hypercall_abi::mmu::MulticallEntry;
 use hypercall_abi::{Errno, Hypercall};
 
+use super::guest_memory::is_guest_list;
 use super::{Args, Exit, HcResult, dispatch};
 use crate::domain::Current;
 use crate::hypervisor::Hypervisor;
@@ -18,6 +19,10 @@ const RESULT_OFFSET: u64 = 8;
 /// not run.
 pub fn multicall<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [mut list, count, ..] = args;
+    // Even one of no calls.
+    if !is_guest_list(list) {
+        return Err(Errno::EFAULT.into());
+    }
     let mut left = count & 0xffff_ffff;
     while left > 0 {
         let mut entry: MulticallEntry = hv.read_guest(list)?;

@@ -13,16 +13,14 @@ use hypercall_abi::subops::PhysdevOp;
 use hypercall_abi::{DomId, Errno, Mfn};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::guest_memory::is_guest_list;
 use super::{Args, HcResult};
 use crate::access::{PIRQS, Verbs};
 use crate::domain::Current;
 use crate::hypervisor::Hypervisor;
 use crate::page_ref::Writable;
 use crate::platform::Platform;
-use crate::x86::layout::is_guest_range;
 
-/// Bytes of a whole port bitmap, as Xen counts them: one bit for each port.
-const BITMAP_BYTES: u64 = 8192;
 /// Number of ports.
 const PORTS: u32 = 0x1_0000;
 /// First number of a global interrupt that is no ISA one.
@@ -48,7 +46,8 @@ pub fn physdev_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: 
         PhysdevOp::SetIobitmap => {
             let request: PhysdevSetIobitmap = hv.read_guest(arg)?;
             let bitmap = request.bitmap.addr();
-            if !is_guest_range(bitmap, BITMAP_BYTES) || request.nr_ports > PORTS {
+            // Where it ends shows when a port is looked up.
+            if !is_guest_list(bitmap) || request.nr_ports > PORTS {
                 return Err(Errno::EINVAL.into());
             }
             current.state.io_bitmap = (bitmap, request.nr_ports);
@@ -106,8 +105,12 @@ pub fn physdev_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: 
             hv.write_guest(arg, &request)?;
         }
         PhysdevOp::ApicRead | PhysdevOp::ApicWrite => {
-            let _: PhysdevApic = hv.read_guest(arg)?;
+            let request: PhysdevApic = hv.read_guest(arg)?;
             hv.require(current, Verbs::CONTROL)?;
+            if command == PhysdevOp::ApicRead.number().into() {
+                // Xen writes it back in any case, and that it could not counts more.
+                hv.write_guest(arg, &request)?;
+            }
             return Err(Errno::EINVAL.into());
         }
         PhysdevOp::SetupGsi => {

@@ -7,8 +7,11 @@
 
 extern crate alloc;
 
+pub mod counts;
 pub mod handles;
+pub mod owners;
 pub mod peer;
+pub mod state;
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};

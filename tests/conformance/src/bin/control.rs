@@ -4,17 +4,24 @@
 
 extern crate alloc;
 
-use conformance::{NOWHERE, at, call, evtchn, memop, only_on, only_privileged};
+use conformance::{NOWHERE, at, call, evtchn, grant, memop, only_on, only_privileged, physdev};
 use guest_sdk::abi::control::{ControlOp, CreateDomain, DomainState, Version};
-use guest_sdk::abi::evtchn::{EVTCHNSTAT_CLOSED, EVTCHNSTAT_UNBOUND, EvtchnReset, EvtchnStatus};
-use guest_sdk::abi::memory::{
-    AcquireResource, XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED,
-    XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS, XENMEM_RESOURCE_IOREQ_SERVER, XENMEM_RESOURCE_VMTRACE_BUF,
+use guest_sdk::abi::evtchn::{
+    EVTCHNSTAT_CLOSED, EVTCHNSTAT_UNBOUND, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi,
+    EvtchnBindPirq, EvtchnBindVirq, EvtchnClose, EvtchnInitControl, EvtchnReset, EvtchnStatus,
 };
+use guest_sdk::abi::grant::GnttabSetVersion;
+use guest_sdk::abi::memory::{
+    AcquireResource, MemoryExchange, MemoryReservation, XENMEM_RESOURCE_GRANT_TABLE,
+    XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED, XENMEM_RESOURCE_GRANT_TABLE_ID_STATUS,
+    XENMEM_RESOURCE_IOREQ_SERVER, XENMEM_RESOURCE_VMTRACE_BUF,
+};
+use guest_sdk::abi::physdev::{MAP_PIRQ_TYPE_GSI, PhysdevMapPirq};
 use guest_sdk::abi::sched::ShutdownReason;
-use guest_sdk::abi::subops::{EvtchnOp, MemoryOp};
-use guest_sdk::abi::{DomId, Errno, GuestHandle, Hypercall, Port};
-use guest_sdk::testkit::{self, Verdict, cases, check, check_eq};
+use guest_sdk::abi::subops::{EvtchnOp, GnttabOp, MemoryOp, PhysdevOp};
+use guest_sdk::abi::{DomId, Errno, Gfn, GuestHandle, Hypercall, Port, Virq};
+use guest_sdk::memory::{self, Page};
+use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq};
 use guest_sdk::{Domain, entry};
 use guest_sdk::{control, xen_control};
 
@@ -34,6 +41,7 @@ fn main(domain: Domain) {
             commands_of_nobody_are_refused,
             ports_of_a_domain_that_runs_are_not_reset,
             resources_are_of_known_kinds,
+            calls_that_take_memory_are_refused_without,
         ],
     )
 }
@@ -290,5 +298,151 @@ fn resources_are_of_known_kinds(_: &mut Domain) -> Verdict {
     check_eq!(acquire(XENMEM_RESOURCE_GRANT_TABLE, XENMEM_RESOURCE_GRANT_TABLE_ID_SHARED), Ok(0));
     check!(frames[0] != 0 && frames[1] == 0, "{frames:x?}");
     check_eq!(end(made), Ok(()));
+    Ok(())
+}
+
+/// A domain that has all memory that is free; then nobody gets any.
+fn hoarder() -> Result<DomId, Errno> {
+    let request = CreateDomain { max_vcpus: 1, max_pages: 1 << 30, ..CreateDomain::default() };
+    let made = control::create_domain(DomId::INVALID, request)?.domid;
+    let mut pfn = 0;
+    for chunk in [256, 1] {
+        loop {
+            let mut frames = [0u64; 256];
+            for frame in &mut frames[..chunk] {
+                *frame = pfn;
+                pfn += 1;
+            }
+            if control::populate(made, &mut frames[..chunk]).is_err() {
+                break;
+            }
+        }
+    }
+    Ok(made)
+}
+
+fn unbound() -> Result<Port, Errno> {
+    let mut argument = EvtchnAllocUnbound { dom: DomId::SELF, remote_dom: DomId::SELF, port: Port::new(0) };
+    evtchn(EvtchnOp::AllocUnbound, &mut argument)?;
+    Ok(argument.port)
+}
+
+fn interdomain(remote_port: Port) -> Result<Port, Errno> {
+    let mut argument =
+        EvtchnBindInterdomain { remote_dom: DomId::SELF, pad0: 0, remote_port, local_port: Port::new(0) };
+    evtchn(EvtchnOp::BindInterdomain, &mut argument)?;
+    Ok(argument.local_port)
+}
+
+fn ipi() -> Result<Port, Errno> {
+    let mut argument = EvtchnBindIpi { vcpu: 0, port: Port::new(0) };
+    evtchn(EvtchnOp::BindIpi, &mut argument)?;
+    Ok(argument.port)
+}
+
+fn virq() -> Result<Port, Errno> {
+    let mut argument = EvtchnBindVirq { virq: Virq::DEBUG.get(), vcpu: 0, port: Port::new(0) };
+    evtchn(EvtchnOp::BindVirq, &mut argument)?;
+    Ok(argument.port)
+}
+
+/// The clock chip's interrupt.
+fn pirq() -> Result<Port, Errno> {
+    let mut argument = EvtchnBindPirq { pirq: 8, flags: 0, port: Port::new(0) };
+    evtchn(EvtchnOp::BindPirq, &mut argument)?;
+    Ok(argument.port)
+}
+
+fn close(port: Port) -> Result<u64, Errno> {
+    evtchn(EvtchnOp::Close, &mut EvtchnClose { port })
+}
+
+fn set_version(version: u32) -> Result<u64, Errno> {
+    grant(GnttabOp::SetVersion, &mut GnttabSetVersion { version })
+}
+
+/// Exchanges the frame of a page for another: the answer, and how many were exchanged. The page is at its place again after that.
+fn exchange(page: &mut Option<Page>) -> Result<(Result<u64, Errno>, u64), Stop> {
+    let whole = page.take().ok_or("no page")?;
+    let frame = whole.mfn();
+    let pfn = memory::mfn_to_pfn(frame).ok_or("no pfn")?.get();
+    let address = whole.leak();
+    // SAFETY: the page is leaked.
+    unsafe { memory::set_leaf(address, 0)? };
+    let (mut input, mut output) = ([frame.get()], [pfn]);
+    let list = |list: &mut [u64; 1]| MemoryReservation {
+        extent_start: GuestHandle::new(at(list)),
+        nr_extents: 1,
+        domid: DomId::SELF,
+        ..MemoryReservation::default()
+    };
+    let mut request = MemoryExchange { input: list(&mut input), output: list(&mut output), nr_exchanged: 0 };
+    let answer = memop(MemoryOp::Exchange, &mut request);
+    let now = if answer.is_ok() { output[0] } else { frame.get() };
+    let info = guest_sdk::rt::start::start_info().ok_or("no start info")?;
+    // SAFETY: the entry of the page in the domain's own list; nothing is mapped at its place.
+    unsafe {
+        (info.mfn_list as *mut u64).add(pfn as usize).write_volatile(now);
+        memory::set_leaf(address, now << 12 | 0x63 | 1 << 63)?;
+        *page = Some(Page::from_leaked(address));
+    }
+    Ok((answer, request.nr_exchanged))
+}
+
+fn calls_that_take_memory_are_refused_without(_: &mut Domain) -> Verdict {
+    only_on(true, "who takes all memory of a Xen takes what it needs itself")?;
+    only_privileged(OTHERS)?;
+    let mut pin = PhysdevMapPirq {
+        domid: DomId::SELF,
+        kind: MAP_PIRQ_TYPE_GSI,
+        index: 8,
+        pirq: 8,
+        ..PhysdevMapPirq::default()
+    };
+    check_eq!(physdev(PhysdevOp::MapPirq, &mut pin), Ok(0));
+    let mut page = Some(Page::new()?);
+    let control = Page::new()?;
+    let control_gfn = Gfn::new(control.mfn().get());
+    let mut ports = alloc::vec::Vec::with_capacity(5000);
+    // The first domain may make tables of the hypervisor grow.
+    destroy(
+        control::create_domain(DomId::INVALID, CreateDomain { max_vcpus: 1, ..CreateDomain::default() })?
+            .domid,
+    )?;
+    let before = free_frames()?;
+
+    // What is found is looked at when the memory is free again.
+    let hoarder = hoarder()?;
+    let end = loop {
+        match unbound() {
+            Ok(port) if ports.len() < 5000 => ports.push(port),
+            answer => break answer,
+        }
+    };
+    let waiting = ports.first().copied().unwrap_or(Port::new(0));
+    let kinds = [interdomain(waiting), virq(), ipi(), pirq()];
+    let versions = set_version(2);
+    let mut form = EvtchnInitControl { control_gfn, ..EvtchnInitControl::default() };
+    let fifo = evtchn(EvtchnOp::InitControl, &mut form);
+    let exchanged = exchange(&mut page);
+    let closed = ports.iter().all(|port| close(*port) == Ok(0));
+    destroy(hoarder)?;
+
+    check!(!ports.is_empty() && closed, "{} ports", ports.len());
+    check_eq!(end, Err(Errno::ENOMEM), "an unbound port, after {}", ports.len());
+    check_eq!(kinds, [Err(Errno::ENOMEM); 4], "bound to a port, a virtual interrupt, a vCPU, an interrupt");
+    check_eq!(versions, Err(Errno::ENOMEM), "status frames");
+    check_eq!(fifo, Err(Errno::ENOMEM), "the FIFO form");
+    check_eq!(exchanged?, (Err(Errno::ENOMEM), 0));
+    check_eq!(free_frames()?, before, "nothing was kept");
+
+    // The same, now that there is memory; but for the FIFO form, from which there is no way back.
+    let waiting = unbound()?;
+    for (kind, bind) in [interdomain(waiting), virq(), ipi(), pirq()].into_iter().enumerate() {
+        check_eq!(bind.map(close), Ok(Ok(0)), "kind {kind}");
+    }
+    check_eq!(close(waiting), Ok(0));
+    check_eq!((set_version(2), set_version(1)), (Ok(0), Ok(0)));
+    check_eq!(exchange(&mut page)?, (Ok(0), 1));
     Ok(())
 }

@@ -42,6 +42,8 @@ pub struct Conformance {
     pub only_dom0: Option<String>,
     /// vCPUs of the domain, in both roles.
     pub vcpus: u32,
+    /// Processors that the machine has at least.
+    pub smp: u32,
 }
 
 /// `[package.metadata.conformance]` of a package of test guests.
@@ -58,6 +60,8 @@ struct ConformanceKeys {
     only_dom0: BTreeMap<String, String>,
     /// For an image, how many vCPUs it has, if not 2.
     vcpus: BTreeMap<String, u32>,
+    /// For an image, how many processors it wants, if more than one.
+    smp: BTreeMap<String, u32>,
 }
 
 impl ConformanceKeys {
@@ -67,6 +71,7 @@ impl ConformanceKeys {
             icount: self.icount.iter().any(|name| name == image),
             only_dom0: self.only_dom0.get(image).cloned(),
             vcpus: self.vcpus.get(image).copied().unwrap_or(2),
+            smp: self.smp.get(image).copied().unwrap_or(1),
         }
     }
 }

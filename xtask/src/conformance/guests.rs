@@ -39,6 +39,7 @@ pub fn batch(
     bench: &Bench,
     host: Host,
     hypervisor: Option<&Path>,
+    smp: u32,
     name: &str,
     jobs: &[Job],
 ) -> Result<BTreeMap<String, (String, String)>> {
@@ -74,6 +75,7 @@ pub fn batch(
         words: "dom0_mem=192M",
         cmdline: "",
         icount: false,
+        smp,
         timeout,
     })?;
     let end = watched.end.to_string();
@@ -131,7 +133,12 @@ fn ending(text: &str, name: &str) -> Option<String> {
 ///
 /// # Errors
 /// When a boot cannot be made.
-pub fn as_domu(bench: &Bench, host: Host, selection: &Selection) -> Result<BTreeMap<String, Verdicts>> {
+pub fn as_domu(
+    bench: &Bench,
+    host: Host,
+    smp: u32,
+    selection: &Selection,
+) -> Result<BTreeMap<String, Verdicts>> {
     let mut found: BTreeMap<String, Verdicts> = BTreeMap::new();
     for (image, cases) in selection {
         let reason = bench.workspace.guest(image)?.conformance.only_dom0.as_ref();
@@ -159,7 +166,8 @@ pub fn as_domu(bench: &Bench, host: Host, selection: &Selection) -> Result<BTree
         if jobs.is_empty() {
             break;
         }
-        let mut printed = batch(bench, host, None, &format!("{host}-domu-{round}"), &jobs)?;
+        let name = format!("{host}-domu-{smp}-{round}");
+        let mut printed = batch(bench, host, None, smp, &name, &jobs)?;
         for (image, left) in open {
             let (text, end) = printed.remove(image).unwrap_or_default();
             let verdicts = found.entry(image.clone()).or_default();

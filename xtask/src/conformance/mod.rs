@@ -55,7 +55,7 @@ pub struct Args {
     /// Only list the cases
     #[arg(long)]
     list: bool,
-    /// CPUs of the machine
+    /// CPUs of the machine; an image may want more
     #[arg(long, value_name = "N", default_value_t = 1)]
     smp: u32,
     /// Boots at a time (default: one for each CPU)
@@ -219,7 +219,7 @@ pub struct Bench<'a> {
     pub workspace: &'a Workspace,
     /// What was built.
     pub built: &'a Built,
-    /// CPUs of each machine.
+    /// CPUs of each machine at least: an image may want more.
     pub smp: u32,
     /// Boots at a time.
     pub jobs: usize,
@@ -375,10 +375,20 @@ fn names(selection: &Selection) -> impl Iterator<Item = String> + '_ {
 /// Verdicts of some cases of one image.
 type Verdicts = BTreeMap<String, Verdict>;
 
-/// One thing to run: an image as dom0, or all images as unprivileged domains.
+/// One thing to run: an image as dom0, or all images that are content with so many processors as unprivileged domains.
 enum Unit<'a> {
     Dom0(Host, &'a Image, &'a [String]),
-    Domu(Host),
+    Domu(Host, u32, &'a Selection),
+}
+
+/// The selected cases by the number of processors that their images' machines have.
+fn by_processors(bench: &Bench, selection: &Selection) -> Result<BTreeMap<u32, Selection>> {
+    let mut groups: BTreeMap<u32, Selection> = BTreeMap::new();
+    for (image, cases) in selection {
+        let smp = bench.workspace.guest(image)?.conformance.smp.max(bench.smp);
+        groups.entry(smp).or_default().insert(image.clone(), cases.clone());
+    }
+    Ok(groups)
 }
 
 /// Runs the cases in all those places.
@@ -386,11 +396,14 @@ enum Unit<'a> {
 /// # Errors
 /// When something cannot be run at all.
 pub fn run(bench: &Bench, selection: &Selection, places: &[Place]) -> Result<Vec<Row>> {
+    let groups = by_processors(bench, selection)?;
     let mut units = Vec::new();
     for place in places {
         match place.role {
             // Longest first.
-            Role::Domu => units.insert(0, Unit::Domu(place.host)),
+            Role::Domu => units
+                .splice(0..0, groups.iter().map(|(smp, selection)| Unit::Domu(place.host, *smp, selection)))
+                .for_each(drop),
             Role::Dom0 => {
                 for (image, cases) in selection {
                     units.push(Unit::Dom0(place.host, bench.workspace.guest(image)?, cases));
@@ -411,9 +424,9 @@ pub fn run(bench: &Bench, selection: &Selection, places: &[Place]) -> Result<Vec
                     let place = Place { host: *host, role: Role::Dom0 };
                     lock(&found).insert((image.name.clone(), place.index()), verdicts);
                 }
-                Unit::Domu(host) => {
+                Unit::Domu(host, smp, selection) => {
                     let place = Place { host: *host, role: Role::Domu };
-                    for (image, verdicts) in guests::as_domu(bench, *host, selection)? {
+                    for (image, verdicts) in guests::as_domu(bench, *host, *smp, selection)? {
                         lock(&found).insert((image, place.index()), verdicts);
                     }
                 }
@@ -499,6 +512,7 @@ fn as_dom0(bench: &Bench, host: Host, image: &Image, cases: &[String]) -> Result
             words: &words,
             cmdline: &choice(cases, &left),
             icount: image.conformance.icount,
+            smp: image.conformance.smp.max(bench.smp),
             timeout: TIMEOUT,
         })?;
         let end = watched.end.to_string();
@@ -521,6 +535,7 @@ struct Boot<'a> {
     words: &'a str,
     cmdline: &'a str,
     icount: bool,
+    smp: u32,
     timeout: u64,
 }
 
@@ -532,7 +547,7 @@ impl Bench<'_> {
 
     fn boot(&self, what: &Boot) -> Result<qemu::Watched> {
         // Counted instructions mean something on one CPU only.
-        let smp = if what.icount { 1 } else { self.smp };
+        let smp = if what.icount { 1 } else { what.smp };
         let machine = Machine { smp, icount: what.icount, ..Machine::default() };
         let hypervisor = match (what.hypervisor, what.host) {
             (Some(path), _) => path.to_path_buf(),

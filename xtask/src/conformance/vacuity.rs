@@ -130,7 +130,8 @@ fn run_as(bench: &Bench, hypervisor: &Path, cases: &[Probe], rights: Rights) -> 
                 })
                 .collect();
             let name = format!("vacuity-{role}-{number}");
-            let mut printed = guests::batch(bench, Host::Xenolith, Some(hypervisor), &name, &jobs)?;
+            let mut printed =
+                guests::batch(bench, Host::Xenolith, Some(hypervisor), bench.smp, &name, &jobs)?;
             for (job, (image, case, answer)) in jobs.iter().zip(*batch) {
                 let (text, end) = printed.remove(&job.name).unwrap_or_default();
                 let verdict = verdict(case, &text, end);

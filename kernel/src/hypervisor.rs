@@ -61,6 +61,8 @@ pub struct Hypervisor<P: Platform> {
     pub watchdog: crate::watchdog::Watchdog,
     /// CPUs that vCPUs hold for themselves.
     pub claims: crate::sched::Claims,
+    /// Held from the write of an index port to the access to its data port.
+    pub indexed_ports: RankedMutex<(), { rank::INDEXED_PORTS }>,
     /// The words of its command line, once boot has told them.
     pub command_line: spin::Once<&'static str>,
     /// Steps of a long operation per entry: [`Budget::PER_ENTRY`], or what a test wants.
@@ -93,6 +95,7 @@ impl<P: Platform> Hypervisor<P> {
             mm,
             domains: Registry::new(),
             irqs,
+            indexed_ports: RankedMutex::new(()),
             cpus,
             policy: crate::sched::Sharing::default(),
             watchdog: crate::watchdog::Watchdog::new(cpu_count),

@@ -138,8 +138,18 @@ fn dom0_rights() -> Rights {
     let mut rights = Rights::all(ioapic::pins());
     let acpi = &boot::machine().acpi;
     let mut fits = true;
-    // Interrupt controllers and the console's serial port.
-    for (first, last) in [(0x20, 0x21), (0xa0, 0xa1), (0x3f8, 0x3ff)] {
+    // Interrupt controllers, timers, the console's serial port; PCI configuration, whose index each domain has for itself.
+    let pm_timer = u64::from(acpi.power.pm_timer);
+    let denied = [
+        (0x20, 0x21),
+        (0xa0, 0xa1),
+        (0x40, 0x43),
+        (0x61, 0x61),
+        (pm_timer, pm_timer + 3),
+        (0xcfc, 0xcff),
+        (0x3f8, 0x3ff),
+    ];
+    for (first, last) in denied.into_iter().filter(|(first, _)| *first != 0) {
         fits &= rights.ports.remove(first, last);
     }
     let ioapics = acpi.ioapics.iter().map(|chip| chip.address);

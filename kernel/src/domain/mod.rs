@@ -17,8 +17,6 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn, VcpuId};
 
-use crate::access::Verbs;
-
 pub use counts::{Count, Counts};
 pub use crash::reason;
 pub use error::DomainError;
@@ -27,7 +25,7 @@ pub use registry::Registry;
 pub use regs::*;
 pub use vcpu::*;
 
-use crate::access::Rights;
+use crate::access::{Rights, Verbs};
 use crate::platform::Platform;
 use crate::sync::{RankedMutex, rank};
 
@@ -69,6 +67,10 @@ pub struct Domain {
     pub grants: RankedMutex<crate::grant::GrantTable, { rank::GRANTS }>,
     /// The memory map that somebody set for it; empty when nobody did.
     pub memory_map: RankedMutex<DomainMemoryMap, { rank::MEMORY_MAP }>,
+    /// Index of PCI configuration space, as the domain set it.
+    pub pci_index: AtomicU32,
+    /// Index of the CMOS RAM, as the domain set it.
+    pub cmos_index: AtomicU8,
     /// `vm_assist` types that are on, a bit each.
     pub vm_assist: AtomicU32,
     /// Times it was paused by the control interface; it runs only at 0.
@@ -123,6 +125,8 @@ impl Domain {
             grants: RankedMutex::new(crate::grant::GrantTable::new()),
             memory_map: RankedMutex::new(DomainMemoryMap::new_const()),
             vm_assist: AtomicU32::new(0),
+            pci_index: AtomicU32::new(0),
+            cmos_index: AtomicU8::new(0),
             pauses: AtomicU32::new(1),
             cap: crate::sched::DomainCap::new(),
             is_shut_down: AtomicBool::new(false),

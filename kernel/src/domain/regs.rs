@@ -40,8 +40,10 @@ pub const ENTRY_SYSCALL: u64 = 0x100;
 pub const ENTRY_SYSCALL32: u64 = 0x101;
 /// Entered by SYSENTER.
 pub const ENTRY_SYSENTER: u64 = 0x102;
-/// The IRET back to the guest faulted: the registers are those it was to resume with.
-pub const ENTRY_IRET_FAULT: u64 = 0x103;
+/// The IRET back to the guest faulted, with the vector that is added to this: the registers are those it was to resume with.
+pub const ENTRY_IRET_FAULT: u64 = 0x200;
+/// The last of them: vector 31.
+pub const ENTRY_IRET_FAULT_LAST: u64 = ENTRY_IRET_FAULT + 31;
 
 impl GuestRegs {
     /// The arguments of a hypercall: rdi, rsi, rdx, r10, r8, r9.

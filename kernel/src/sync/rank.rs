@@ -22,6 +22,8 @@ pub const PAGE_LIST: u8 = 60;
 pub const FREE_FRAMES: u8 = 61;
 /// The CPUs that vCPUs hold for themselves (`sched=null`).
 pub const CLAIMS: u8 = 63;
+/// An index port and its data port, which are used together.
+pub const INDEXED_PORTS: u8 = 64;
 /// Interrupt pins and who listens.
 pub const IRQS: u8 = 65;
 /// Timers of a CPU.

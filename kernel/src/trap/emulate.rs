@@ -429,43 +429,6 @@ impl<P: Platform> Hypervisor<P> {
         u16::from_le_bytes(mask) >> (port % 8) & ((1 << bytes) - 1) == 0
     }
 
-    /// Whether the domain was given these ports of the machine.
-    fn domain_has_ports(&self, current: &Current, port: u32, bytes: u8) -> bool {
-        let last = u64::from(port) + u64::from(bytes) - 1;
-        current.domain().rights.lock().ports.contains(u64::from(port), last)
-    }
-
-    /// Reads ports; those that the domain does not have read as all ones.
-    fn read_ports(&self, current: &Current, port: u16, width: Width) -> u32 {
-        if self.domain_has_ports(current, u32::from(port), width.bytes()) {
-            return self.platform.port_in(port, width.bytes());
-        }
-        let byte = |i: u8| {
-            let at = u32::from(port) + u32::from(i);
-            match u16::try_from(at) {
-                Ok(at) if self.domain_has_ports(current, u32::from(at), 1) => {
-                    self.platform.port_in(at, 1) & 0xff
-                }
-                _ => 0xff,
-            }
-        };
-        (0..width.bytes()).fold(0, |value, i| value | byte(i) << (8 * i))
-    }
-
-    /// Writes ports; for those that the domain does not have the value is dropped.
-    fn write_ports(&self, current: &Current, port: u16, width: Width, value: u32) {
-        if self.domain_has_ports(current, u32::from(port), width.bytes()) {
-            return self.platform.port_out(port, width.bytes(), value);
-        }
-        for i in 0..width.bytes() {
-            if let Ok(at) = u16::try_from(u32::from(port) + u32::from(i))
-                && self.domain_has_ports(current, u32::from(at), 1)
-            {
-                self.platform.port_out(at, 1, value >> (8 * i) & 0xff);
-            }
-        }
-    }
-
     fn port_hits(&self, state: &VcpuState, port: u16, width: Width) -> u64 {
         state.debug.port_hits(port, width.bytes(), state.debug_extensions())
     }

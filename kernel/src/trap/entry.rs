@@ -7,7 +7,8 @@ use super::debug::DR6_DEFAULT;
 use super::deliver::{Exception, vector};
 use super::emulate::Emulated;
 use crate::domain::{
-    Callback, Cpu, Current, DataSelectors, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER,
+    Callback, Cpu, Current, DataSelectors, ENTRY_IRET_FAULT, ENTRY_IRET_FAULT_LAST, ENTRY_SYSCALL,
+    ENTRY_SYSCALL32, ENTRY_SYSENTER,
 };
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
@@ -70,12 +71,13 @@ impl<P: Platform> Hypervisor<P> {
         cpu.entered = Some((self.platform.tsc(), current.state.regs.vector as u32 & 0xff));
         current.state.counts.faults.add(1);
         let error_code = current.state.regs.error_code;
+        // A fault in the instruction that returns to the guest is not one of the guest's own instructions.
+        let in_guest = !(ENTRY_IRET_FAULT..=ENTRY_IRET_FAULT_LAST).contains(&current.state.regs.vector);
         let number = current.state.regs.vector;
-        let Ok(number) = u8::try_from(if number == ENTRY_IRET_FAULT { 13 } else { number }) else {
+        let Ok(number) = u8::try_from(if in_guest { number } else { number.wrapping_sub(ENTRY_IRET_FAULT) })
+        else {
             return self.crash_current(current, "an entry that no guest can cause");
         };
-        // A fault in the instruction that returns to the guest is not one of the guest's own instructions.
-        let in_guest = current.state.regs.vector != ENTRY_IRET_FAULT;
         let exception = Exception { vector: number, error_code: error_code as u32, address: detail };
         #[cfg(any(feature = "constant-answers", test))]
         if super::constant_answers::exception(self, current, exception) {

@@ -14,6 +14,7 @@ mod emulate;
 mod entry;
 mod memory;
 pub mod msr;
+mod ports;
 
 #[cfg(test)]
 mod tests;

@@ -358,9 +358,13 @@ fn a_return_that_faults_is_the_guests_fault_and_nothing_is_emulated() {
     g.handle(GP, 0);
     g.put(CODE, &[0x0f, 0x06]);
     g.state().task_switched = true;
-    g.exception(ENTRY_IRET_FAULT, 0, 0);
+    g.exception(ENTRY_IRET_FAULT + 13, 0, 0);
     assert_eq!(g.state().regs.rip, HANDLER + 13);
     assert!(g.state().task_switched);
+    // The vector is the fault's: a segment that is not present.
+    g.handle(11, 0);
+    g.exception(ENTRY_IRET_FAULT + 11, 0x1c, 0);
+    assert_eq!(g.state().regs.rip, HANDLER + 11);
 }
 
 // ── emulation ──

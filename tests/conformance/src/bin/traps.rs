@@ -9,11 +9,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use guest_sdk::abi::physdev::PhysdevSetIopl;
 use guest_sdk::abi::subops::{MmuextCmd, PhysdevOp};
 use guest_sdk::abi::vcpu::TrapInfo;
-use guest_sdk::abi::{Errno, Hypercall};
-use guest_sdk::memory::{self, Access, Page};
+use guest_sdk::abi::{Errno, Hypercall, Mfn};
+use guest_sdk::memory::{self, Access, Page, Range};
 use guest_sdk::rt::trap::Exception;
 use guest_sdk::testkit::{
-    self, TrapFrame, Verdict, cases, check, check_eq, expect_errno, expect_vector, probe, set_handler,
+    self, Stop, TrapFrame, Verdict, cases, check, check_eq, expect_errno, expect_vector, probe, set_handler,
     try_read, try_write, user,
 };
 use guest_sdk::{Domain, entry};
@@ -61,11 +61,15 @@ fn main(domain: Domain) {
             emulated_msr_write,
             emulated_msr_unknown,
             emulated_ports,
+            ports_that_nobody_has,
+            ports_behind_an_index,
+            ports_of_the_third_counter,
             emulated_cpuid_forced,
             emulated_wbinvd,
             emulated_xgetbv,
             refused_instructions,
             segment_base,
+            segment_base_is_set_alone,
             segment_base_bad_address,
             segment_base_user_gs_selector,
             gdt_is_replaced,
@@ -73,6 +77,8 @@ fn main(domain: Domain) {
             descriptor_is_written,
             descriptor_refused,
             ldt_is_loaded,
+            ldt_pages_are_brought_in,
+            ldt_page_that_is_not_there,
             ldt_bad_arguments,
             stack_switch_moves_the_entry_stack,
             syscall_clears_no_guest_register,
@@ -197,6 +203,10 @@ fn user_code(code: &[u8]) -> Result<(user::Space, TrapFrame), testkit::Stop> {
     space.map(DATA, Page::new()?, Access::ReadWrite)?;
     Ok((space, user::registers(TEXT, DATA + 0x800)))
 }
+
+/// The selectors that user code starts with.
+const USER_CS: u64 = 0xe033;
+const USER_SS: u64 = 0xe02b;
 
 const TEXT: u64 = 0x1000_0000;
 const DATA: u64 = 0x1100_0000;
@@ -653,6 +663,96 @@ fn emulated_ports(_: &mut Domain) -> Verdict {
     Ok(())
 }
 
+fn port_in(port: u16, bytes: u32) -> Result<u64, Exception> {
+    let value: u64;
+    match bytes {
+        1 => probe!("in al, dx", "mov {v}, rax"; v = out(reg) value, in("dx") port)?,
+        2 => probe!("in ax, dx", "mov {v}, rax"; v = out(reg) value, in("dx") port)?,
+        _ => probe!("in eax, dx", "mov {v}, rax"; v = out(reg) value, in("dx") port)?,
+    }
+    Ok(value)
+}
+
+fn port_out(port: u16, bytes: u32, value: u64) -> Result<(), Exception> {
+    match bytes {
+        1 => probe!(rax = value, "out dx, al"; in("dx") port),
+        _ => probe!(rax = value, "out dx, eax"; in("dx") port),
+    }
+}
+
+fn io_privilege(level: u32) -> Result<u64, Errno> {
+    conformance::physdev(PhysdevOp::SetIopl, &mut PhysdevSetIopl { iopl: level })
+}
+
+fn ports_that_nobody_has(_: &mut Domain) -> Verdict {
+    expect_vector(port_in(0x20, 1), 13, 0)?;
+    io_privilege(1)?;
+    // Interrupt controllers, the interval timer's first counters, the console's serial port.
+    for port in [0x20, 0x21, 0xa0, 0xa1, 0x40, 0x41].into_iter().chain(0x3f8..0x400) {
+        check_eq!(port_in(port, 1), Ok(0xff), "port {port:#x}");
+    }
+    // A port beside them that the first domain has: the keyboard controller's status, whose device is there.
+    let status = port_in(0x64, 1)?;
+    check_eq!(status == 0xff, !conformance::is_privileged(), "keyboard controller: {status:#x}");
+    // Two at once, of which the second is nobody's.
+    check_eq!(port_in(0x1f, 2), Ok(0xffff));
+    check_eq!(io_privilege(0), Ok(0));
+    Ok(())
+}
+
+fn ports_behind_an_index(_: &mut Domain) -> Verdict {
+    io_privilege(1)?;
+    // The index is everybody's own, the data are the first domain's. Register 10 of the clock says at which rate it runs.
+    port_out(0x70, 1, 10)?;
+    let (index, data) = (port_in(0x70, 1)?, port_in(0x71, 1)?);
+    check_eq!(
+        (index, data & 0x70),
+        conformance::by_privilege((10, 0x20), (10, 0x70)),
+        "the clock: {data:#x}"
+    );
+    // PCI: vendor and device of what is at 0:0.0.
+    for (written, bytes, seen) in
+        [(0x8000_0000u64, 4, 0x8000_0000u64), (0x8000_0008, 4, 0x8000_0008), (1, 1, 0x8000_0008)]
+    {
+        port_out(0xcf8, bytes, written)?;
+        check_eq!(port_in(0xcf8, 4), Ok(seen), "after {bytes} bytes of {written:#x}");
+    }
+    port_out(0xcf8, 4, 0x8000_0000)?;
+    let (whole, low, high) = (port_in(0xcfc, 4)?, port_in(0xcfc, 2)?, port_in(0xcfe, 2)?);
+    if conformance::is_privileged() {
+        check!(low != 0xffff && low != 0, "vendor {low:#x}");
+    } else {
+        check_eq!(low, 0xffff);
+    }
+    check_eq!(whole, low | high << 16);
+    check_eq!(io_privilege(0), Ok(0));
+    Ok(())
+}
+
+fn ports_of_the_third_counter(_: &mut Domain) -> Verdict {
+    io_privilege(1)?;
+    let before = port_in(0x61, 1)?;
+    // Gate on, loudspeaker off; a square wave of 0x1000 ticks.
+    port_out(0x61, 1, before & !3 | 1)?;
+    let gate = port_in(0x61, 1)?;
+    port_out(0x43, 1, 0xb6)?;
+    port_out(0x42, 1, 0x00)?;
+    port_out(0x42, 1, 0x10)?;
+    // Latched, low byte first.
+    port_out(0x43, 1, 0x80)?;
+    let count = port_in(0x42, 1)? | port_in(0x42, 1)? << 8;
+    let mode = port_in(0x43, 1)?;
+    port_out(0x61, 1, before)?;
+    check_eq!(io_privilege(0), Ok(0));
+    if conformance::is_privileged() {
+        check_eq!((gate & 3, mode), (1, 0));
+        check!(count <= 0x1000, "count {count:#x}");
+    } else {
+        check_eq!((before, gate, count, mode), (0xff, 0xff, 0xffff, 0xff));
+    }
+    Ok(())
+}
+
 fn forced_cpuid(leaf: u32, sub: u32) -> [u32; 4] {
     let (a, b, c, d): (u32, u64, u32, u32);
     // SAFETY: the prefix asks the hypervisor to emulate the instruction; rbx is LLVM's.
@@ -851,6 +951,112 @@ fn ldt_is_loaded(_: &mut Domain) -> Verdict {
     expect_vector(beyond, 13, 0x14)?;
     check_eq!(refused, Some(Err(Errno::EBUSY)));
     expect_vector(load(0xf), 13, 0xc)
+}
+
+fn segment_base_is_set_alone(_: &mut Domain) -> Verdict {
+    // A selector whose descriptor is gone stays loaded, as on a processor, until somebody loads it again: the call about one base
+    // does not.
+    let page = TablePage::new(&[(3, FLAT_DATA)])?;
+    let mut frames = [page.mfn()];
+    check_eq!(call(Hypercall::SetGdt, [at(&mut frames), 512, 0, 0, 0]), Ok(0));
+    let held = |what: fn() -> Result<(), Stop>| {
+        let selector: u64;
+        check_eq!(call(Hypercall::UpdateDescriptor, [page.place(3), FLAT_DATA, 0, 0, 0]), Ok(0));
+        probe!("mov es, {s:e}"; s = in(reg) 0x1bu64)?;
+        check_eq!(call(Hypercall::UpdateDescriptor, [page.place(3), 0, 0, 0, 0]), Ok(0));
+        what()?;
+        probe!("mov {v:e}, es", "mov es, {n:e}"; v = out(reg) selector, n = in(reg) 0u64)?;
+        Ok::<u64, Stop>(selector & 0xffff)
+    };
+    let seen = [
+        held(|| set_base(0, 8).map(drop).map_err(Stop::from)),
+        held(|| set_base(1, 8).map(drop).map_err(Stop::from)),
+        held(|| set_base(2, 0).map(drop).map_err(Stop::from)),
+        held(|| set_base(3, 0).map(drop).map_err(Stop::from)),
+        held(|| probe!(rax = 0, "wrmsr"; in("ecx") 0xc000_0100u32, in("edx") 0).map_err(Stop::from)),
+    ];
+    check_eq!(call(Hypercall::SetGdt, [at(&mut frames), 0, 0, 0, 0]), Ok(0));
+    for (index, selector) in seen.into_iter().enumerate() {
+        check_eq!(selector?, 0x1b, "after call {index}");
+    }
+    // Without the descriptor it can be loaded no more.
+    expect_vector(load(0x1b), 13, 0x18)
+}
+
+/// A 64-bit code segment for ring 3.
+const CODE_64: u64 = 0x00af_fb00_0000_ffff;
+
+fn ldt_pages_are_brought_in(_: &mut Domain) -> Verdict {
+    // Two pages: code and a stack in the first, data in the second.
+    let first = TablePage::new(&[(1, CODE_64), (2, FLAT_DATA)])?;
+    let second = TablePage::new(&[(3, FLAT_DATA)])?;
+    let both = Range::new(2)?;
+    // SAFETY: read-only mappings of pages of this case.
+    unsafe {
+        both.map(0, Mfn::new(first.mfn()), Access::Read)?;
+        both.map(1, Mfn::new(second.mfn()), Access::Read)?;
+    }
+    let set = || mmuext(MmuextCmd::SetLdt, both.start(), 1024);
+    let (code, stack, data) = (1 << 3 | 7, 2 << 3 | 7, 515 << 3 | 7);
+    // mov es, eax; mov edx, es; mov ecx, cs; ud2
+    let (space, mut frame) = user_code(&[0x8e, 0xc0, 0x8c, 0xc2, 0x8c, 0xc9, 0x0f, 0x0b])?;
+    frame.rax = data;
+    let mut seen = [[0; 5]; 3];
+    let mut result = Ok(0);
+    for (seen, selectors) in seen.iter_mut().zip([(code, USER_SS), (USER_CS, stack), (code, stack)]) {
+        // None of its pages is in use after this: the return to user mode is what needs the first.
+        result = result.and(set());
+        (frame.cs, frame.ss) = selectors;
+        let back = run(&space, &frame)?;
+        *seen = [back.vector, back.rip - TEXT, back.cs & 0xffff, back.ss, back.rdx];
+    }
+    // A kernel loads a data segment through a page that is not in yet.
+    result = result.and(set());
+    let loaded = load(data);
+    check_eq!(mmuext(MmuextCmd::SetLdt, 0, 0), Ok(0));
+    check_eq!((result, loaded), (Ok(0), Ok(())));
+    for (seen, (cs, ss)) in seen.iter().zip([(code, USER_SS), (USER_CS, stack), (code, stack)]) {
+        check_eq!(*seen, [6, 6, cs, ss, data], "vector, rip, cs, ss, es");
+    }
+    // Without a table the same return faults, and names the selector.
+    frame.cs = code;
+    let back = run(&space, &frame)?;
+    check_eq!((back.vector, back.error, back.rip), (13, code & !3, TEXT));
+    Ok(())
+}
+
+fn ldt_page_that_is_not_there(_: &mut Domain) -> Verdict {
+    // The first page is a table, behind it is nothing.
+    const PRESENT: u64 = 1 << 47;
+    let first = TablePage::new(&[(1, CODE_64), (3, CODE_64 & !PRESENT), (4, FLAT_DATA & !PRESENT)])?;
+    let range = Range::new(2)?;
+    // SAFETY: a read-only mapping of a page of this case.
+    unsafe { range.map(0, Mfn::new(first.mfn()), Access::Read)? };
+    check_eq!(mmuext(MmuextCmd::SetLdt, range.start(), 1024), Ok(0));
+    let (space, mut frame) = user_code(&[0x0f, 0x0b])?;
+    frame.cs = 515 << 3 | 7;
+    let back = run(&space, &frame)?;
+    let at = testkit::fault_address();
+    let loaded = load(515 << 3 | 7);
+    let loaded_at = testkit::fault_address();
+    // What is in the first page still serves.
+    frame.cs = 1 << 3 | 7;
+    let good = run(&space, &frame)?;
+    // A segment that is marked as not there is that exception, and a stack of such another.
+    frame.cs = 3 << 3 | 7;
+    let absent = run(&space, &frame)?;
+    (frame.cs, frame.ss) = (USER_CS, 4 << 3 | 7);
+    let no_stack = run(&space, &frame)?;
+    check_eq!(mmuext(MmuextCmd::SetLdt, 0, 0), Ok(0));
+    check_eq!((good.vector, good.cs & 0xffff), (6, 1 << 3 | 7));
+    check_eq!((absent.vector, absent.error), (11, 3 << 3 | 4));
+    // QEMU says 11 here, processors 12.
+    check!(matches!(no_stack.vector, 11 | 12) && no_stack.error == 4 << 3 | 4, "{}", no_stack.vector);
+    // The kernel hears of a page fault at its own address of the descriptor.
+    check_eq!((back.vector, back.error, at), (14, 4, range.start() + 515 * 8), "the return");
+    expect_vector(loaded, 14, 0)?;
+    check_eq!(loaded_at, range.start() + 515 * 8);
+    Ok(())
 }
 
 fn ldt_bad_arguments(_: &mut Domain) -> Verdict {

@@ -138,7 +138,9 @@ iret_fault:
     push rax
     mov rax, [rsp + 16]
     mov [rsp + 64], rax
-    mov qword ptr [rsp + 56], {iret_fault_entry}
+    mov rax, [rsp + 8]
+    or rax, {iret_fault_entry}
+    mov [rsp + 56], rax
     pop rax
     lea rsp, [rsp + 48]
     jmp guest_save

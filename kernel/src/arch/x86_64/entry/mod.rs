@@ -5,7 +5,8 @@ mod vectors;
 
 use super::{context, epitaph, interrupts, percpu};
 use hv::domain::{
-    Cpu, ENTRY_IRET_FAULT, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER, GuestRegs, VcpuState,
+    Cpu, ENTRY_IRET_FAULT, ENTRY_IRET_FAULT_LAST, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER, GuestRegs,
+    VcpuState,
 };
 use hv::x86::exit;
 use x86_64::registers::control::Cr2;
@@ -50,7 +51,9 @@ extern "C" fn guest_entry(_state: *mut VcpuState) -> *mut VcpuState {
         ENTRY_SYSCALL | ENTRY_SYSCALL32 | ENTRY_SYSENTER => crate::hypervisor().on_syscall(cpu),
         1 => crate::hypervisor().on_exception(cpu, context::take_debug_status()),
         // Vector 0x80 has a gate that guests may use, and no device.
-        0..32 | SOFTWARE_SYSCALL | ENTRY_IRET_FAULT => crate::hypervisor().on_exception(cpu, fault_address),
+        0..32 | SOFTWARE_SYSCALL | ENTRY_IRET_FAULT..=ENTRY_IRET_FAULT_LAST => {
+            crate::hypervisor().on_exception(cpu, fault_address)
+        }
         _ => crate::on_interrupt(interrupts::acknowledge(vector as u8)),
     }
     resume(cpu)

@@ -165,8 +165,18 @@ impl Table {
             (&raw mut (*entry).domid).write_volatile(to);
             (&raw mut (*entry).frame).write_volatile(frame.get() as u32);
         }
-        let readonly = if readonly { GrantFlags::READONLY.bits() } else { 0 };
-        flags.store(GTF_PERMIT_ACCESS | readonly, Ordering::Release);
+        flags.store(Self::flags(readonly), Ordering::Release);
+    }
+
+    fn flags(readonly: bool) -> u16 {
+        GTF_PERMIT_ACCESS | if readonly { GrantFlags::READONLY.bits() } else { 0 }
+    }
+
+    /// Grants again what was granted before, after [`end`](Self::end).
+    fn resume(&self, reference: GrantRef, readonly: bool) {
+        if let Some((flags, _)) = self.entry(reference) {
+            flags.store(Self::flags(readonly), Ordering::Release);
+        }
     }
 
     /// Ends a grant; false while it is in use.
@@ -392,6 +402,29 @@ crate::ring::shared_by_field!(Mapping);
 pub struct GrantedPages {
     references: Vec<GrantRef>,
     shared: Shared,
+    /// The other domain may read only.
+    readonly: bool,
+}
+
+/// A page that is ours alone, because its grant is withdrawn; granted again when this is dropped.
+#[derive(Debug)]
+pub struct Withdrawn<'a> {
+    reference: GrantRef,
+    readonly: bool,
+    bytes: &'a [u8],
+}
+
+impl core::ops::Deref for Withdrawn<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl Drop for Withdrawn<'_> {
+    fn drop(&mut self) {
+        TABLE.lock().resume(self.reference, self.readonly);
+    }
 }
 
 impl GrantedPages {
@@ -414,7 +447,8 @@ impl GrantedPages {
         }
         // SAFETY: heap memory that no reference leads to, mapped until it is freed, which only `drop` does.
         let shared = unsafe { Shared::new(address, layout.size()) };
-        let mut granted = Self { references: Vec::with_capacity(pages), shared };
+        let readonly = access != Access::ReadWrite;
+        let mut granted = Self { references: Vec::with_capacity(pages), shared, readonly };
         let mut table = TABLE.lock();
         for page in 0..pages as u64 {
             let frame = crate::memory::translate(address + page * PAGE_SIZE as u64);
@@ -427,7 +461,7 @@ impl GrantedPages {
                     return Err(error);
                 }
             };
-            table.set(reference, to, frame, access != Access::ReadWrite);
+            table.set(reference, to, frame, readonly);
             granted.references.push(reference);
         }
         Ok(granted)
@@ -437,6 +471,31 @@ impl GrantedPages {
     #[must_use]
     pub fn references(&self) -> &[GrantRef] {
         &self.references
+    }
+
+    fn page_address(&self, page: usize) -> Option<u64> {
+        (page < self.references.len()).then(|| self.shared.address() + (page * PAGE_SIZE) as u64)
+    }
+
+    /// Withdraws a page's grant for a while, so that its bytes hold still and can be read without copying them. `None` when there is no
+    /// such page, or the other domain uses it. This takes no hypercall.
+    pub fn withdraw(&mut self, page: usize) -> Option<Withdrawn<'_>> {
+        let (address, reference) = (self.page_address(page)?, *self.references.get(page)?);
+        if !TABLE.lock().end(reference) {
+            return None;
+        }
+        // SAFETY: inside the allocation. Nobody writes to it while the slice lives: the other domain has no grant, which ends after the
+        // slice, and `self` is borrowed.
+        let bytes = unsafe { core::slice::from_raw_parts(address as *const u8, PAGE_SIZE) };
+        Some(Withdrawn { reference, readonly: self.readonly, bytes })
+    }
+
+    /// The bytes of a page, to be written in place; `None` when there is no such page, or the other domain may write to it, too.
+    pub fn page_mut(&mut self, page: usize) -> Option<&mut [u8]> {
+        let address = self.page_address(page).filter(|_| self.readonly)?;
+        // SAFETY: inside the allocation. The hypervisor lets the other domain only read it, so nobody else writes to it, and `self` is
+        // borrowed; what the other domain reads meanwhile is its own affair.
+        Some(unsafe { core::slice::from_raw_parts_mut(address as *mut u8, PAGE_SIZE) })
     }
 
     /// Whether the other domain uses any of them now.

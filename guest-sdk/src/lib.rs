@@ -28,6 +28,7 @@ pub mod grants;
 pub mod hypercall;
 mod logger;
 pub mod memory;
+pub mod net;
 pub mod ring;
 pub mod rt;
 pub mod shutdown;

@@ -180,6 +180,18 @@ impl<M: SharedPage, Q: Entry, R: Entry> Front<M, Q, R> {
         prepare_to_wait(&self.page, RSP_PROD, RSP_EVENT, self.indices.rsp_event())
     }
 
+    /// As [`prepare_to_wait`](Self::prepare_to_wait), but for several responses, at most those that are to come: nothing is said before
+    /// they all are there.
+    pub fn prepare_to_wait_for(&self, responses: u32) -> bool {
+        let next = self.indices.rsp_event();
+        let consumed = next.wrapping_sub(1);
+        let wanted = responses.min(self.published.wrapping_sub(consumed)).max(1);
+        self.page.word(RSP_EVENT).store(consumed.wrapping_add(wanted), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        // An index that makes no sense is a huge number: the next response tells.
+        self.page.word(RSP_PROD).load(Ordering::Acquire).wrapping_sub(consumed) >= wanted
+    }
+
     /// The memory that it lies in.
     pub fn page(&self) -> &M {
         &self.page
@@ -395,6 +407,35 @@ pub(crate) mod tests {
                 assert_eq!(answered, taken);
             }
         }
+    }
+
+    #[test]
+    fn a_front_may_wait_for_several_responses() {
+        let page = HostPage::new();
+        let mut front: Front<_, u64, u64> = Front::new(&page);
+        let mut back: Back<_, u64, u64> = Back::new(&page);
+        for id in 0..6 {
+            front.push(id).expect("room");
+        }
+        let _ = front.publish();
+        let answer = |back: &mut Back<_, u64, u64>, count: usize| {
+            for _ in 0..count {
+                let id = back.pop().expect("an honest front").expect("a request");
+                back.push(id);
+            }
+            back.publish()
+        };
+        assert!(!front.prepare_to_wait_for(4));
+        assert!(!answer(&mut back, 3), "one too few");
+        assert!(!front.prepare_to_wait_for(4), "three are not enough to stay awake");
+        assert!(answer(&mut back, 1));
+        assert!(front.prepare_to_wait_for(4), "they are there");
+        assert!(!front.prepare_to_wait_for(100), "no more than will come");
+        assert!(!answer(&mut back, 1));
+        assert!(answer(&mut back, 1), "that was the last one");
+        page.word(RSP_PROD).store(u32::MAX, Ordering::Relaxed);
+        assert!(front.prepare_to_wait_for(1), "a wild index is looked at, not slept on");
+        assert_eq!(front.pop(), Err(Corrupt));
     }
 
     #[test]

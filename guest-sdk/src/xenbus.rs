@@ -189,7 +189,19 @@ impl<M: SharedPage, S: Signal> Frontend<M, S> {
     /// # Errors
     /// [`XenbusError::Malformed`] when it is something else than a `T`.
     pub async fn read<T: FromStr>(&self, name: &str) -> Result<Option<T>, XenbusError> {
-        let Some(text) = self.store.read(&format!("{}/{name}", self.backend)).await? else { return Ok(None) };
+        self.parse(&self.backend, name).await
+    }
+
+    /// A node of its own directory, where the toolstack has put it, if it is there.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn read_own<T: FromStr>(&self, name: &str) -> Result<Option<T>, XenbusError> {
+        self.parse(&self.path, name).await
+    }
+
+    async fn parse<T: FromStr>(&self, directory: &str, name: &str) -> Result<Option<T>, XenbusError> {
+        let Some(text) = self.store.read(&format!("{directory}/{name}")).await? else { return Ok(None) };
         match text.trim().parse() {
             Ok(value) => Ok(Some(value)),
             Err(_) => Err(XenbusError::Malformed(name.to_string(), text)),

@@ -1,0 +1,805 @@
+//! Network cards: the front end of network devices (public/io/netif.h).
+//!
+//! ```ignore
+//! let store = SharedStore::new(domain.xenstore()?);
+//! let card = Card::open(&store, 0).await?;
+//! card.send(&frame).await?;
+//! let mut frame = [0; 1514];
+//! let received = card.receive(&mut frame).await?;
+//! ```
+//! A card has two rings. In one the guest puts requests to send pages of its own; in the other it puts up pages to be filled. All
+//! pages are granted when the card is opened and stay granted: nothing is allocated or granted for a frame. Frames of up to 65535
+//! bytes go through several pages each, if the back end can do that (`feature-sg`).
+//!
+//! The other end is notified once for what is there, and not at all while it is at work: [`Card::send`] shows each frame at once,
+//! [`Card::queue`] and [`Card::flush`] many together. Answers to what was sent are looked at when pages run short; whoever waits for
+//! room is woken when half of what is on its way has been sent.
+//!
+//! When the back end goes away and comes back, the card connects anew. Frames that were on their way then may be lost: networks lose
+//! frames. Only when the device is taken away, or its back end breaks a ring, do calls fail with [`NetError::Gone`].
+//!
+//! [`Transmit`] and [`Receive`] are the rings alone, over any memory, so that they meet a back end in a host test. With the feature
+//! `smoltcp` a card is a device of that stack: [`stack`].
+
+mod receive;
+#[cfg(feature = "smoltcp")]
+pub mod stack;
+mod transmit;
+
+pub use receive::Receive;
+pub use transmit::Transmit;
+
+use crate::events::{Channel, Events, Notifier};
+use crate::executor;
+use crate::grants::{GrantError, GrantedPages, Withdrawn};
+use crate::memory::Access;
+use crate::ring::{Corrupt, SharedPage};
+use crate::sync::{Bell, First, first};
+use crate::time;
+use crate::xenbus::{Frontend, XenbusError, XenbusState};
+use crate::xenstore::{SharedStore, StoreError};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Deref;
+use core::str::FromStr;
+use core::time::Duration;
+use hypercall_abi::io::netif::{MAX_TX_SIZE, NR_SLOTS_MIN, keys};
+use hypercall_abi::{DomId, Errno, GrantRef, PAGE_SIZE};
+use spin::Mutex;
+
+/// Bytes of the longest frame.
+const MOST_BYTES: usize = MAX_TX_SIZE;
+/// Bytes of a frame's head.
+const HEADER: usize = 14;
+/// Bytes behind the head when nobody says otherwise.
+const MTU: usize = 1500;
+/// What every host must take (RFC 791).
+const LEAST_MTU: usize = 68;
+/// How long opening waits for the back end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why something did not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetError {
+    /// There is no such card, it was taken away, or its back end cannot be trusted any more.
+    Gone,
+    /// The back end did not come within ten seconds.
+    Timeout,
+    /// A frame without bytes, or longer than [`Card::max_frame`].
+    Length,
+    /// No memory, or no grants, for what is to be done.
+    Memory(GrantError),
+    /// What the back end says makes no sense.
+    Backend(XenbusError),
+}
+
+impl From<XenbusError> for NetError {
+    fn from(error: XenbusError) -> Self {
+        match error {
+            XenbusError::Gone => Self::Gone,
+            error => Self::Backend(error),
+        }
+    }
+}
+
+impl From<StoreError> for NetError {
+    fn from(error: StoreError) -> Self {
+        Self::Backend(XenbusError::Store(error))
+    }
+}
+
+impl From<GrantError> for NetError {
+    fn from(error: GrantError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+impl From<Errno> for NetError {
+    fn from(errno: Errno) -> Self {
+        Self::Memory(GrantError::Call(errno))
+    }
+}
+
+impl From<Broken> for NetError {
+    fn from(_: Broken) -> Self {
+        Self::Gone
+    }
+}
+
+impl fmt::Display for NetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("there is no such card, or it was taken away"),
+            Self::Timeout => f.write_str("the card's back end does not answer"),
+            Self::Length => f.write_str("no frame of the card has this length"),
+            Self::Memory(error) => write!(f, "no memory for the card: {error}"),
+            Self::Backend(error) => write!(f, "the card's back end: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for NetError {}
+
+/// The back end has broken a ring: an index out of range, or an answer to what was not asked. Nothing that comes from there counts any
+/// more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken;
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the back end has broken its ring")
+    }
+}
+
+impl core::error::Error for Broken {}
+
+impl From<Corrupt> for Broken {
+    fn from(_: Corrupt) -> Self {
+        Self
+    }
+}
+
+/// Pages that a back end may use, side by side.
+pub trait Pages: SharedPage {
+    /// Bytes of a page that is withdrawn for a while.
+    type Own<'a>: Deref<Target = [u8]>
+    where
+        Self: 'a;
+
+    /// The numbers that the back end needs, one for each page.
+    fn references(&self) -> &[GrantRef];
+
+    /// Keeps the back end from a page, so that its bytes can be read where they are; `None` when it is using the page.
+    fn withdraw(&mut self, page: usize) -> Option<Self::Own<'_>>;
+
+    /// The bytes of a page that the back end can only read; `None` when it may write.
+    fn page_mut(&mut self, page: usize) -> Option<&mut [u8]>;
+}
+
+impl Pages for GrantedPages {
+    type Own<'a> = Withdrawn<'a>;
+    fn references(&self) -> &[GrantRef] {
+        self.references()
+    }
+    fn withdraw(&mut self, page: usize) -> Option<Withdrawn<'_>> {
+        self.withdraw(page)
+    }
+    fn page_mut(&mut self, page: usize) -> Option<&mut [u8]> {
+        self.page_mut(page)
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = NetError;
+
+    /// Six numbers of two hexadecimal digits with colons between them.
+    fn from_str(text: &str) -> Result<Self, NetError> {
+        let bad = || NetError::Backend(XenbusError::Malformed("mac".to_string(), text.to_string()));
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().ok_or_else(bad)?;
+            if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(bad());
+            }
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() {
+            return Err(bad());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// What is known of a frame's transport checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing.
+    Unknown,
+    /// It is right.
+    Validated,
+    /// It is not filled in; nobody else has seen the frame. Only with [`Options::blank_checksums`].
+    Blank,
+}
+
+/// What is known of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its bytes, also when they were more than there was room for.
+    pub bytes: usize,
+    /// Its checksum.
+    pub checksum: Checksum,
+}
+
+/// How a card is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Pages to receive into, 18 to 256: each holds a frame of up to 4096 bytes, or a part of one.
+    pub receive_pages: usize,
+    /// Pages to send from, 18 to 256.
+    pub transmit_pages: usize,
+    /// Frames may come without their transport checksums.
+    pub blank_checksums: bool,
+}
+
+impl Default for Options {
+    /// 768 KiB in all.
+    fn default() -> Self {
+        Self { receive_pages: 128, transmit_pages: 64, blank_checksums: false }
+    }
+}
+
+impl Options {
+    /// Makes the pages to send from and to receive into, and grants them.
+    fn grant(&self, to: DomId) -> Result<(GrantedPages, GrantedPages), GrantError> {
+        let pages = |wanted: usize| wanted.clamp(NR_SLOTS_MIN, 256);
+        Ok((
+            GrantedPages::new(pages(self.transmit_pages), to, Access::Read)?,
+            GrantedPages::new(pages(self.receive_pages), to, Access::ReadWrite)?,
+        ))
+    }
+}
+
+/// What a card counts, from its opening on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames sent.
+    pub sent: u64,
+    /// Pages of which the back end said that they could not be sent.
+    pub send_errors: u64,
+    /// Frames received.
+    pub received: u64,
+    /// Pages that the back end could not fill.
+    pub receive_errors: u64,
+    /// What the back end brought, and was no frame.
+    pub malformed: u64,
+}
+
+impl Counters {
+    fn add_sent<M: SharedPage, P: Pages>(&mut self, transmit: &Transmit<M, P>) {
+        let (sent, errors) = transmit.counts();
+        self.sent += sent;
+        self.send_errors += errors;
+    }
+
+    fn add_received<M: SharedPage, P: Pages>(&mut self, receive: &Receive<M, P>) {
+        let (received, errors, malformed) = receive.counts();
+        self.received += received;
+        self.receive_errors += errors;
+        self.malformed += malformed;
+    }
+}
+
+/// One direction of a card.
+#[derive(Debug)]
+enum Link<T> {
+    Up(T),
+    /// The back end is away, and may come back.
+    Down,
+    Gone,
+}
+
+/// A direction with its notifier, and a place for frames that cannot be used where they are.
+#[derive(Debug)]
+struct Half<T> {
+    link: Link<(T, Notifier)>,
+    scratch: Vec<u8>,
+}
+
+impl<T> Half<T> {
+    fn up(rings: T, notifier: Notifier) -> Mutex<Self> {
+        Mutex::new(Self { link: Link::Up((rings, notifier)), scratch: Vec::new() })
+    }
+}
+
+type Sending = Transmit<GrantedPages, GrantedPages>;
+type Receiving = Receive<GrantedPages, GrantedPages>;
+
+#[derive(Debug)]
+struct Inner {
+    // A frame may be sent while one is being looked at: the lock to receive is taken first.
+    receive: Mutex<Half<Receiving>>,
+    transmit: Mutex<Half<Sending>>,
+    /// Counted over connections that are gone.
+    counters: Mutex<Counters>,
+    about: Mutex<About>,
+    /// The back end has said something, or the link has changed.
+    bell: Bell,
+    /// The number of the card.
+    device: u32,
+    /// The task that listens is to stop: it has lost its connection.
+    stop: Bell,
+}
+
+/// What the card is.
+#[derive(Clone, Copy, Debug)]
+struct About {
+    mac: Mac,
+    mtu: usize,
+    max_frame: usize,
+}
+
+/// A network card. Clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Card {
+    inner: Arc<Inner>,
+}
+
+impl Card {
+    /// Opens a card by its number and waits until it can be used.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn open(store: &SharedStore, device: u32) -> Result<Self, NetError> {
+        Self::open_with(store, device, Options::default()).await
+    }
+
+    /// As [`open`](Self::open).
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn open_with(store: &SharedStore, device: u32, options: Options) -> Result<Self, NetError> {
+        let open = async {
+            let mut front = Frontend::open(store, &format!("device/vif/{device}")).await?;
+            let pages = options.grant(front.backend_id())?;
+            let connected = connect(&mut front, pages, options).await?;
+            Ok::<_, NetError>((front, connected))
+        };
+        let (front, Connected { transmit, receive, channel, about }) =
+            match first(open, time::after(PATIENCE)).await {
+                First::One(result) => result?,
+                First::Other(()) => return Err(NetError::Timeout),
+            };
+        log::debug!("card {device}: {about:?}");
+        let notifier = channel.notifier();
+        let inner = Arc::new(Inner {
+            receive: Half::up(receive, notifier),
+            transmit: Half::up(transmit, notifier),
+            counters: Mutex::default(),
+            about: Mutex::new(about),
+            bell: Bell::new(),
+            device,
+            stop: Bell::new(),
+        });
+        executor::spawn(listen(Arc::clone(&inner), channel));
+        executor::spawn(follow(Arc::clone(&inner), front, options));
+        Ok(Self { inner })
+    }
+
+    /// Its Ethernet address.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        self.inner.about.lock().mac
+    }
+
+    /// Most bytes behind the head of a frame that its network carries.
+    #[must_use]
+    pub fn mtu(&self) -> usize {
+        self.inner.about.lock().mtu
+    }
+
+    /// Most bytes of a frame that the back end takes, head and all; more than its network may carry.
+    #[must_use]
+    pub fn max_frame(&self) -> usize {
+        self.inner.about.lock().max_frame
+    }
+
+    /// What it has counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut counters = *self.inner.counters.lock();
+        if let Link::Up((receive, _)) = &self.inner.receive.lock().link {
+            counters.add_received(receive);
+        }
+        if let Link::Up((transmit, _)) = &self.inner.transmit.lock().link {
+            counters.add_sent(transmit);
+        }
+        counters
+    }
+
+    /// Sends a frame, without its checksum (FCS); waits until there is room for it.
+    ///
+    /// # Errors
+    /// [`NetError::Length`], [`NetError::Gone`].
+    pub async fn send(&self, frame: &[u8]) -> Result<(), NetError> {
+        while !self.queue(frame)? {
+            self.room(frame.len()).await?;
+        }
+        self.flush()
+    }
+
+    /// Puts a frame in the ring, unseen until [`flush`](Self::flush); false when there is no room, or the back end is away.
+    ///
+    /// # Errors
+    /// [`NetError::Length`], [`NetError::Gone`].
+    pub fn queue(&self, frame: &[u8]) -> Result<bool, NetError> {
+        if frame.is_empty() || frame.len() > self.max_frame() {
+            return Err(NetError::Length);
+        }
+        self.inner.with_transmit(|transmit, _, _| transmit.push(frame)).map(|sent| sent == Some(true))
+    }
+
+    /// As [`queue`](Self::queue), for a frame of `bytes` that `work` writes, where it is sent from if it fits a page. The work is done
+    /// in any case; false when the frame is not sent. `work` must not send with this card.
+    ///
+    /// # Errors
+    /// [`NetError::Length`], before the work is done.
+    pub fn queue_with<R>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&mut [u8]) -> R,
+    ) -> Result<(R, bool), NetError> {
+        if bytes == 0 || bytes > self.max_frame() {
+            return Err(NetError::Length);
+        }
+        let mut half = self.inner.transmit.lock();
+        let Half { link, scratch } = &mut *half;
+        let Link::Up((transmit, _)) = link else {
+            scratch.clear();
+            scratch.resize(bytes, 0);
+            return Ok((work(scratch), false));
+        };
+        let (result, sent) = transmit.fill(bytes, scratch, work);
+        drop(half);
+        if sent.is_err() {
+            self.inner.broken();
+        }
+        Ok((result, sent.unwrap_or(false)))
+    }
+
+    /// Shows the back end what was queued.
+    ///
+    /// # Errors
+    /// [`NetError::Gone`].
+    pub fn flush(&self) -> Result<(), NetError> {
+        let publish = |transmit: &mut Sending, _: &mut Vec<u8>, notifier: Notifier| {
+            if transmit.publish() {
+                // If nobody is connected, nobody is to be told: the back end looks when it comes.
+                let _ = notifier.notify();
+            }
+            Ok(())
+        };
+        self.inner.with_transmit(publish).map(drop)
+    }
+
+    /// Whether there is room to send a frame of `bytes`.
+    ///
+    /// # Errors
+    /// [`NetError::Gone`].
+    pub fn has_room(&self, bytes: usize) -> Result<bool, NetError> {
+        self.inner.with_transmit(|transmit, _, _| transmit.room(bytes)).map(|room| room == Some(true))
+    }
+
+    /// Waits for room to send a frame of `bytes`. What was queued is flushed.
+    ///
+    /// # Errors
+    /// [`NetError::Length`], [`NetError::Gone`].
+    pub async fn room(&self, bytes: usize) -> Result<(), NetError> {
+        loop {
+            let seen = self.inner.bell.rings();
+            if bytes > self.max_frame() {
+                return Err(NetError::Length);
+            }
+            if self.has_room(bytes)? {
+                return Ok(());
+            }
+            self.flush()?;
+            let prepare = |transmit: &mut Sending, _: &mut Vec<u8>, _| Ok(transmit.prepare_to_wait(bytes));
+            if self.inner.with_transmit(prepare)? != Some(true) {
+                self.inner.bell.after(seen).await;
+            }
+        }
+    }
+
+    /// Waits for a frame and copies it; what `into` has no room for is lost.
+    ///
+    /// # Errors
+    /// [`NetError::Gone`].
+    pub async fn receive(&self, into: &mut [u8]) -> Result<Received, NetError> {
+        loop {
+            if let Some(received) = self.try_receive(into)? {
+                return Ok(received);
+            }
+            self.ready().await?;
+        }
+    }
+
+    /// Takes a frame if one is there, as [`receive`](Self::receive).
+    ///
+    /// # Errors
+    /// [`NetError::Gone`].
+    pub fn try_receive(&self, into: &mut [u8]) -> Result<Option<Received>, NetError> {
+        self.inner.with_receive(|receive, _| receive.copy(into)).map(Option::flatten)
+    }
+
+    /// Takes a frame if one is there and shows it to `work`, where it is if it is in one page. `work` may send with this card, but not
+    /// receive.
+    ///
+    /// # Errors
+    /// [`NetError::Gone`].
+    pub fn receive_with<R>(&self, work: impl FnOnce(&[u8], Checksum) -> R) -> Result<Option<R>, NetError> {
+        let shown = self.inner.with_receive(|receive, scratch| receive.show(scratch, work))?;
+        Ok(shown.and_then(Result::ok))
+    }
+
+    /// Whether a frame is there.
+    ///
+    /// # Errors
+    /// [`NetError::Gone`].
+    pub fn has_frame(&self) -> Result<bool, NetError> {
+        self.inner.with_receive(|receive, _| receive.look()).map(|there| there == Some(true))
+    }
+
+    /// Waits for a frame.
+    ///
+    /// # Errors
+    /// [`NetError::Gone`].
+    pub async fn ready(&self) -> Result<(), NetError> {
+        loop {
+            let seen = self.inner.bell.rings();
+            if self.has_frame()? {
+                return Ok(());
+            }
+            let prepare = |receive: &mut Receiving, _: &mut Vec<u8>| Ok(receive.prepare_to_wait());
+            if self.inner.with_receive(prepare)? != Some(true) {
+                self.inner.bell.after(seen).await;
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Does something with what is sent; `None` while the back end is away.
+    fn with_transmit<R>(
+        &self,
+        work: impl FnOnce(&mut Sending, &mut Vec<u8>, Notifier) -> Result<R, Broken>,
+    ) -> Result<Option<R>, NetError> {
+        let mut half = self.transmit.lock();
+        let Half { link, scratch } = &mut *half;
+        let result = match link {
+            Link::Up((transmit, notifier)) => work(transmit, scratch, *notifier),
+            Link::Down => return Ok(None),
+            Link::Gone => return Err(NetError::Gone),
+        };
+        drop(half);
+        result.map(Some).map_err(|broken| {
+            self.broken();
+            broken.into()
+        })
+    }
+
+    /// As [`with_transmit`](Self::with_transmit), with what is received. Pages that were put up again are shown when they are many, and
+    /// when there is nothing else to do.
+    fn with_receive<R>(
+        &self,
+        work: impl FnOnce(&mut Receiving, &mut Vec<u8>) -> Result<R, Broken>,
+    ) -> Result<Option<R>, NetError> {
+        let mut half = self.receive.lock();
+        let Half { link, scratch } = &mut *half;
+        let result = match link {
+            Link::Up((receive, notifier)) => {
+                let result = work(receive, scratch);
+                let result = result.and_then(|result| Ok((result, receive.look()?)));
+                if (receive.is_due() || !matches!(result, Ok((_, true)))) && receive.publish() {
+                    // As for what is sent.
+                    let _ = notifier.notify();
+                }
+                result.map(|(result, _)| result)
+            }
+            Link::Down => return Ok(None),
+            Link::Gone => return Err(NetError::Gone),
+        };
+        drop(half);
+        result.map(Some).map_err(|broken| {
+            self.broken();
+            broken.into()
+        })
+    }
+
+    /// The back end has broken a ring: it would not be different the next time.
+    fn broken(&self) {
+        log::error!("the back end of card {} has broken its ring", self.device);
+        self.give_up();
+    }
+
+    fn give_up(&self) {
+        self.disconnect(true);
+        self.bell.ring();
+    }
+
+    /// Takes the rings away from whoever uses the card.
+    fn disconnect(&self, for_ever: bool) -> (Option<Sending>, Option<Receiving>) {
+        self.stop.ring();
+        let receive = {
+            let mut half = self.receive.lock();
+            let new = if for_ever { Link::Gone } else { Link::Down };
+            core::mem::replace(&mut half.link, new)
+        };
+        let transmit = {
+            let mut half = self.transmit.lock();
+            let new = if for_ever { Link::Gone } else { Link::Down };
+            core::mem::replace(&mut half.link, new)
+        };
+        let mut counters = self.counters.lock();
+        let receive = match receive {
+            Link::Up((receive, _)) => Some(receive),
+            _ => None,
+        };
+        let transmit = match transmit {
+            Link::Up((transmit, _)) => Some(transmit),
+            _ => None,
+        };
+        receive.iter().for_each(|receive| counters.add_received(receive));
+        transmit.iter().for_each(|transmit| counters.add_sent(transmit));
+        (transmit, receive)
+    }
+}
+
+/// What connecting gives.
+struct Connected {
+    transmit: Sending,
+    receive: Receiving,
+    channel: Channel,
+    about: About,
+}
+
+/// Meets the back end, which waits for it.
+async fn connect(
+    front: &mut Frontend,
+    (transmit, receive): (GrantedPages, GrantedPages),
+    options: Options,
+) -> Result<Connected, NetError> {
+    front.wait_for(|state| state == XenbusState::InitWait).await?;
+    let backend_id = front.backend_id();
+    let ring = || GrantedPages::new(1, backend_id, Access::ReadWrite);
+    let transmit = Transmit::new(ring()?, transmit);
+    let receive = Receive::new(ring()?, receive)?;
+    let scatter_gather = front.offers(keys::SG).await?;
+    let max_frame = if scatter_gather { transmit.longest() } else { PAGE_SIZE };
+    let mtu = match front.read_own("mtu").await? {
+        Some(mtu) => mtu,
+        None => front.read("mtu").await?.unwrap_or(MTU),
+    };
+    let text = match front.read_own::<String>("mac").await? {
+        Some(mac) => mac,
+        None => front.need("mac").await?,
+    };
+    let mac = text.trim().parse()?;
+    let about = About { mac, mtu: mtu.clamp(LEAST_MTU, max_frame - HEADER), max_frame };
+    let channel = Events::new().alloc_unbound(backend_id)?;
+    let reference =
+        |pages: &GrantedPages| pages.references().first().map_or(0, |gref| gref.get()).to_string();
+    let yes = || "1".to_string();
+    let mut nodes = alloc::vec![
+        ("tx-ring-ref", reference(transmit.ring())),
+        ("rx-ring-ref", reference(receive.ring())),
+        ("event-channel", channel.port().to_string()),
+        (keys::RX_COPY, yes()),
+        (keys::RX_NOTIFY, yes()),
+        (keys::SG, yes()),
+        (keys::NO_CSUM_OFFLOAD, u32::from(!options.blank_checksums).to_string()),
+    ];
+    nodes.push((keys::IPV6_CSUM_OFFLOAD, u32::from(options.blank_checksums).to_string()));
+    // Unlike those of disks, back ends of cards wait for this, not for `Initialised`.
+    front.publish(&nodes, XenbusState::Connected).await?;
+    front.wait_for(|state| state == XenbusState::Connected).await?;
+    // What was put up has been seen by nobody.
+    let _ = channel.notify();
+    Ok(Connected { transmit, receive, channel, about })
+}
+
+/// Hears the back end, until the connection is given up.
+async fn listen(inner: Arc<Inner>, mut channel: Channel) {
+    let begun = inner.stop.rings();
+    // What came before is heard, too.
+    inner.bell.ring();
+    while let First::One(()) = first(channel.fired(), inner.stop.after(begun)).await {
+        inner.bell.ring();
+    }
+}
+
+/// Follows the back end's state: it may go, and come back.
+async fn follow(inner: Arc<Inner>, mut front: Frontend, options: Options) {
+    loop {
+        let result = match front.changed().await {
+            Ok(XenbusState::Closing | XenbusState::Closed | XenbusState::Unknown) => {
+                reconnect(&inner, &mut front, options).await
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if result.is_err() {
+            inner.give_up();
+            return;
+        }
+    }
+}
+
+/// Lets go of the back end, and waits for it to come back.
+async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -> Result<(), NetError> {
+    let leaving = front.is_leaving().await?;
+    let old = inner.disconnect(false);
+    // The task that listens lets go of the channel.
+    executor::yield_now().await;
+    front.close().await?;
+    // The back end has unmapped the rings by now, and what they are in can be freed.
+    let (Some(transmit), Some(receive)) = old else { return Err(NetError::Gone) };
+    let mut pages = (transmit.into_pages(), receive.into_pages());
+    if leaving {
+        return Err(NetError::Gone);
+    }
+    let Connected { transmit, receive, channel, about } = loop {
+        front.set_state(XenbusState::Initialising).await?;
+        comes_back(front).await?;
+        match connect(front, pages, options).await {
+            // It went away again before it was there.
+            Err(NetError::Backend(XenbusError::Closed)) => pages = options.grant(front.backend_id())?,
+            result => break result?,
+        }
+    };
+    let notifier = channel.notifier();
+    *inner.about.lock() = about;
+    inner.receive.lock().link = Link::Up((receive, notifier));
+    inner.transmit.lock().link = Link::Up((transmit, notifier));
+    executor::spawn(listen(Arc::clone(inner), channel));
+    inner.bell.ring();
+    Ok(())
+}
+
+/// Waits for a back end that has closed to begin anew.
+async fn comes_back(front: &mut Frontend) -> Result<(), NetError> {
+    // It may not have got round to saying that it is back.
+    while let Err(error) = front.wait_for(|state| state == XenbusState::InitWait).await {
+        if error != XenbusError::Closed || front.is_leaving().await? {
+            return Err(error.into());
+        }
+        front.changed().await?;
+    }
+    Ok(())
+}
+
+/// The numbers of the cards that this domain has.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn cards(store: &SharedStore) -> Result<Vec<u32>, StoreError> {
+    let names = crate::xenbus::devices(store, "vif").await?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Mac;
+    use alloc::string::ToString;
+
+    #[test]
+    fn addresses_are_read_as_they_are_written() {
+        let mac: Mac = "00:16:3E:0a:ff:01".parse().expect("an address");
+        assert_eq!(mac, Mac([0, 0x16, 0x3e, 10, 255, 1]));
+        assert_eq!(mac.to_string(), "00:16:3e:0a:ff:01");
+        for text in [
+            "",
+            "00:16:3e:0a:ff",
+            "00:16:3e:0a:ff:01:02",
+            "0:16:3e:0a:ff:01",
+            "00:16:3e:0a:ff:+1",
+            "00-16-3e-0a-ff-01",
+        ] {
+            assert!(text.parse::<Mac>().is_err(), "{text}");
+        }
+    }
+}

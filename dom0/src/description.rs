@@ -5,6 +5,10 @@
 //! image = "hello"            # a file in images/ of the boot archive
 //! memory = "4M"              # K, M or G; a multiple of 4K
 //! vcpus = 1
+//! cpu_weight = 256           # share of CPU time against others
+//! cap = 0                    # most CPU time, in percent of one CPU; 0 for no cap
+//! cpus = "all"               # CPUs that it may run on, as in "0,2-3"
+//! cpus_soft = "all"          # CPUs that it should run on
 //! max_event_channels = 1023  # the highest port it may have
 //! max_grant_frames = 64      # frames of its grant table
 //! max_maptrack_frames = 1024 # frames for grants of others that it has mapped, 256 in each
@@ -21,6 +25,7 @@
 
 use crate::disks::{self, DiskSpec};
 use crate::policy::{Action, Policy};
+use crate::schedule::{self, Schedule};
 use crate::toolstack::Limits;
 use crate::units::Bytes;
 use crate::words;
@@ -57,6 +62,10 @@ const KEYS: &[&str] = &[
     "image",
     "memory",
     "vcpus",
+    schedule::WEIGHT,
+    schedule::CAP,
+    schedule::CPUS,
+    schedule::CPUS_SOFT,
     "max_event_channels",
     "max_grant_frames",
     "max_maptrack_frames",
@@ -79,6 +88,8 @@ pub struct Description {
     pub memory: Bytes,
     /// Its vCPUs, from 1.
     pub vcpus: u32,
+    /// How much of the CPUs it gets, and where.
+    pub schedule: Schedule,
     /// How much of the hypervisor it may use.
     pub limits: Limits,
     /// Its kernel's command line.
@@ -118,6 +129,10 @@ struct Raw {
     image: Spanned<String>,
     memory: Spanned<String>,
     vcpus: Option<Spanned<i64>>,
+    cpu_weight: Option<Spanned<i64>>,
+    cap: Option<Spanned<i64>>,
+    cpus: Option<Spanned<String>>,
+    cpus_soft: Option<Spanned<String>>,
     max_event_channels: Option<Spanned<i64>>,
     max_grant_frames: Option<Spanned<i64>>,
     max_maptrack_frames: Option<Spanned<i64>>,
@@ -151,6 +166,15 @@ impl Description {
             None => 1,
             Some(vcpus) => check_vcpus(*vcpus.get_ref()).map_err(at(vcpus.span()))?,
         };
+        let mut schedule = Schedule::default();
+        for (key, value) in [(schedule::WEIGHT, &raw.cpu_weight), (schedule::CAP, &raw.cap)] {
+            let Some(value) = value else { continue };
+            schedule.set_number(key, *value.get_ref()).map_err(at(value.span()))?;
+        }
+        for (key, value) in [(schedule::CPUS, &raw.cpus), (schedule::CPUS_SOFT, &raw.cpus_soft)] {
+            let Some(value) = value else { continue };
+            schedule.set(key, value.get_ref()).map_err(at(value.span()))?;
+        }
         let mut limits = DEFAULT_LIMITS;
         for (key, value) in [
             (PORTS, &raw.max_event_channels),
@@ -177,6 +201,7 @@ impl Description {
             image,
             memory,
             vcpus,
+            schedule,
             limits,
             cmdline: raw.cmdline.map(Spanned::into_inner).unwrap_or_default(),
             autostart: raw.autostart.unwrap_or(false),
@@ -200,6 +225,7 @@ impl Description {
             image: check_image(image)?,
             memory: Bytes::of_pages(DEFAULT_PAGES),
             vcpus: 1,
+            schedule: Schedule::default(),
             limits: DEFAULT_LIMITS,
             cmdline: String::new(),
             autostart: false,
@@ -275,6 +301,9 @@ impl Description {
             "vcpus" => {
                 let number = value.parse().map_err(|_| format!("vcpus={value}: not a whole number"))?;
                 self.vcpus = check_vcpus(number)?;
+            }
+            schedule::WEIGHT | schedule::CAP | schedule::CPUS | schedule::CPUS_SOFT => {
+                self.schedule.set(key, value)?;
             }
             PORTS | GRANT_FRAMES | MAPTRACK_FRAMES => {
                 let number = value.parse().map_err(|_| format!("{key}={value}: not a whole number"))?;
@@ -378,7 +407,7 @@ fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
 
 #[cfg(test)]
 mod tests {
-    use super::{Description, Limits, groups};
+    use super::{Description, Limits, Schedule, groups};
     use crate::policy::{Action, Policy};
     use alloc::string::ToString;
     use alloc::vec;
@@ -400,6 +429,27 @@ mod tests {
         let least = Description::parse(b"name = 'a'\nimage = 'b'\nmemory = '512K'").unwrap();
         assert_eq!(least.limits, Limits { max_port: 1023, grant_frames: None, maptrack_frames: None });
         assert_eq!((least.vcpus, least.autostart, least.policy), (1, false, Policy::default()));
+    }
+
+    #[test]
+    fn shares_and_places_are_checked() {
+        let with = |more: &str| {
+            Description::parse(alloc::format!("name = 'a'\nimage = 'b'\nmemory = '4M'\n{more}").as_bytes())
+        };
+        let description = with("cpu_weight = 512\ncap = 150\ncpus = '0,2-3'\ncpus_soft = '2'\n").unwrap();
+        let wanted =
+            Schedule { weight: Some(512), cap: Some(150), cpus: Some(0b1101), cpus_soft: Some(0b100) };
+        assert_eq!(description.schedule, wanted);
+        assert_eq!(with("").unwrap().schedule, Schedule::default());
+        let changed = description.with("cap", "0").and_then(|d| d.with("cpus", "all")).unwrap();
+        assert_eq!(changed.schedule, Schedule { cap: Some(0), cpus: Some(u64::MAX), ..wanted });
+        for (text, message) in [
+            ("cpu_weight = 0", "line 4: cpu_weight = 0: from 1 to 65535"),
+            ("\ncap = -1", "line 5: cap = -1: from 0 to 6400 percent of a CPU, 0 for no cap"),
+            ("cpus = '64'", "line 4: cpus \"64\": there are no more than 64 CPUs: 64 is too large"),
+        ] {
+            assert_eq!(with(text).unwrap_err().to_string(), message);
+        }
     }
 
     #[test]
@@ -516,8 +566,8 @@ mod tests {
             (
                 "vcpus",
                 "colour",
-                "line 4: unknown key `colour`: known are name, image, memory, vcpus, max_event_channels, \
-                 max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot, \
+                "line 4: unknown key `colour`: known are name, image, memory, vcpus, cpu_weight, cap, cpus, cpus_soft, \
+                 max_event_channels, max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot, \
                  disk",
             ),
             ("name = 'a-1'\n", "", "the key `name` is missing: name, image and memory are needed"),

@@ -6,10 +6,11 @@
 
 use crate::backend::Devices;
 use crate::description::Description;
-use crate::hypervisor;
+use crate::hypervisor::{self, Refusal, Share};
 use crate::machine::Machine;
 use crate::policy::{Decision, Ending, Supervisor};
 use crate::ring::ConsoleBack;
+use crate::schedule::Schedule;
 use crate::scrollback::{Lines, Scrollback};
 use crate::store;
 use crate::terminal;
@@ -350,7 +351,11 @@ async fn build(name: &str, empty: toolstack::Empty) -> Result<(), String> {
     let created = toolstack::fill(&mut machine, &request(&wanted, &command_line), empty)
         .await
         .map_err(cannot_create(&wanted.description))?;
-    match equip(&wanted.description, &created).await {
+    let equipped = match schedule(domain, &wanted.description) {
+        Ok(()) => equip(&wanted.description, &created).await,
+        Err(error) => Err(error),
+    };
+    match equipped {
         Ok((store, devices, console)) => {
             let started_ns = time::now_ns();
             set_state(name, State::Running(Run { domain, started_ns, devices, console, store }));
@@ -361,6 +366,29 @@ async fn build(name: &str, empty: toolstack::Empty) -> Result<(), String> {
             Err(error)
         }
     }
+}
+
+/// Gives a new domain its share of the CPUs and its places there, where its description says something.
+fn schedule(domain: DomId, description: &Description) -> Result<(), String> {
+    let Schedule { weight, cap, cpus, cpus_soft } = description.schedule;
+    let refused = |what: &'static str| {
+        let name = &description.name;
+        move |refusal: Refusal| format!("cannot set {what} of {name}: {refusal}")
+    };
+    if weight.is_some() || cap.is_some() {
+        let now = hypervisor::get().share(domain).map_err(refused("the share"))?;
+        let share =
+            Share { weight: weight.unwrap_or(now.weight), cap_percent: cap.unwrap_or(now.cap_percent) };
+        hypervisor::get().set_share(domain, share).map_err(refused("the share"))?;
+    }
+    if cpus.is_some() || cpus_soft.is_some() {
+        for vcpu in 0..description.vcpus {
+            hypervisor::get()
+                .affinity(domain, vcpu, cpus.unwrap_or(u64::MAX), cpus_soft.unwrap_or(u64::MAX))
+                .map_err(refused("the CPUs"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Connects a new domain to its services. What fails leaves none of them.

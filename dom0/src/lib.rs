@@ -25,6 +25,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod accounts;
 pub mod archive;
 mod backend;
 pub mod description;
@@ -35,6 +36,7 @@ mod hypervisor;
 mod machine;
 pub mod policy;
 pub mod ring;
+pub mod schedule;
 pub mod scrollback;
 pub mod session;
 mod shell;

@@ -1,18 +1,20 @@
 //! The shell: what each command does.
 
+use crate::accounts::{self, Accounts, DomainAccount, Key, Report, VcpuAccount};
 use crate::archive::Archive;
 use crate::backend;
 use crate::description::{Description, OWN_NAME};
 use crate::disks::{DiskSpec, Kind};
 use crate::editor::{Action, LineEditor};
 use crate::guests::{self, Follow, State};
-use crate::hypervisor::{self, DomainInfo, VcpuInfo};
+use crate::hypervisor::{self, DomainInfo, VcpuInfo, VcpuUsage};
 use crate::say;
+use crate::schedule::{self, Schedule};
 use crate::scrollback::printable;
 use crate::store;
 use crate::table::{Align, Table};
 use crate::terminal::{self, Keys};
-use crate::units::{Bytes, count, cpu_list, cpu_set, seconds};
+use crate::units::{Bytes, PAGE, cpu_bits, cpu_list, seconds};
 use crate::waiting::First;
 use crate::words;
 use alloc::boxed::Box;
@@ -76,16 +78,24 @@ macro_rules! commands {
 }
 
 commands! {
-    "list" "" list "show all domains"
-        "NAME and ID name a domain in other commands. MEMORY and VCPUS are what it has; CPU TIME is what it has used."
+    "list" "[--json]" list "show all domains"
+        "NAME and ID name a domain in other commands. MEMORY and VCPUS are what it has; CPU TIME is what it has used.\n\
+         --json gives one line with everything that is counted, of each vCPU too: times in ns, since the domain was made."
     "vcpus" "NAME" vcpus "show a domain's vCPUs"
-        "CPU is the processor that each is on, or was last on."
-    "pin" "NAME VCPU|all [CPUS|all]" pin "let a vCPU run on these CPUs only"
-        "CPUS are numbers and ranges, as in 0,2-3; without them it is shown where the vCPU may run. `info` says how many CPUs\n\
-         there are, `vcpus NAME` where each vCPU is."
+        "CPU is the processor that each is on, or was last on. Its time is what it used (CPU TIME), what it wanted and did not\n\
+         get (STOLEN), what it waited for events (WAITING), and what it was down or paused (OFF). SWITCHES are the times that it\n\
+         was put on a CPU, MOVES those on another one than before."
+    "pin" "NAME VCPU|all [CPUS|all [CPUS|all]]" pin "let a vCPU run on these CPUs only, rather on those"
+        "CPUS are numbers and ranges, as in 0,2-3; without them it is shown where the vCPU may run. The second list is where it\n\
+         should run when there is a choice. `info` says how many CPUs there are, `vcpus NAME` where each vCPU is."
+    "weight" "NAME [WEIGHT]" weight "show or set a domain's share of CPU time against others"
+        "From 1 to 65535; a domain that nobody weighted has 256. It counts for each of its vCPUs."
+    "cap" "NAME [PERCENT]" cap "show or set the most CPU time that a domain gets"
+        "In percent of one CPU, for all its vCPUs together: 150 is one and a half. 0 lifts the cap."
     "create" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" create "build domains and start them"
         "FILE is a description in the boot archive, or the name of the domain that one describes; IMAGE is a guest image there\n\
-         (`images` lists both); any other NAME needs image=IMAGE. Keys are name, image, memory, vcpus, max_event_channels,\n\
+         (`images` lists both); any other NAME needs image=IMAGE. Keys are name, image, memory, vcpus, cpu_weight, cap,\n\
+         cpus, cpus_soft, max_event_channels,\n\
          max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot and disk; KEY=VALUE sets one\n\
          for this time, as in `create demo name=other memory=8M disk=xvda:ram:8M`.\n\
          With `+` between them, several are made at once, and none starts before all are built. {domid:NAME} in a cmdline\n\
@@ -119,7 +129,9 @@ commands! {
     "dmesg" "[LINES]" dmesg "show the hypervisor's log"
         "Reports of crashed domains are here, with their registers."
     "log-level" "LEVEL" log_level "set how much the hypervisor logs: off, error, warn, info, debug, trace" ""
-    "top" "[TIMES]" top "CPU use of all domains, once a second until q is pressed" ""
+    "top" "[TIMES] [sort=KEY] [--json]" top "what CPUs and domains do, once a second until q is pressed"
+        "KEY is cpu, stolen, time, memory, hypercalls, faults, name or id; while it runs, the first letter of one sorts by it.\n\
+         CPU and STOLEN are time that the domain's vCPUs ran, and that they wanted to and did not. --json gives one line, once."
     "sleep" "SECONDS" sleep "wait; ctrl-c ends it" ""
     "history" "" history "show the lines typed before" ""
     "poweroff" "" poweroff "end all domains and switch the machine off" ""
@@ -245,7 +257,14 @@ impl Shell {
     }
 
     async fn list(&mut self, arguments: &[String]) -> Outcome {
-        none("list", arguments)?;
+        match arguments {
+            [] => {}
+            [word] if word == "--json" => {
+                say!("{}", accounts::json(&accounts(true)?));
+                return Ok(Next::Go);
+            }
+            _ => return Err(usage("list")),
+        }
         let infos = hypervisor::get().domains().map_err(refused("list the domains"))?;
         let views = guests::all();
         let mut table = Table::new([
@@ -282,26 +301,39 @@ impl Shell {
 
     async fn vcpus(&mut self, arguments: &[String]) -> Outcome {
         let wanted = one("vcpus", arguments)?;
-        let domain = match guests::resolve(wanted) {
-            _ if wanted == OWN_NAME || wanted == "0" => guest_sdk::id(),
-            name => guests::domain(&name?)?,
-        };
+        let domain = any_domain(wanted)?;
         let info = hypervisor::get().domain(domain).map_err(refused("tell about it"))?;
         let mut table = Table::new([
             ("VCPU", Align::Right),
             ("CPU", Align::Right),
             ("STATE", Align::Left),
             ("CPU TIME", Align::Right),
+            ("STOLEN", Align::Right),
+            ("WAITING", Align::Right),
+            ("OFF", Align::Right),
+            ("CALLS", Align::Right),
+            ("FAULTS", Align::Right),
+            ("EVENTS", Align::Right),
+            ("SWITCHES", Align::Right),
+            ("MOVES", Align::Right),
         ]);
         for number in 0..info.vcpus {
             let vcpu = hypervisor::get().vcpu(domain, number).map_err(refused("tell about its vCPUs"))?;
-            let state = match vcpu {
-                VcpuInfo { online: false, .. } => "off",
-                VcpuInfo { running: true, .. } => "running",
-                VcpuInfo { blocked: true, .. } => "waiting",
-                _ => "ready",
-            };
-            table.row([number.to_string(), vcpu.cpu.to_string(), state.into(), seconds(vcpu.cpu_time_ns)]);
+            let told = |value: fn(&VcpuUsage) -> String| vcpu.usage.as_ref().map_or("-".into(), value);
+            table.row([
+                number.to_string(),
+                vcpu.cpu.to_string(),
+                vcpu_state(&vcpu).into(),
+                seconds(vcpu.cpu_time_ns),
+                told(|usage| seconds(usage.runnable_ns)),
+                told(|usage| seconds(usage.blocked_ns)),
+                told(|usage| seconds(usage.offline_ns)),
+                told(|usage| usage.hypercalls.to_string()),
+                told(|usage| usage.faults.to_string()),
+                told(|usage| usage.upcalls.to_string()),
+                told(|usage| usage.switches.to_string()),
+                told(|usage| usage.moves.to_string()),
+            ]);
         }
         print_block(&table.to_string());
         Ok(Next::Go)
@@ -309,14 +341,11 @@ impl Shell {
 
     async fn pin(&mut self, arguments: &[String]) -> Outcome {
         let [wanted, which, cpus @ ..] = arguments else { return Err(usage("pin")) };
-        let domain = match guests::resolve(wanted) {
-            _ if wanted == OWN_NAME || wanted == "0" => guest_sdk::id(),
-            name => guests::domain(&name?)?,
-        };
-        let mask = match cpus {
-            [] => 0,
-            [all] if all == "all" => u64::MAX,
-            [list] => cpu_set(list)?,
+        let domain = any_domain(wanted)?;
+        let (hard, soft) = match cpus {
+            [] => (0, 0),
+            [hard] => (schedule::cpus(hard)?, u64::MAX),
+            [hard, soft] => (schedule::cpus(hard)?, schedule::cpus(soft)?),
             _ => return Err(usage("pin")),
         };
         let info = hypervisor::get().domain(domain).map_err(refused("tell about it"))?;
@@ -330,10 +359,46 @@ impl Shell {
         };
         let up = hypervisor::get().host().map_err(refused("tell about the machine"))?.cpus;
         for vcpu in vcpus {
-            let may =
-                hypervisor::get().pin(domain, vcpu, mask).map_err(|error| format!("vCPU {vcpu}: {error}"))?;
-            say!("vCPU {vcpu}: CPUs {}", cpu_list(may, up));
+            let (may, should) = hypervisor::get()
+                .affinity(domain, vcpu, hard, soft)
+                .map_err(|error| format!("vCPU {vcpu}: {error}"))?;
+            let all = |set: u64| may & !set & cpu_bits(up) == 0;
+            let rather =
+                if all(should) { String::new() } else { format!(", rather {}", cpu_list(should, up)) };
+            say!("vCPU {vcpu}: CPUs {}{rather}", cpu_list(may, up));
         }
+        Ok(Next::Go)
+    }
+
+    async fn weight(&mut self, arguments: &[String]) -> Outcome {
+        self.share("weight", schedule::WEIGHT, arguments)
+    }
+
+    async fn cap(&mut self, arguments: &[String]) -> Outcome {
+        self.share("cap", schedule::CAP, arguments)
+    }
+
+    /// Shows a domain's share of the CPUs; changes what `key` names in it first, if a value is given.
+    fn share(&self, command: &str, key: &str, arguments: &[String]) -> Outcome {
+        let (wanted, value) = match arguments {
+            [wanted] => (wanted, None),
+            [wanted, value] => (wanted, Some(value)),
+            _ => return Err(usage(command)),
+        };
+        let domain = any_domain(wanted)?;
+        let mut share = hypervisor::get().share(domain).map_err(|refusal| refusal.to_string())?;
+        if let Some(value) = value {
+            let mut schedule = Schedule::default();
+            schedule.set(key, value)?;
+            share.weight = schedule.weight.unwrap_or(share.weight);
+            share.cap_percent = schedule.cap.unwrap_or(share.cap_percent);
+            hypervisor::get().set_share(domain, share).map_err(|refusal| refusal.to_string())?;
+        }
+        let cap = match share.cap_percent {
+            0 => "no cap".into(),
+            percent => format!("cap {percent} % of a CPU"),
+        };
+        say!("{wanted}: weight {}, {cap}", share.weight);
         Ok(Next::Go)
     }
 
@@ -718,32 +783,61 @@ impl Shell {
     }
 
     async fn top(&mut self, arguments: &[String]) -> Outcome {
-        let mut left = match arguments {
-            [] if self.scripted => return Err("nobody can press q here: say how often, as in `top 3`".into()),
-            [] => u64::MAX,
-            [times] => number(times)?,
-            _ => return Err(usage("top")),
+        let (mut left, mut key, mut as_json) = (None, Key::Cpu, false);
+        for word in arguments {
+            match word.strip_prefix("sort=") {
+                Some(name) => key = Key::parse(name)?,
+                None if word == "--json" => as_json = true,
+                None => left = Some(number::<u64>(word)?),
+            }
+        }
+        if as_json {
+            left = Some(1);
+        }
+        let mut left = match left {
+            None if self.scripted => {
+                return Err("nobody can press q here: say how often, as in `top 3`".into());
+            }
+            left => left.unwrap_or(u64::MAX),
         };
-        let mut before = hypervisor::get().domains().map_err(refused("list the domains"))?;
-        let mut before_ns = time::now_ns();
+        let mut before = accounts(false)?;
+        let mut report: Option<Report> = None;
         while left > 0 {
-            left -= 1;
-            match self.keys.key_before(before_ns + 1_000_000_000).await {
+            let letter = self.keys.key_before(before.system_time_ns + 1_000_000_000).await;
+            match letter {
                 Some(b'q' | b'Q' | CTRL_C) => break,
-                Some(_) => {}
+                Some(letter) => {
+                    key = Key::of_letter(letter).unwrap_or(key);
+                    // At once, of the numbers that are there.
+                    let Some(report) = &mut report else { continue };
+                    report.sort(key);
+                    self.show_top(report, key);
+                    continue;
+                }
                 None => {}
             }
-            let now = hypervisor::get().domains().map_err(refused("list the domains"))?;
-            let now_ns = time::now_ns();
-            let screen = usage_table(&before, &now, now_ns.saturating_sub(before_ns).max(1));
-            if self.scripted {
-                print_block(&screen);
+            left -= 1;
+            let now = accounts(false)?;
+            let mut latest = Report::between(&before, &now);
+            latest.sort(key);
+            if as_json {
+                say!("{}", accounts::json(&latest));
             } else {
-                print!("{CLEAR}{screen}\nq ends this\n");
+                self.show_top(&latest, key);
             }
-            (before, before_ns) = (now, now_ns);
+            (before, report) = (now, Some(latest));
         }
         Ok(Next::Go)
+    }
+
+    fn show_top(&self, report: &Report, key: Key) {
+        let screen = report.show(key);
+        if self.scripted {
+            return print_block(&screen);
+        }
+        let letters: Vec<String> =
+            Key::ALL.iter().map(|(_, word, letter)| format!("{} {word}", char::from(*letter))).collect();
+        print!("{CLEAR}{screen}\nq ends this; sort by: {}\n", letters.join(", "));
     }
 
     async fn sleep(&mut self, arguments: &[String]) -> Outcome {
@@ -876,7 +970,10 @@ fn candidates(archive: Archive<'static>, words: &[&str]) -> Vec<String> {
             let files = archive.files().filter_map(Result::ok).map(|file| file.name);
             files.filter(|name| name.ends_with(".toml")).map(ToString::to_string).collect()
         }
-        ["destroy" | "pause" | "unpause" | "vcpus" | "pin" | "shutdown" | "console" | "logs" | "wait"]
+        [
+            "destroy" | "pause" | "unpause" | "vcpus" | "pin" | "weight" | "cap" | "shutdown" | "console"
+            | "logs" | "wait",
+        ]
         | ["console", "-f"] => guests::all().into_iter().map(|view| view.name).collect(),
         _ => Vec::new(),
     }
@@ -1021,29 +1118,53 @@ fn store_tree(top: &str) -> Result<String, xenstore::Error> {
     Ok(text)
 }
 
-/// CPU use of each domain between two lists, `span_ns` apart.
-fn usage_table(before: &[DomainInfo], now: &[DomainInfo], span_ns: u64) -> String {
+/// All accounts as they are now; with those of each vCPU if `whole`.
+fn accounts(whole: bool) -> Result<Accounts, String> {
     let views = guests::all();
-    let mut table = Table::new([
-        ("NAME", Align::Left),
-        ("ID", Align::Right),
-        ("CPU", Align::Right),
-        ("CPU TIME", Align::Right),
-        ("MEMORY", Align::Right),
-        ("STATE", Align::Left),
-    ]);
-    for info in now {
-        let earlier =
-            before.iter().find(|other| other.domain == info.domain).map_or(0, |other| other.cpu_time_ns);
-        let tenths = u128::from(info.cpu_time_ns.saturating_sub(earlier)) * 1000 / u128::from(span_ns);
-        table.row([
-            name_of(info, &views),
-            info.domain.get().to_string(),
-            format!("{}.{} %", tenths / 10, tenths % 10),
-            seconds(info.cpu_time_ns),
-            Bytes::of_pages(info.pages).to_string(),
-            state_of(info),
-        ]);
+    let below = hypervisor::get();
+    let infos = below.domains().map_err(refused("list the domains"))?;
+    let vcpus = |info: &DomainInfo| {
+        // One that goes meanwhile has none.
+        let all = (0..info.vcpus).filter_map(|id| Some((id, below.vcpu(info.domain, id).ok()?)));
+        all.map(|(id, vcpu)| VcpuAccount {
+            id,
+            cpu: vcpu.cpu,
+            state: vcpu_state(&vcpu),
+            running_ns: vcpu.cpu_time_ns,
+            usage: vcpu.usage,
+        })
+        .collect()
+    };
+    let domain = |info: &DomainInfo| DomainAccount {
+        name: name_of(info, &views),
+        id: info.domain.get(),
+        state: state_of(info),
+        memory_bytes: info.pages.saturating_mul(PAGE),
+        vcpus: info.vcpus,
+        cpu_time_ns: info.cpu_time_ns,
+        usage: info.usage,
+        vcpu: if whole { vcpus(info) } else { Vec::new() },
+    };
+    Ok(Accounts {
+        cpu_idle_ns: below.idle_ns().map_err(refused("tell about its CPUs"))?,
+        system_time_ns: time::now_ns(),
+        domains: infos.iter().map(domain).collect(),
+    })
+}
+
+fn vcpu_state(vcpu: &VcpuInfo) -> &'static str {
+    match vcpu {
+        VcpuInfo { online: false, .. } => "off",
+        VcpuInfo { running: true, .. } => "running",
+        VcpuInfo { blocked: true, .. } => "waiting",
+        _ => "ready",
     }
-    format!("{}, {}\n{table}", count(now.len(), "domain"), seconds(time::now_ns()))
+}
+
+/// The domain that somebody calls `text`, which may be dom0 itself.
+fn any_domain(text: &str) -> Result<DomId, String> {
+    if text == OWN_NAME || text == "0" {
+        return Ok(guest_sdk::id());
+    }
+    guests::domain(&guests::resolve(text)?)
 }

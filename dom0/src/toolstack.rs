@@ -185,6 +185,9 @@ impl fmt::Display for CreateError {
                 Bytes::of_pages(*free)
             ),
             // The rest of that request is ours, and right.
+            Self::Refused(Step::Create, Errno::ENOSPC) => f.write_str(
+                "with sched=null each vCPU has a CPU of its own, and fewer are free: lower `vcpus`, or destroy another domain",
+            ),
             Self::Refused(Step::Create, Errno::EINVAL) => {
                 f.write_str("the hypervisor makes no domain with so many vCPUs: lower `vcpus`")
             }

@@ -130,6 +130,12 @@ pub fn cpu_set(list: &str) -> Result<u64, String> {
     Ok(set)
 }
 
+/// The set of the first `count` CPUs.
+#[must_use]
+pub fn cpu_bits(count: u32) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+}
+
 /// The other way round: the CPUs of a set that are below `count`.
 pub fn cpu_list(set: u64, count: u32) -> String {
     let there = |cpu: u32| cpu < count.min(64) && set >> cpu & 1 != 0;

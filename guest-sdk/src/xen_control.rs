@@ -18,9 +18,9 @@ use hypercall_abi::shared_info::{LEGACY_MAX_VCPUS, SharedInfo};
 use hypercall_abi::subops::MemoryOp;
 use hypercall_abi::vcpu::{VcpuGuestContext, VcpuInfo};
 use hypercall_abi::xen_control::{
-    CreateDomain, DestroyDomain, Domctl, DomctlPayload, GetDomainInfo, GetDomainInfoList, GetVcpuInfo,
-    HypercallInit, MaxMem, MaxVcpus, PauseDomain, PhysInfo, ReadConsole, Sysctl, SysctlPayload,
-    UnpauseDomain, VcpuContext,
+    CreateDomain, DestroyDomain, Domctl, DomctlPayload, GetCpuInfo, GetDomainInfo, GetDomainInfoList,
+    GetVcpuInfo, HypercallInit, MaxMem, MaxVcpus, PauseDomain, PhysInfo, ReadConsole, SchedId, SchedulerOp,
+    Sysctl, SysctlPayload, UnpauseDomain, VcpuContext,
 };
 use hypercall_abi::{DomId, Errno, GrantRef, GuestHandle, Mfn, PAGE_SIZE};
 
@@ -133,6 +133,49 @@ pub fn set_vcpu_context(domain: DomId, vcpu: u32, context: &VcpuGuestContext) ->
     let ctxt = GuestHandle::new((&raw const *context) as u64);
     // SAFETY: the context lives through the call and is only read.
     unsafe { domctl(domain, &mut VcpuContext { vcpu, pad0: 0, ctxt }) }.map(drop)
+}
+
+/// The scheduler that there is, if it is one with weights and caps.
+fn credit_scheduler() -> Result<u32, Errno> {
+    let mut payload = SchedId::default();
+    // SAFETY: no handles.
+    unsafe { sysctl(&mut payload)? };
+    match payload.sched_id {
+        id @ (abi::SCHEDULER_CREDIT | abi::SCHEDULER_CREDIT2) => Ok(id),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// A domain's weight, and its cap in percent of one CPU, 0 for none.
+///
+/// # Errors
+/// `EOPNOTSUPP` under a scheduler without; `ESRCH`, `EPERM`.
+pub fn scheduling(domain: DomId) -> Result<(u16, u16), Errno> {
+    let cmd = abi::SCHEDOP_GETINFO;
+    let info = plain(domain, SchedulerOp { sched_id: credit_scheduler()?, cmd, ..SchedulerOp::default() })?;
+    Ok((info.weight, info.cap))
+}
+
+/// Sets both.
+///
+/// # Errors
+/// As [`scheduling`]; `EINVAL` a cap above what the domain's vCPUs can use.
+pub fn set_scheduling(domain: DomId, weight: u16, cap: u16) -> Result<(), Errno> {
+    let (sched_id, cmd) = (credit_scheduler()?, abi::SCHEDOP_PUTINFO);
+    plain(domain, SchedulerOp { sched_id, cmd, weight, cap, ..SchedulerOp::default() }).map(drop)
+}
+
+/// How long each CPU has idled, ns.
+///
+/// # Errors
+/// `EPERM`.
+pub fn idle_ns() -> Result<Vec<u64>, Errno> {
+    let mut list = [0; 64];
+    let info = GuestHandle::new(list.as_mut_ptr() as u64);
+    let mut request = GetCpuInfo { max_cpus: list.len() as u32, info, ..GetCpuInfo::default() };
+    // SAFETY: room for `max_cpus` numbers, alive through the call.
+    unsafe { sysctl(&mut request)? };
+    Ok(list.into_iter().take(request.nr_cpus as usize).collect())
 }
 
 /// State of one vCPU.

@@ -260,6 +260,11 @@ macro_rules! for_each_control_layout {
                 vcpu @ 0, online @ 4, blocked @ 5, running @ 6, cpu_time @ 8, cpu @ 16
             };
             xen_control::MaxVcpus = "struct xen_domctl_max_vcpus", 4 { max @ 0 };
+            xen_control::SchedulerOp = "struct xen_domctl_scheduler_op", 24 {
+                sched_id @ 0, cmd @ 4, weight = "u.credit2.weight" @ 8, cap = "u.credit2.cap" @ 10
+            };
+            xen_control::SchedId = "struct xen_sysctl_sched_id", 4 { sched_id @ 0 };
+            xen_control::GetCpuInfo = "struct xen_sysctl_getcpuinfo", 24 { max_cpus @ 0, info @ 8, nr_cpus @ 16 };
             xen_control::HypercallInit = "struct xen_domctl_hypercall_init", 8 { gmfn @ 0 };
             xen_control::ReadConsole = "struct xen_sysctl_readconsole", 24 {
                 clear @ 0, incremental @ 1, pad0 @ 2, pad1 @ 3, index @ 4, buffer @ 8, count @ 16

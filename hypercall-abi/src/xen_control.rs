@@ -46,6 +46,8 @@ command_enum! {
         GetVcpuInfo = 14, "getvcpuinfo";
         /// Makes the vCPUs.
         MaxVcpus = 15, "max_vcpus";
+        /// Reads or sets what the scheduler keeps of a domain.
+        SchedulerOp = 16, "scheduler_op";
         /// Fills one of the domain's frames with hypercall stubs.
         HypercallInit = 22, "hypercall_init";
     }
@@ -58,6 +60,10 @@ command_enum! {
         ReadConsole = 1, "readconsole";
         /// Facts about the machine.
         PhysInfo = 3, "physinfo";
+        /// Which scheduler there is.
+        SchedId = 4, "sched_id";
+        /// How long CPUs have idled.
+        GetCpuInfo = 8, "getcpuinfo";
         /// State of many domains.
         GetDomainInfoList = 6, "getdomaininfolist";
     }
@@ -349,6 +355,55 @@ pub struct GetVcpuInfo {
     pub pad1: u32,
 }
 
+/// [`SchedId::sched_id`] of the credit scheduler.
+pub const SCHEDULER_CREDIT: u32 = 5;
+/// Of the second one.
+pub const SCHEDULER_CREDIT2: u32 = 6;
+/// [`SchedulerOp::cmd`] that sets.
+pub const SCHEDOP_PUTINFO: u32 = 0;
+/// The one that reads.
+pub const SCHEDOP_GETINFO: u32 = 1;
+
+/// What the credit schedulers keep of a domain. Errors: `-EINVAL` another scheduler, a weight or cap out of range; `-EOPNOTSUPP`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SchedulerOp {
+    /// IN: the scheduler meant.
+    pub sched_id: u32,
+    /// IN: [`SCHEDOP_PUTINFO`] or [`SCHEDOP_GETINFO`].
+    pub cmd: u32,
+    /// IN/OUT: share against others; 0 changes nothing.
+    pub weight: u16,
+    /// IN/OUT: percent of one CPU at most; 0 for no cap.
+    pub cap: u16,
+    /// Room of other schedulers.
+    pub pad0: [u32; 3],
+}
+
+/// Which scheduler there is (OUT).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SchedId {
+    /// Its number.
+    pub sched_id: u32,
+}
+
+/// How long CPUs have idled.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct GetCpuInfo {
+    /// IN: room in the list.
+    pub max_cpus: u32,
+    /// Zero.
+    pub pad0: u32,
+    /// IN: the list: nanoseconds for each CPU.
+    pub info: GuestHandle<u64>,
+    /// OUT: entries filled.
+    pub nr_cpus: u32,
+    /// Zero.
+    pub pad1: u32,
+}
+
 /// Makes the domain's vCPUs, down. Errors: `-EINVAL` another number than the domain was created with, the caller's own domain;
 /// `-ENOMEM`.
 #[repr(C)]
@@ -455,10 +510,10 @@ macro_rules! payloads {
 payloads! { DomctlPayload, DomctlCmd:
     CreateDomain = CreateDomain DestroyDomain = DestroyDomain PauseDomain = PauseDomain UnpauseDomain = UnpauseDomain
     GetDomainInfo = GetDomainInfo MaxMem = MaxMem VcpuContext = SetVcpuContext GetVcpuInfo = GetVcpuInfo
-    MaxVcpus = MaxVcpus HypercallInit = HypercallInit
+    MaxVcpus = MaxVcpus SchedulerOp = SchedulerOp HypercallInit = HypercallInit
 }
 payloads! { SysctlPayload, SysctlCmd:
-    ReadConsole = ReadConsole PhysInfo = PhysInfo GetDomainInfoList = GetDomainInfoList
+    ReadConsole = ReadConsole PhysInfo = PhysInfo SchedId = SchedId GetCpuInfo = GetCpuInfo GetDomainInfoList = GetDomainInfoList
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use hypercall_abi::vcpu::VcpuGuestContext;
 use hypercall_abi::{DomId, Errno, GrantRef, Mfn};
+use serde::Serialize;
 use spin::Once;
 
 /// A hypervisor's control interface. Errors are the hypervisor's unless something else is said.
@@ -92,11 +93,31 @@ pub trait Hypervisor: Sync {
     /// None that a control domain gets.
     fn host(&self) -> Result<HostInfo, Errno>;
 
-    /// Lets a vCPU run on these CPUs only, a bit each; 0 changes nothing. Returns those on which it may run then.
+    /// Lets a vCPU run on the CPUs `hard` only, a bit each, and rather on those in `soft`; 0 for `hard` changes nothing. Returns
+    /// both as they are then.
     ///
     /// # Errors
-    /// `ENOENT` no such vCPU, `EINVAL` none of the CPUs is up; [`Refusal::NotOffered`] when that is not said here.
-    fn pin(&self, domain: DomId, vcpu: u32, cpus: u64) -> Result<u64, Refusal>;
+    /// `ENOENT` no such vCPU, `EINVAL` none of the CPUs is up, `EBUSY` none is free where each vCPU has one for itself;
+    /// [`Refusal::NotOffered`] when that is not said here.
+    fn affinity(&self, domain: DomId, vcpu: u32, hard: u64, soft: u64) -> Result<(u64, u64), Refusal>;
+
+    /// A domain's share of the CPUs.
+    ///
+    /// # Errors
+    /// `ESRCH`; [`Refusal::NotOffered`] under a scheduler without shares.
+    fn share(&self, domain: DomId) -> Result<Share, Refusal>;
+
+    /// Changes it.
+    ///
+    /// # Errors
+    /// `ESRCH`, `EINVAL` out of range; [`Refusal::NotOffered`].
+    fn set_share(&self, domain: DomId, share: Share) -> Result<(), Refusal>;
+
+    /// Time that each CPU idled, ns.
+    ///
+    /// # Errors
+    /// None that a control domain gets.
+    fn idle_ns(&self) -> Result<Vec<u64>, Errno>;
 
     /// Reads the hypervisor's log from position `index` on; positions count the bytes ever logged.
     ///
@@ -158,6 +179,69 @@ pub struct DomainInfo {
     pub pages: u64,
     /// CPU time of all its vCPUs, ns.
     pub cpu_time_ns: u64,
+    /// More, if the hypervisor tells.
+    pub usage: Option<DomainUsage>,
+}
+
+/// What a domain used, all its vCPUs together, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DomainUsage {
+    /// Its share of CPU time against others.
+    pub weight: u32,
+    /// The most CPU time it gets, in percent of one CPU; 0 for no cap.
+    pub cap_percent: u32,
+    /// Time that its vCPUs wanted to run and did not, ns.
+    pub stolen_ns: u64,
+    /// Hypercalls.
+    pub hypercalls: u64,
+    /// Exceptions.
+    pub faults: u64,
+    /// Upcalls.
+    pub upcalls: u64,
+    /// Memory that it may have.
+    pub max_memory_bytes: u64,
+    /// Frames of its grant table.
+    pub grant_frames: u32,
+    /// Grants of others that it has mapped.
+    pub grant_mappings: u32,
+    /// Ports in use.
+    pub ports: u32,
+    /// Memory of the hypervisor's for it.
+    pub hypervisor_bytes: u64,
+}
+
+/// What a vCPU used since its domain was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VcpuUsage {
+    /// Time that it wanted to run and did not, ns (`RUNSTATE_runnable`): stolen, as guests call it.
+    pub runnable_ns: u64,
+    /// Time that it waited for events, ns (`RUNSTATE_blocked`).
+    pub blocked_ns: u64,
+    /// Time that it was down or paused, ns (`RUNSTATE_offline`).
+    pub offline_ns: u64,
+    /// Hypercalls.
+    pub hypercalls: u64,
+    /// Exceptions.
+    pub faults: u64,
+    /// Events that it sent.
+    pub events_sent: u64,
+    /// Upcalls that it got.
+    pub upcalls: u64,
+    /// Elements of its grant operations.
+    pub grant_operations: u64,
+    /// Times that it was put on a CPU.
+    pub switches: u64,
+    /// Of these, on another CPU than before.
+    pub moves: u64,
+}
+
+/// A domain's share of the CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Against others.
+    pub weight: u32,
+    /// The most it gets, in percent of one CPU; 0 for no cap.
+    pub cap_percent: u32,
 }
 
 /// State of a vCPU.
@@ -173,6 +257,8 @@ pub struct VcpuInfo {
     pub cpu_time_ns: u64,
     /// The CPU it is or was last on.
     pub cpu: u32,
+    /// More, if the hypervisor tells.
+    pub usage: Option<VcpuUsage>,
 }
 
 /// Facts about the machine.

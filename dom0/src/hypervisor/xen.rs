@@ -1,6 +1,6 @@
 //! Xen 4.17's control interface.
 
-use super::{DomainInfo, HostInfo, Hypervisor, LogPart, Refusal, VcpuInfo};
+use super::{DomainInfo, HostInfo, Hypervisor, LogPart, Refusal, Share, VcpuInfo};
 use crate::policy::Ending;
 use crate::toolstack::Limits;
 use alloc::format;
@@ -36,6 +36,16 @@ fn domain_info(info: &abi::GetDomainInfo) -> DomainInfo {
         vcpus: if info.max_vcpu_id == INVALID_MAX_VCPU_ID { 0 } else { info.max_vcpu_id + 1 },
         pages: info.tot_pages,
         cpu_time_ns: info.cpu_time,
+        usage: None,
+    }
+}
+
+fn unscheduled(errno: Errno) -> Refusal {
+    match errno {
+        Errno::EOPNOTSUPP => {
+            Refusal::NotOffered("Xen was booted with a scheduler that has no weights: sched=credit2 has")
+        }
+        errno => Refusal::Errno(errno),
     }
 }
 
@@ -107,8 +117,22 @@ impl Hypervisor for Xen {
         control::unpause(domain)
     }
 
-    fn pin(&self, _: DomId, _: u32, _: u64) -> Result<u64, Refusal> {
+    fn affinity(&self, _: DomId, _: u32, _: u64, _: u64) -> Result<(u64, u64), Refusal> {
         Err(Refusal::NotOffered("this shell pins vCPUs on Xenolith only"))
+    }
+
+    fn share(&self, domain: DomId) -> Result<Share, Refusal> {
+        let (weight, cap) = control::scheduling(domain).map_err(unscheduled)?;
+        Ok(Share { weight: weight.into(), cap_percent: cap.into() })
+    }
+
+    fn set_share(&self, domain: DomId, share: Share) -> Result<(), Refusal> {
+        let word = |value: u32| u16::try_from(value).map_err(|_| Errno::EINVAL);
+        control::set_scheduling(domain, word(share.weight)?, word(share.cap_percent)?).map_err(unscheduled)
+    }
+
+    fn idle_ns(&self) -> Result<Vec<u64>, Errno> {
+        control::idle_ns()
     }
 
     fn domain(&self, domain: DomId) -> Result<DomainInfo, Errno> {
@@ -130,6 +154,7 @@ impl Hypervisor for Xen {
             blocked: info.blocked != 0,
             cpu_time_ns: info.cpu_time,
             cpu: info.cpu,
+            usage: None,
         })
     }
 

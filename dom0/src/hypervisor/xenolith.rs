@@ -1,8 +1,11 @@
 //! Our hypervisor's control interface.
 
-use super::{DomainInfo, HostInfo, Hypervisor, LogPart, OwnUse, Refusal, VcpuInfo};
+use super::{
+    DomainInfo, DomainUsage, HostInfo, Hypervisor, LogPart, OwnUse, Refusal, Share, VcpuInfo, VcpuUsage,
+};
 use crate::policy::Ending;
 use crate::toolstack::{Limits, MAPPINGS_PER_FRAME};
+use crate::units::PAGE;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -30,6 +33,19 @@ fn domain_info(info: &abi::DomainInfo) -> DomainInfo {
         vcpus: info.max_vcpus,
         pages: info.tot_pages,
         cpu_time_ns: info.cpu_time_ns,
+        usage: Some(DomainUsage {
+            weight: info.weight,
+            cap_percent: info.cap,
+            stolen_ns: info.runnable_ns,
+            hypercalls: info.hypercalls,
+            faults: info.faults,
+            upcalls: info.upcalls,
+            max_memory_bytes: info.max_pages.saturating_mul(PAGE),
+            grant_frames: info.grant_frames,
+            grant_mappings: info.grant_mappings,
+            ports: info.ports,
+            hypervisor_bytes: u64::from(info.hypervisor_pages) * PAGE,
+        }),
     }
 }
 
@@ -88,8 +104,23 @@ impl Hypervisor for Xenolith {
         control::unpause(domain)
     }
 
-    fn pin(&self, domain: DomId, vcpu: u32, cpus: u64) -> Result<u64, Refusal> {
-        Ok(control::set_affinity(domain, vcpu, cpus, u64::MAX)?.0)
+    fn affinity(&self, domain: DomId, vcpu: u32, hard: u64, soft: u64) -> Result<(u64, u64), Refusal> {
+        Ok(control::set_affinity(domain, vcpu, hard, soft)?)
+    }
+
+    fn share(&self, domain: DomId) -> Result<Share, Refusal> {
+        let info = control::domain_info(domain)?;
+        Ok(Share { weight: info.weight, cap_percent: info.cap })
+    }
+
+    fn set_share(&self, domain: DomId, share: Share) -> Result<(), Refusal> {
+        control::set_weight(domain, share.weight)?;
+        Ok(control::set_cap(domain, share.cap_percent)?)
+    }
+
+    fn idle_ns(&self) -> Result<Vec<u64>, Errno> {
+        let cpus = control::phys_info()?.cpus;
+        (0..cpus).map(|cpu| control::cpu_info(cpu).map(|info| info.idle_ns)).collect()
     }
 
     fn domain(&self, domain: DomId) -> Result<DomainInfo, Errno> {
@@ -109,6 +140,18 @@ impl Hypervisor for Xenolith {
             blocked: state.contains(VcpuState::BLOCKED),
             cpu_time_ns: info.cpu_time_ns,
             cpu: info.cpu,
+            usage: Some(VcpuUsage {
+                runnable_ns: info.runnable_ns,
+                blocked_ns: info.blocked_ns,
+                offline_ns: info.offline_ns,
+                hypercalls: info.hypercalls,
+                faults: info.faults,
+                events_sent: info.events_sent,
+                upcalls: info.upcalls,
+                grant_operations: info.grant_operations,
+                switches: info.switches,
+                moves: info.moves,
+            }),
         })
     }
 

@@ -360,7 +360,7 @@ mod tests {
         let text = report().show(Key::Cpu);
         assert!(text.starts_with("3 domains, 12.0s, by cpu\nCPU  0 [########"), "{text}");
         assert!(text.contains("\nCPU  1 [                                        ]   0.0 %\n"), "{text}");
-        assert!(text.lines().any(|line| line.starts_with("a      1  50.0 %   25.0 %      2.0s")), "{text}");
+        assert!(text.lines().any(|line| line.starts_with("a      1  50.0 %  25.0 %      2.0s")), "{text}");
     }
 
     #[test]

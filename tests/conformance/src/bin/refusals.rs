@@ -125,12 +125,15 @@ fn refused_entries() -> Result<[(u64, Errno); 6], Stop> {
     ])
 }
 
+/// A way to store an entry.
+type Store<'a> = dyn Fn(u64) -> Result<u64, Errno> + 'a;
+
 fn entries_are_refused_in_every_form(_: &mut Domain) -> Verdict {
     let range = Range::new(1)?;
     let (address, place) = (range.start(), memory::leaf_address(range.start()).ok_or("no entry")?);
     let mut page = Page::new()?;
     page.bytes_mut()[..8].copy_from_slice(&0x5eedu64.to_le_bytes());
-    let forms: [(&str, &dyn Fn(u64) -> Result<u64, Errno>); 5] = [
+    let forms: [(&str, &Store); 5] = [
         ("normal", &|entry| update(MmuCommand::NormalPtUpdate, place, entry)),
         ("preserve_ad", &|entry| update(MmuCommand::PtUpdatePreserveAd, place, entry)),
         ("no_translate", &|entry| update(MmuCommand::PtUpdateNoTranslate, place, entry)),
@@ -253,10 +256,13 @@ fn without_ports(work: impl FnOnce(&mut Vec<Port>) -> Verdict) -> Verdict {
     verdict
 }
 
+/// A way to bind a new port.
+type Bind<'a> = dyn Fn() -> Result<Port, Errno> + 'a;
+
 fn no_port_is_left_for_any_kind(_: &mut Domain) -> Verdict {
     without_ports(|ports| {
         let waiting = ports[0];
-        let kinds: [(&str, &dyn Fn() -> Result<Port, Errno>); 3] = [
+        let kinds: [(&str, &Bind); 3] = [
             ("interdomain", &|| {
                 let mut argument = EvtchnBindInterdomain {
                     remote_dom: DomId::SELF,

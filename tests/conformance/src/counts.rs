@@ -1,14 +1,12 @@
 //! How many: counts of none, of more than there can be, and of so many that their size is no number, for every call that takes
 //! one.
 use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
-use guest_sdk::testkit::{Verdict, fail};
+use guest_sdk::testkit::Verdict;
 
 use crate::handles::{Answer, Undo};
-use crate::state;
+use crate::state::{self, Findings};
 
 /// Whether a call does something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,22 +58,22 @@ impl<'a> Count<'a> {
         self
     }
 
-    fn run(&self, wrong: &mut String) {
+    fn run(&self, wrong: &mut Findings) {
         for &(count, expected, effect) in &self.answers {
             let (before, common) = ((self.state)(), state::common());
             let answer = (self.call)(count);
             if answer != expected {
-                *wrong += &format!("; {} {count:#x}: {answer:x?}, not {expected:x?}", self.what);
+                wrong.add(format_args!("{} {count:#x}: {answer:x?}, not {expected:x?}", self.what));
             }
             let changed = (self.state)() != before;
             if changed != (effect == Effect::Done) {
-                *wrong += &format!("; {} {count:#x}: {effect:?} was expected", self.what);
+                wrong.add(format_args!("{} {count:#x}: {effect:?} was expected", self.what));
             }
             if changed {
                 (self.undo)(&before);
             }
             if state::common() != common {
-                *wrong += &format!("; {} {count:#x}: something else changed", self.what);
+                wrong.add(format_args!("{} {count:#x}: something else changed", self.what));
             }
         }
     }
@@ -86,9 +84,9 @@ impl<'a> Count<'a> {
 /// # Errors
 /// Every answer that is another, and every state that is not as it should be.
 pub fn run(table: &[Count<'_>]) -> Verdict {
-    let mut wrong = String::new();
+    let mut wrong = Findings::default();
     for row in table {
         row.run(&mut wrong);
     }
-    if wrong.is_empty() { Ok(()) } else { fail(format_args!("other answers{wrong}")) }
+    wrong.verdict()
 }

@@ -9,15 +9,15 @@
 //! ```
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use guest_sdk::abi::{Errno, Hypercall};
 use guest_sdk::memory::{Access, Page, Range};
-use guest_sdk::testkit::{Stop, Verdict, fail};
+use guest_sdk::testkit::{Stop, Verdict};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::{NOWHERE, call, state};
+use crate::state::{self, Findings};
+use crate::{NOWHERE, call};
 
 /// Why an address is no good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -242,15 +242,15 @@ impl Drop for Room {
 /// # Errors
 /// Every answer that is another, every effect that is not there, and every state that changed after an error.
 pub fn run(table: &[Row<'_>]) -> Verdict {
-    let mut wrong = String::new();
+    let mut wrong = Findings::default();
     for row in table {
         row.run(&mut wrong)?;
     }
-    if wrong.is_empty() { Ok(()) } else { fail(format_args!("other answers{wrong}")) }
+    wrong.verdict()
 }
 
 impl Row<'_> {
-    fn run(&self, wrong: &mut String) -> Verdict {
+    fn run(&self, wrong: &mut Findings) -> Verdict {
         let room = Room::new()?;
         let length = (self.content)().len() as u64;
         room.map(Access::ReadWrite)?;
@@ -281,7 +281,7 @@ impl Row<'_> {
         Ok(())
     }
 
-    fn good(&self, kind: &str, room: &Room, offset: u64, wrong: &mut String) {
+    fn good(&self, kind: &str, room: &Room, offset: u64, wrong: &mut Findings) {
         if self.good == Good::NotTried {
             return;
         }
@@ -292,14 +292,14 @@ impl Row<'_> {
         match self.good {
             Good::Refused(errno) => {
                 if answer != Err(errno) {
-                    *wrong += &format!("; {} {kind}: {answer:x?}, not {errno}", self.what);
+                    wrong.add(format_args!("{} {kind}: {answer:x?}, not {errno}", self.what));
                 }
                 if (self.state)() != before || state::common() != common {
-                    *wrong += &format!("; {} {kind}: refused, but something changed", self.what);
+                    wrong.add(format_args!("{} {kind}: refused, but something changed", self.what));
                 }
             }
             _ if !answer.is_ok_and(|value| (self.seen)(value, &after)) => {
-                *wrong += &format!("; {} {kind}: {answer:x?}, or no effect", self.what);
+                wrong.add(format_args!("{} {kind}: {answer:x?}, or no effect", self.what));
             }
             _ => {}
         }
@@ -307,11 +307,11 @@ impl Row<'_> {
         let left = state::common();
         if left != common {
             let at = left.iter().zip(&common).position(|(is, was)| is != was);
-            *wrong += &format!("; {} {kind}: more than the effect is left ({at:?})", self.what);
+            wrong.add(format_args!("{} {kind}: more than the effect is left ({at:?})", self.what));
         }
     }
 
-    fn bad_handle(&self, kind: Kind, name: &str, wrong: &mut String, place: impl Fn(&[u8]) -> u64) {
+    fn bad_handle(&self, kind: Kind, name: &str, wrong: &mut Findings, place: impl Fn(&[u8]) -> u64) {
         let expected = match self.except.iter().find(|(of, _)| *of == kind) {
             Some((_, None)) => return,
             Some((_, Some(answer))) => *answer,
@@ -325,12 +325,12 @@ impl Row<'_> {
         let (before, common) = ((self.state)(), state::common());
         let answer = (self.call)(address);
         if answer != expected {
-            *wrong += &format!("; {} {name}: {answer:x?}, not {expected:x?}", self.what);
+            wrong.add(format_args!("{} {name}: {answer:x?}, not {expected:x?}", self.what));
         }
         let changed = (self.state)() != before || state::common() != common;
         match (changed, self.done.contains(&kind)) {
-            (true, false) => *wrong += &format!("; {} {name}: something changed", self.what),
-            (false, true) => *wrong += &format!("; {} {name}: nothing was done", self.what),
+            (true, false) => wrong.add(format_args!("{} {name}: something changed", self.what)),
+            (false, true) => wrong.add(format_args!("{} {name}: nothing was done", self.what)),
             _ => {}
         }
         if changed {

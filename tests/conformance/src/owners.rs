@@ -3,16 +3,14 @@
 //! A [`Row`] is one argument that names something; the table is run over all kinds of what there is to name. Who there is
 //! differs with the role: dom0 is alone, an unprivileged domain has peers and dom0 itself ([`Who`]).
 use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Debug;
 
 use guest_sdk::abi::grant::GNTST_OKAY;
 use guest_sdk::abi::{DomId, Errno};
-use guest_sdk::testkit::{Verdict, fail};
+use guest_sdk::testkit::Verdict;
 
-use crate::state;
+use crate::state::{self, Findings};
 
 /// Why a call did nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -130,7 +128,7 @@ impl<'a, W: Copy + PartialEq + Debug, S: Copy + Debug> Row<'a, W, S> {
         Row { state: Box::new(state), ..self }
     }
 
-    fn run(&self, subjects: &[(W, S)], wrong: &mut String) {
+    fn run(&self, subjects: &[(W, S)], wrong: &mut Findings) {
         for &(kind, subject) in subjects {
             let expected = match self.outcomes.iter().find(|(of, _)| *of == kind) {
                 Some((_, None)) => continue,
@@ -140,19 +138,19 @@ impl<'a, W: Copy + PartialEq + Debug, S: Copy + Debug> Row<'a, W, S> {
             let (before, common) = ((self.state)(), state::common());
             let outcome = (self.call)(subject);
             if outcome != expected {
-                *wrong += &format!("; {} {kind:?} {subject:?}: {outcome:?}, not {expected:?}", self.what);
+                wrong.add(format_args!("{} {kind:?} {subject:?}: {outcome:?}, not {expected:?}", self.what));
             }
             let changed = (self.state)() != before;
             if outcome.is_ok() {
                 if !changed && !before.is_empty() {
-                    *wrong += &format!("; {} {kind:?} {subject:?}: no effect", self.what);
+                    wrong.add(format_args!("{} {kind:?} {subject:?}: no effect", self.what));
                 }
                 (self.undo)();
             } else if changed {
-                *wrong += &format!("; {} {kind:?} {subject:?}: something changed", self.what);
+                wrong.add(format_args!("{} {kind:?} {subject:?}: something changed", self.what));
             }
             if state::common() != common {
-                *wrong += &format!("; {} {kind:?} {subject:?}: something else changed", self.what);
+                wrong.add(format_args!("{} {kind:?} {subject:?}: something else changed", self.what));
             }
         }
     }
@@ -166,9 +164,9 @@ pub fn run<W: Copy + PartialEq + Debug, S: Copy + Debug>(
     subjects: &[(W, S)],
     table: &[Row<'_, W, S>],
 ) -> Verdict {
-    let mut wrong = String::new();
+    let mut wrong = Findings::default();
     for row in table {
         row.run(subjects, &mut wrong);
     }
-    if wrong.is_empty() { Ok(()) } else { fail(format_args!("other outcomes{wrong}")) }
+    wrong.verdict()
 }

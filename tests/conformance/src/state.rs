@@ -1,4 +1,5 @@
 //! What a refused call leaves alone: everything about this domain that it can ask for, as numbers to compare.
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use guest_sdk::abi::evtchn::EvtchnStatus;
@@ -7,6 +8,8 @@ use guest_sdk::abi::memory::MemoryDomain;
 use guest_sdk::abi::subops::{EvtchnOp, GnttabOp, MemoryOp, VcpuOp};
 use guest_sdk::abi::version::FeatureInfo;
 use guest_sdk::abi::{DomId, Errno, Hypercall, Port};
+
+use guest_sdk::testkit::{Verdict, fail};
 
 use crate::{call, evtchn, grant, memop, shared};
 
@@ -74,5 +77,34 @@ pub fn set_mask(port: Port, on: bool) {
     unsafe {
         let word = (&raw mut (*shared()).evtchn_mask).cast::<u64>();
         word.write_volatile(if on { masks() | bit } else { masks() & !bit });
+    }
+}
+
+/// What a table found wrong. One cause makes many: the first of them are told.
+#[derive(Default)]
+pub(crate) struct Findings {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Findings {
+    const TOLD: usize = 8;
+
+    /// One more.
+    pub(crate) fn add(&mut self, what: core::fmt::Arguments<'_>) {
+        if self.first.len() < Self::TOLD {
+            self.first.push(what.to_string());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Passed when there are none.
+    pub(crate) fn verdict(&self) -> Verdict {
+        match (self.first.join("; "), self.more) {
+            (text, 0) if text.is_empty() => Ok(()),
+            (text, 0) => fail(text),
+            (text, more) => fail(format_args!("{text}; and {more} more")),
+        }
     }
 }

@@ -1,5 +1,9 @@
 //! Arguments at addresses that are no good: null, in no domain's part, half there, read-only; for every call with an argument
 //! in memory, and for every address inside such an argument.
+//!
+//! Three are not here. The frame that `iret` reads: a bad one ends the domain. The list of `acquire_resource`: it takes a right over
+//! another domain, and on real Xen who has it is alone. The lists of `add_to_physmap_batch` and `get_vnumainfo`: both are refused
+//! before anybody looks at them.
 #![no_std]
 #![no_main]
 
@@ -9,7 +13,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use conformance::handles::{Answer, BAD, Kind, Row, run};
 use conformance::state::{self, masks, number, ports, reservation};
@@ -34,7 +38,7 @@ use guest_sdk::abi::vcpu::{
     RunstateInfo, TrapInfo, VcpuGuestContext, VcpuRegisterRunstateMemoryArea, VcpuRegisterTimeMemoryArea,
     VcpuRegisterVcpuInfo, VcpuSetPeriodicTimer, VcpuSetSingleshotTimer,
 };
-use guest_sdk::abi::{DomId, Errno, GrantRef, GuestHandle, Hypercall, MachAddr, Port, Virq};
+use guest_sdk::abi::{DomId, Errno, Gfn, GrantRef, GuestHandle, Hypercall, MachAddr, Port, Virq};
 use guest_sdk::memory::{self, Access, Page, Range};
 use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, probe, try_read};
 use guest_sdk::time::now_ns;
@@ -73,6 +77,7 @@ fn main(domain: Domain) {
             physdev_op_refused,
             hvm_op_handles,
             tools_calls_handles,
+            fifo_handles,
         ],
     )
 }
@@ -1456,6 +1461,10 @@ fn physdev_op_handles(_: &mut Domain) -> Verdict {
             // Part of a bitmap opens part of the ports.
             .without(Kind::Partial),
         physdev_row("irq_status_query", PhysdevOp::IrqStatusQuery, [0u32; 2]).output(),
+        // Every call takes a number, told or not; there are more than these rows take.
+        physdev_row("get_free_pirq", PhysdevOp::GetFreePirq, [1u32, 0])
+            .output()
+            .effect(|_, after| word(after, 1) != 0),
     ])
 }
 
@@ -1470,6 +1479,7 @@ fn physdev_op_refused(_: &mut Domain) -> Verdict {
     };
     let far = PhysdevPciDevice { seg: 0, bus: 0x77, devfn: 0xff };
     let bus = PhysdevManagePci { bus: 0x77, devfn: 0xff };
+    let debug_port = physdev_row("dbgp_op", PhysdevOp::DbgpOp, [1u8, 0, 0, 0, 0, 0]);
     run(&[
         physdev_row("set_iopl", PhysdevOp::SetIopl, PhysdevSetIopl { iopl: 4 }).refused(Errno::EINVAL),
         {
@@ -1502,6 +1512,12 @@ fn physdev_op_refused(_: &mut Domain) -> Verdict {
         physdev_row("pci_device_remove", PhysdevOp::PciDeviceRemove, far).refused(no_right(Errno::ENODEV)),
         physdev_row("prepare_msix", PhysdevOp::PrepareMsix, far).refused(no_right(Errno::ENODEV)),
         physdev_row("release_msix", PhysdevOp::ReleaseMsix, far).refused(no_right(Errno::ENODEV)),
+        if is_privileged() {
+            // Told of a debug port that nobody uses.
+            debug_port
+        } else {
+            debug_port.refused(Errno::EPERM).bad(Err(Errno::EPERM))
+        },
         later(physdev_row("pci_mmcfg_reserved", PhysdevOp::PciMmcfgReserved, [0x1000u64, 0]), Errno::ENODEV),
     ])?;
     if is_privileged() {
@@ -1551,4 +1567,82 @@ fn tools_calls_handles(_: &mut Domain) -> Verdict {
         row("sysctl", Hypercall::Sysctl, 136),
         row("domctl", Hypercall::Domctl, 144),
     ])
+}
+
+// ---- The FIFO form of event channels.
+
+/// Behind everything else: going back from the form closes every port.
+fn fifo_handles(_: &mut Domain) -> Verdict {
+    const OFFSET: u32 = 64;
+    const PENDING: u32 = 1 << EVTCHN_FIFO_PENDING;
+    // The hypervisor writes both pages, also after this case: they are kept for ever.
+    let (block, array) = (Page::new()?, Page::new()?);
+    let (block_frame, array_frame) = (block.mfn().get(), array.mfn().get());
+    let (block, array) = (block.leak() + u64::from(OFFSET), array.leak());
+    fn half(address: u64) -> &'static AtomicU32 {
+        // SAFETY: aligned, in a page that was leaked; everybody accesses it atomically.
+        unsafe { AtomicU32::from_ptr(address as *mut u32) }
+    }
+    let reset = || {
+        assert_eq!(evtchn(EvtchnOp::Reset, &mut EvtchnReset { dom: DomId::SELF }), Ok(0));
+        for word in 0..1024 {
+            half(array + word * 4).store(0, Ordering::SeqCst);
+        }
+        half(block).store(0, Ordering::SeqCst);
+    };
+    let control =
+        EvtchnInitControl { control_gfn: Gfn::new(block_frame), offset: OFFSET, ..FromZeros::new_zeroed() };
+    let page = EvtchnExpandArray { array_gfn: Gfn::new(array_frame) };
+    // A page that cannot be: the answer tells the forms apart.
+    let chosen = || {
+        let nowhere = &mut EvtchnExpandArray { array_gfn: Gfn::new(1 << 40) };
+        vec![u64::from(evtchn(EvtchnOp::ExpandArray, nowhere) == Err(Errno::EINVAL))]
+    };
+    let send = |port: Port| assert_eq!(evtchn(EvtchnOp::Send, &mut EvtchnSend { port }), Ok(0));
+    // Whether an event gets to its word.
+    let arrayed = || {
+        let port = ipi().expect("a free port");
+        send(port);
+        let there = half(array + u64::from(port.get()) * 4).load(Ordering::SeqCst) & PENDING != 0;
+        close(port).expect("an own port");
+        vec![u64::from(there)]
+    };
+    let choose = || assert_eq!(evtchn(EvtchnOp::InitControl, &mut control.clone()), Ok(0));
+    fn row<T: IntoBytes + zerocopy::Immutable>(what: &str, command: EvtchnOp, argument: T) -> Row<'_> {
+        Row::operation(what, Hypercall::EventChannelOp, command.number(), &argument)
+    }
+    reset();
+    run(&[row("init_control", EvtchnOp::InitControl, control)
+        .answer()
+        .effect(|_, after| chosen() == [1] && after[16] == EVTCHN_FIFO_LINK_BITS as u8)
+        .state(chosen)
+        .undo(|_| reset())])?;
+    choose();
+    check_eq!(arrayed(), [0]);
+    run(&[row("expand_array", EvtchnOp::ExpandArray, page)
+        .effect(|_, _| arrayed() == [1])
+        .state(arrayed)
+        .undo(|_| {
+            reset();
+            choose();
+        })])?;
+    check_eq!(evtchn(EvtchnOp::ExpandArray, &mut page.clone()), Ok(0));
+    let own = ipi()?;
+    // The queue that an event is in, as a bit of those that have one.
+    let queue = || {
+        send(own);
+        half(array + u64::from(own.get()) * 4).store(0, Ordering::SeqCst);
+        vec![half(block).swap(0, Ordering::SeqCst).into()]
+    };
+    check_eq!(queue(), [1 << EVTCHN_FIFO_PRIORITY_DEFAULT]);
+    let verdict =
+        run(&[row("set_priority", EvtchnOp::SetPriority, EvtchnSetPriority { port: own, priority: 3 })
+            .effect(|_, _| queue() == [1 << 3])
+            .state(queue)
+            .undo(|_| {
+                let priority = EVTCHN_FIFO_PRIORITY_DEFAULT;
+                evtchn(EvtchnOp::SetPriority, &mut EvtchnSetPriority { port: own, priority })
+            })]);
+    reset();
+    verdict
 }

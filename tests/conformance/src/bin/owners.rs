@@ -681,7 +681,6 @@ fn frames_of_others(_: &mut Domain) -> Verdict {
 /// Frames that are to become a table of any kind, or something else that the hypervisor reads.
 fn tables_of_others(_: &mut Domain) -> Verdict {
     let frames = Frames::new()?;
-    let range = Range::new(1)?;
     let content = || frames.content();
     let pin = |command: MmuextCmd| move |frame| done(mmuext(command, frame, 0));
     let unpin = |frame: u64| move || assert_eq!(mmuext(MmuextCmd::UnpinTable, frame, 0), Ok(0));
@@ -700,15 +699,11 @@ fn tables_of_others(_: &mut Domain) -> Verdict {
         done(evtchn(EvtchnOp::InitControl, &mut argument))
     };
     let entry = |frame: u64| {
-        // An L2 entry.
-        let place = memory::leaf_address(range.start()).expect("a table is there");
         let mut request = MmuUpdate::new(MmuCommand::NormalPtUpdate, MachAddr::new(frame << 12), 0);
-        let _ = place;
         done(call(Hypercall::MmuUpdate, [at(&mut request), 1, 0, SELF, 0]))
     };
     let usable = [Frame::OwnReadOnly];
-    let (own, table) = (frames.read_only.mfn(), frames.table.mfn());
-    let _ = table;
+    let own = frames.read_only.mfn();
     let invalid = no(Errno::EINVAL);
     let verdict = run(
         &frames.all,
@@ -730,10 +725,8 @@ fn tables_of_others(_: &mut Domain) -> Verdict {
             Row::new("new_user_baseptr", pin(MmuextCmd::NewUserBaseptr), invalid).without(&usable),
             Row::new("set_gdt", gdt, invalid).with(&usable, Ok(())).undo(no_gdt),
             Row::new("update_descriptor", descriptor, invalid)
-                .with(&[Frame::Own, Frame::OwnReadOnly], Ok(()))
-                .without(&[Frame::Shared])
-                .state(content)
-                .without(&[Frame::Own, Frame::OwnReadOnly]),
+                .without(&[Frame::Own, Frame::OwnReadOnly, Frame::Shared])
+                .state(content),
             Row::new("an entry of a table", entry, invalid)
                 .without(&[Frame::Own, Frame::OwnReadOnly, Frame::Table, Frame::Shared])
                 .state(content),

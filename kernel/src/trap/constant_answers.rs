@@ -99,7 +99,9 @@ pub(super) fn system_call<P: Platform>(hv: &Hypervisor<P>, current: &mut Current
 /// Carries out a privileged instruction whose every result is 0.
 fn read_as_zero<P: Platform>(hv: &Hypervisor<P>, current: &mut Current) -> bool {
     let regs = &mut current.state.regs;
-    let Some(insn) = hv.fetch(regs.rip, decode::privileged) else { return false };
+    let Some(insn) = hv.fetch(regs.rip, |bytes| decode::privileged(bytes, decode::Mode::Bits64)) else {
+        return false;
+    };
     match insn.op {
         Op::ReadCr { to, .. } | Op::ReadDr { to, .. } => set_gpr(regs, to, 0),
         Op::Rdmsr | Op::Rdtsc | Op::Rdtscp => (regs.rax, regs.rdx) = (0, 0),

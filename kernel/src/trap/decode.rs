@@ -5,8 +5,8 @@
 //! still execute, [`store`] the stores a kernel may aim at a page table it sees read-only. Whatever is not in the list
 //! decodes to nothing, and its fault goes to the guest. The host test compares every answer with a full decoder.
 //!
-//! Both are pure functions of at most [`MAX_LENGTH`] bytes and know 64-bit code only; code in 16- or 32-bit segments has
-//! its faults delivered instead.
+//! Both are pure functions of at most [`MAX_LENGTH`] bytes. Stores are those of 64-bit code only; the privileged instructions of
+//! 16- and 32-bit segments are decoded too, but for string I/O, which would need their data segments.
 
 /// The longest an x86 instruction can be, in bytes.
 pub const MAX_LENGTH: usize = 15;
@@ -72,6 +72,15 @@ impl Width {
     pub const fn mask(self) -> u64 {
         u64::MAX >> (64 - 8 * self.bytes() as u32)
     }
+}
+
+/// What kind of code segment the bytes are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Mode {
+    Bits16,
+    Bits32,
+    Bits64,
 }
 
 /// Where IN and OUT find the port number.
@@ -367,14 +376,15 @@ impl<'a> Cursor<'a> {
         })
     }
     /// Reads prefixes, and the first byte of the opcode after them.
-    fn prefixes(&mut self) -> Option<(Prefixes, u8)> {
-        let mut p = Prefixes::default();
+    fn prefixes(&mut self, mode: Mode) -> Option<(Prefixes, u8)> {
+        let small = mode == Mode::Bits16;
+        let mut p = Prefixes { operand16: small, ..Prefixes::default() };
         loop {
             let byte = self.next()?;
             // REX counts only right before the opcode.
             let rex = core::mem::take(&mut p.rex);
             match byte {
-                0x66 => p.operand16 = true,
+                0x66 => p.operand16 = !small,
                 0x67 => p.address32 = true,
                 0xf0 => p.lock = true,
                 0xf2 | 0xf3 => p.repeat = Some(byte),
@@ -382,7 +392,7 @@ impl<'a> Cursor<'a> {
                 0x26 | 0x2e | 0x36 | 0x3e => {}
                 0x64 => p.segment = Some(Base::Fs),
                 0x65 => p.segment = Some(Base::Gs),
-                0x40..=0x4f => p.rex = byte,
+                0x40..=0x4f if mode == Mode::Bits64 => p.rex = byte,
                 opcode => {
                     p.rex = rex;
                     return Some((p, opcode));
@@ -425,13 +435,13 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Decodes a privileged instruction at the start of `bytes` as 64-bit code.
+/// Decodes a privileged instruction at the start of `bytes`.
 ///
 /// Nothing is returned for an instruction outside the whitelist, one that would be undefined, or one cut off by the end
 /// of `bytes`.
-pub fn privileged(bytes: &[u8]) -> Option<Insn<Op>> {
+pub fn privileged(bytes: &[u8], mode: Mode) -> Option<Insn<Op>> {
     let mut c = Cursor::new(bytes);
-    let (p, opcode) = c.prefixes()?;
+    let (p, opcode) = c.prefixes(mode)?;
     // None of these takes LOCK: it makes them undefined.
     if p.lock {
         return None;
@@ -443,6 +453,7 @@ pub fn privileged(bytes: &[u8]) -> Option<Insn<Op>> {
         base: if opcode >= 0x6e { p.base() } else { Base::Flat },
     };
     let op = match opcode {
+        0x6c..=0x6f if mode != Mode::Bits64 => return None,
         0x6c | 0x6d => Op::Ins(string()),
         0x6e | 0x6f => Op::Outs(string()),
         0xe4 | 0xe5 => Op::In { port: Port::Immediate(c.next()?), width: p.port_width(opcode) },
@@ -454,7 +465,7 @@ pub fn privileged(bytes: &[u8]) -> Option<Insn<Op>> {
         0x0f => match c.next()? {
             0x01 => match c.next()? {
                 // XSETBV has no form with an operand-size or repeat prefix.
-                0xd1 if !p.operand16 && p.repeat.is_none() => Op::Xsetbv,
+                0xd1 if p.operand16 == (mode == Mode::Bits16) && p.repeat.is_none() => Op::Xsetbv,
                 0xf9 => Op::Rdtscp,
                 _ => return None,
             },
@@ -500,7 +511,7 @@ pub fn privileged(bytes: &[u8]) -> Option<Insn<Op>> {
 /// of others they are hints about lock elision, or nothing.
 pub fn store(bytes: &[u8]) -> Option<Insn<Store>> {
     let mut c = Cursor::new(bytes);
-    let (p, opcode) = c.prefixes()?;
+    let (p, opcode) = c.prefixes(Mode::Bits64)?;
     let store = match opcode {
         0x50..=0x57 | 0x68 | 0x6a | 0x9c => push(&mut c, p, opcode)?,
         0xa2 | 0xa3 => store_to_offset(&mut c, p, opcode)?,

@@ -53,13 +53,29 @@ fn gate_target_ok(selector: u16) -> bool {
     u32::from(selector >> 3) < FIRST_RESERVED || selector == KERNEL_CS || selector & 4 != 0
 }
 
+/// A segment of 16- or 32-bit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Legacy {
+    /// Linear address of its first byte.
+    pub base: u32,
+    /// Offset of its last byte.
+    pub limit: u32,
+    /// Whether it is 32-bit code.
+    pub big: bool,
+}
+
+impl Legacy {
+    /// All of the first 4 GiB, 32-bit code.
+    pub const FLAT: Legacy = Legacy { base: 0, limit: u32::MAX, big: true };
+}
+
 /// What instruction fetch by a code selector means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeSegment {
     /// 64-bit code: flat.
     Long,
     /// 16- or 32-bit code.
-    Legacy,
+    Legacy(Legacy),
     /// No present code segment.
     None,
 }
@@ -71,7 +87,14 @@ pub fn code_segment(raw: u64) -> CodeSegment {
     } else if raw & LONG != 0 {
         CodeSegment::Long
     } else {
-        CodeSegment::Legacy
+        const BIG: u64 = 1 << 54;
+        const PAGES: u64 = 1 << 55;
+        let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
+        CodeSegment::Legacy(Legacy {
+            base: (raw >> 16 & 0xff_ffff | raw >> 32 & 0xff00_0000) as u32,
+            limit: if raw & PAGES != 0 { limit << 12 | 0xfff } else { limit },
+            big: raw & BIG != 0,
+        })
     }
 }
 
@@ -131,7 +154,9 @@ mod tests {
     #[test]
     fn code_segments_are_recognised() {
         assert_eq!(code_segment(FLAT_CODE64), CodeSegment::Long);
-        assert_eq!(code_segment(0x00cf_fb00_0000_ffff), CodeSegment::Legacy);
+        assert_eq!(code_segment(0x00cf_fb00_0000_ffff), CodeSegment::Legacy(Legacy::FLAT));
+        let small = Legacy { base: 0x1234_5678, limit: 0x9_0fff, big: false };
+        assert_eq!(code_segment(0x1209_fb34_5678_0fff), CodeSegment::Legacy(small));
         assert_eq!(code_segment(FLAT_DATA), CodeSegment::None);
         assert_eq!(code_segment(FLAT_CODE64 & !PRESENT), CodeSegment::None);
     }

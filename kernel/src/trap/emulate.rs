@@ -12,9 +12,9 @@ use hypercall_abi::subops::SegmentBase;
 use super::bounce::{Flags, KERNEL_CS, KERNEL_SS, USER_CS32};
 use super::cpuid;
 use super::debug::{Refused, SINGLE_STEP};
-use super::decode::{self, ControlReg, Gpr, Insn, MAX_LENGTH, Op, Port, StringIo, Width};
+use super::decode::{self, ControlReg, Gpr, Insn, MAX_LENGTH, Mode, Op, Port, StringIo, Width};
 use super::deliver::{Exception, vector};
-use super::descriptor::{self, CodeSegment};
+use super::descriptor::{self, CodeSegment, Legacy};
 use super::msr::{self, Msr};
 use crate::domain::{Current, GuestRegs, VcpuState};
 use crate::hypervisor::Hypervisor;
@@ -64,14 +64,37 @@ impl VcpuState {
 impl<P: Platform> Hypervisor<P> {
     /// Carries out the privileged instruction at rip.
     pub(crate) fn emulate_privileged(&self, current: &mut Current) -> Emulated {
-        if self.code_segment(&current.state) != CodeSegment::Long {
-            return Emulated::No;
-        }
-        let Some(insn) = self.fetch(current.state.regs.rip, decode::privileged) else {
-            return Emulated::No;
+        let rip = current.state.regs.rip;
+        let (mode, insn) = match self.code_segment(&current.state) {
+            CodeSegment::None => return Emulated::No,
+            CodeSegment::Long => {
+                (Mode::Bits64, self.fetch(rip, |bytes| decode::privileged(bytes, Mode::Bits64)))
+            }
+            CodeSegment::Legacy(segment) => {
+                let (mode, decode): (_, fn(&[u8]) -> _) = match segment.big {
+                    true => (Mode::Bits32, |bytes| decode::privileged(bytes, Mode::Bits32)),
+                    false => (Mode::Bits16, |bytes| decode::privileged(bytes, Mode::Bits16)),
+                };
+                let offset = rip as u32;
+                let insn = self.fetch(u64::from(segment.base.wrapping_add(offset)), decode);
+                // All of it is in the segment.
+                let fits = |insn: &Insn<Op>| {
+                    offset
+                        .checked_add(u32::from(insn.len).saturating_sub(1))
+                        .is_some_and(|last| last <= segment.limit)
+                };
+                (mode, insn.filter(fits))
+            }
         };
-        match self.execute(current, insn.op) {
-            Ok(hits) => retire(&mut current.state.regs, insn.len, hits),
+        let Some(insn) = insn else { return Emulated::No };
+        match self.execute(current, insn.op, mode) {
+            Ok(hits) => {
+                let done = retire(&mut current.state.regs, insn.len, hits);
+                if mode != Mode::Bits64 {
+                    current.state.regs.rip &= u64::from(u32::MAX);
+                }
+                done
+            }
             Err(other) => other,
         }
     }
@@ -120,7 +143,7 @@ impl<P: Platform> Hypervisor<P> {
         let selector = state.regs.cs as u16 | 3;
         match selector {
             KERNEL_CS => return CodeSegment::Long,
-            USER_CS32 => return CodeSegment::Legacy,
+            USER_CS32 => return CodeSegment::Legacy(Legacy::FLAT),
             _ => {}
         }
         self.descriptor(state, selector).map_or(CodeSegment::None, descriptor::code_segment)
@@ -160,7 +183,9 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// Carries out one decoded instruction. `Ok` says which breakpoints it hit.
-    fn execute(&self, current: &mut Current, op: Op) -> Result<u64, Emulated> {
+    fn execute(&self, current: &mut Current, op: Op, mode: Mode) -> Result<u64, Emulated> {
+        // Moves of control and debug registers are 4 bytes wide outside 64-bit code.
+        let wide = if mode == Mode::Bits64 { u64::MAX } else { u64::from(u32::MAX) };
         // These are open to the guest's user mode, each by a rule of its own.
         match op {
             Op::In { port, width } => return self.port_in(current, port, width),
@@ -185,18 +210,18 @@ impl<P: Platform> Hypervisor<P> {
         match op {
             Op::ReadCr { cr, to } => {
                 let value = self.read_control(current, cr);
-                set_gpr(&mut current.state.regs, to, value);
+                set_gpr(&mut current.state.regs, to, value & wide);
             }
             Op::WriteCr { cr, from } => {
-                let value = gpr(&state.regs, from);
+                let value = gpr(&state.regs, from) & wide;
                 self.write_control(current, cr, value)?;
             }
             Op::ReadDr { dr, to } => {
                 let value = state.debug.read(u64::from(dr), state.debug_extensions()).map_err(debug_fault)?;
-                set_gpr(&mut state.regs, to, value);
+                set_gpr(&mut state.regs, to, value & wide);
             }
             Op::WriteDr { dr, from } => {
-                let value = gpr(&state.regs, from);
+                let value = gpr(&state.regs, from) & wide;
                 self.write_debug(state, u64::from(dr), value).map_err(debug_fault)?;
             }
             Op::Clts => {

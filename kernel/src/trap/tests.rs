@@ -538,8 +538,13 @@ fn an_instruction_across_pages_is_read_from_both() {
 }
 
 #[test]
-fn code_in_other_segments_is_not_emulated() {
-    for cs in [0xe023, 0x13, 0x0f] {
+fn code_in_32_bit_segments_is_emulated_and_other_segments_are_none() {
+    let mut g = guest();
+    g.state().regs.cs = 0xe023;
+    g.state().task_switched = true;
+    g.privileged(&[0x0f, 0x06]);
+    assert_eq!((g.state().regs.rip, g.state().task_switched), (CODE + 2, false));
+    for cs in [0x13, 0x0f] {
         let mut g = guest();
         g.handle(GP, 0);
         g.state().regs.cs = cs;

@@ -61,6 +61,7 @@ fn main(domain: Domain) {
             emulated_msr_write,
             emulated_msr_unknown,
             emulated_ports,
+            emulated_in_32_bit_code,
             ports_that_nobody_has,
             ports_behind_an_index,
             ports_of_the_third_counter,
@@ -750,6 +751,41 @@ fn ports_of_the_third_counter(_: &mut Domain) -> Verdict {
     } else {
         check_eq!((before, gate, count, mode), (0xff, 0xff, 0xffff, 0xff));
     }
+    Ok(())
+}
+
+fn emulated_in_32_bit_code(_: &mut Domain) -> Verdict {
+    const FLAT_CODE_32: u64 = 0xe023;
+    // A segment of 32-bit code that begins at TEXT and has 4 KiB, and one of 16-bit code.
+    let from_text =
+        |flags: u64| (TEXT >> 24) << 56 | flags << 52 | 0xfb << 40 | (TEXT & 0xff_ffff) << 16 | 0xfff;
+    let page = TablePage::new(&[(3, from_text(4)), (4, from_text(0))])?;
+    let mut frames = [page.mfn()];
+    check_eq!(call(Hypercall::SetGdt, [at(&mut frames), 512, 0, 0, 0]), Ok(0));
+    io_privilege(3)?;
+    // in al, 0x20; in eax, 0x20 (ax in 16-bit code); 66 in; cli; int3: what nobody has reads as ones.
+    let (space, start) = user_code(&[0xe4, 0x20, 0x90, 0xe5, 0x20, 0x90, 0x66, 0xe5, 0x20, 0xfa, 0xcc])?;
+    let mut seen = [(0, 0, 0); 4];
+    let segments = [(start.cs, TEXT), (FLAT_CODE_32, TEXT), (0x1b, 0), (0x23, 0)];
+    for (seen, (cs, rip)) in seen.iter_mut().zip(segments) {
+        let mut frame = start;
+        (frame.cs, frame.rip, frame.rax) = (cs, rip, 0);
+        let back = run(&space, &frame)?;
+        *seen = (back.vector, back.rip - rip, back.rax);
+    }
+    // Behind the end of its segment nothing is carried out; what needs the kernel is not the user's here either.
+    let mut frame = start;
+    (frame.cs, frame.rip) = (0x1b, 0x1000);
+    let outside = run(&space, &frame)?;
+    let (space, mut frame) = user_code(&[0x0f, 0x20, 0xc0])?;
+    frame.cs = FLAT_CODE_32;
+    let refused = run(&space, &frame)?;
+    check_eq!(io_privilege(0), Ok(0));
+    check_eq!(call(Hypercall::SetGdt, [at(&mut frames), 0, 0, 0, 0]), Ok(0));
+    for (seen, (cs, _)) in seen.into_iter().zip(segments) {
+        check_eq!(seen, (3, 11, 0xffff_ffff), "code segment {cs:#x}");
+    }
+    check_eq!((outside.vector, refused.vector, refused.error, refused.rip), (13, 13, 0, TEXT));
     Ok(())
 }
 

@@ -785,7 +785,9 @@ fn emulated_in_32_bit_code(_: &mut Domain) -> Verdict {
     for (seen, (cs, _)) in seen.into_iter().zip(segments) {
         check_eq!(seen, (3, 11, 0xffff_ffff), "code segment {cs:#x}");
     }
-    check_eq!((outside.vector, refused.vector, refused.error, refused.rip), (13, 13, 0, TEXT));
+    // QEMU looks at no limit of a code segment and fetches what is not there; processors fault at once.
+    check!(matches!(outside.vector, 13 | 14), "behind the end: {}", outside.vector);
+    check_eq!((refused.vector, refused.error, refused.rip), (13, 0, TEXT));
     Ok(())
 }
 

@@ -36,6 +36,8 @@ fn main(domain: Domain) {
             creation_is_refused,
             domain_is_shut_down_from_outside,
             host_is_told,
+            shares_are_set_and_told,
+            accounts_grow,
             vcpu_runs_where_it_may,
             limits_of_grants_are_obeyed,
             commands_of_nobody_are_refused,
@@ -149,6 +151,58 @@ fn host_is_told(_: &mut Domain) -> Verdict {
     let mut text = [0u8; 512];
     let (length, _, _) = control::read_log(0, &mut text)?;
     check!(length > 0, "the log is empty");
+    Ok(())
+}
+
+fn shares_are_set_and_told(_: &mut Domain) -> Verdict {
+    only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
+    let request = CreateDomain { max_vcpus: 2, max_pages: 16, ..CreateDomain::default() };
+    let made = control::create_domain(DomId::INVALID, request)?.domid;
+    let told = || control::domain_info(made).map(|info| (info.weight, info.cap));
+    check_eq!(told(), Ok((256, 0)));
+    check_eq!(control::set_weight(made, 65535), Ok(()));
+    check_eq!(control::set_cap(made, 6400), Ok(()));
+    check_eq!(told(), Ok((65535, 6400)));
+    for weight in [0, 65536, u32::MAX] {
+        check_eq!(control::set_weight(made, weight), Err(Errno::EINVAL), "weight {weight}");
+    }
+    for percent in [6401, u32::MAX] {
+        check_eq!(control::set_cap(made, percent), Err(Errno::EINVAL), "cap {percent}");
+    }
+    check_eq!(told(), Ok((65535, 6400)), "nothing changed");
+    check_eq!(control::set_cap(made, 0), Ok(()));
+    check_eq!(told(), Ok((65535, 0)));
+    check_eq!(destroy(made), Ok(()));
+    check_eq!(control::set_weight(made, 256), Err(Errno::ESRCH));
+    check_eq!(control::set_cap(made, 50), Err(Errno::ESRCH));
+    Ok(())
+}
+
+fn accounts_grow(domain: &mut Domain) -> Verdict {
+    only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
+    let own = domain.id();
+    let before = control::vcpu_info(own, 0)?;
+    for _ in 0..100 {
+        // The version, which nobody counts but the account.
+        let _ = guest_sdk::hypercall::version();
+    }
+    let after = control::vcpu_info(own, 0)?;
+    check_eq!(after.hypercalls - before.hypercalls, 101, "100 calls, and the one that told the count before");
+    check!(after.cpu_time_ns > before.cpu_time_ns, "{before:?} {after:?}");
+    guest_sdk::time::sleep(core::time::Duration::from_millis(20));
+    let slept = control::vcpu_info(own, 0)?;
+    check!(slept.blocked_ns - after.blocked_ns >= 15_000_000, "{after:?} {slept:?}");
+    check!(slept.upcalls > after.upcalls || slept.hypercalls > after.hypercalls);
+    check!(guest_sdk::testkit::try_read(0x10).is_err(), "nothing is mapped there");
+    check_eq!(control::vcpu_info(own, 0)?.faults, slept.faults + 1);
+    check_eq!(control::vcpu_info(own, 64).err(), Some(Errno::ENOENT));
+    // Of its CPUs one is this guest's.
+    let cpus = control::phys_info()?.cpus;
+    let busy = (0..cpus).map(|cpu| Ok(control::cpu_info(cpu)?.busy_ns)).sum::<Result<u64, Errno>>()?;
+    check!(busy >= slept.cpu_time_ns, "{busy} ns of all CPUs");
+    check_eq!(control::cpu_info(cpus).err(), Some(Errno::ENOENT));
     Ok(())
 }
 

@@ -1078,7 +1078,7 @@ fn disk_table() -> String {
     for view in guests::all() {
         let (State::Running(run) | State::Ended(run) | State::Kept(run, _)) = view.state else { continue };
         for vbd in run.devices.disks() {
-            let (spec, status) = (vbd.spec(), vbd.status());
+            let (spec, status) = (&vbd.kind.spec, vbd.kind.status());
             let kind = match &spec.kind {
                 Kind::Ram(_) => "ram".to_string(),
                 Kind::Image(file) => format!("image {file}"),
@@ -1087,9 +1087,9 @@ fn disk_table() -> String {
             table.row([
                 view.name.clone(),
                 spec.name.clone(),
-                kib(vbd.bytes() / 512),
+                kib(vbd.kind.bytes() / 512),
                 if spec.readonly { format!("{kind}, read only") } else { kind },
-                status.state.map_or("-".into(), |state| format!("{state:?}").to_lowercase()),
+                vbd.state().map_or("-".into(), |state| format!("{state:?}").to_lowercase()),
                 status.counters.requests.to_string(),
                 kib(status.counters.sectors_read),
                 kib(status.counters.sectors_written),

@@ -21,6 +21,7 @@ pub mod block;
 pub mod console;
 #[cfg(feature = "control")]
 pub mod control;
+pub mod copy;
 mod domain;
 pub mod events;
 pub mod executor;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | take frames from a ring, checked | [`transmit`] |
 //! | put frames into a ring | [`receive`] |
-//! | have bytes of guests copied | [`copy`]: the trait for the hypervisor's grant copy |
+//! | have bytes of guests copied | [`guest_sdk::copy`] |
 //! | see it whole: cards, the switch between them, dom0's own ports | [`network`] |
 //!
 //! A frame between two guests is copied once, by the hypervisor, from the sender's page into the receiver's. Only its head is read
@@ -21,7 +21,6 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod copy;
 pub mod network;
 pub mod receive;
 pub mod transmit;

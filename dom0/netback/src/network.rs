@@ -3,12 +3,12 @@
 //! A turn of a card takes what its guest has sent and brings it where it goes, with two calls of the hypervisor: one that reads the heads,
 //! one that copies everything. A guest that has no room, or whose pages are not what it says, misses the frame; others get it.
 
-use crate::copy::{Copier, Copy, Place};
 use crate::receive::Receive;
 use crate::transmit::{Frame, Transmit};
 use crate::{Closed, Fault};
 use alloc::vec::Vec;
 use core::ops::Range;
+use guest_sdk::copy::{Copier, Copy, Place};
 use guest_sdk::ring::SharedPage;
 use hashbrown::HashMap;
 use hypercall_abi::io::netif::{NetifRxRequest, RxFlags};

@@ -2,9 +2,11 @@
 //! go of before its memory goes back.
 
 mod block;
+mod device;
 mod disk;
 mod pages;
 
+use block::Block;
 pub use block::Vbd;
 
 use crate::archive::Archive;
@@ -78,10 +80,10 @@ impl Devices {
     /// What to say.
     pub fn attach(&self, spec: &DiskSpec) -> Result<(), String> {
         if let Ok(vbd) = self.find(spec.device) {
-            return Err(format!("disk {}: {} has it already", vbd.spec().name, self.guest));
+            return Err(format!("disk {}: {} has it already", vbd.kind.spec.name, self.guest));
         }
         let disk = disk::open(spec).map_err(|why| format!("disk {}: {why}", spec.name))?;
-        let vbd = Vbd::start(self.domain, &self.guest, spec.clone(), disk)
+        let vbd = Vbd::start(self.domain, &self.guest, Block::new(spec.clone(), disk))
             .map_err(|error| format!("disk {}: xenstore answers {error}", spec.name))?;
         self.disks.lock().push(vbd);
         Ok(())
@@ -89,9 +91,9 @@ impl Devices {
 
     fn find(&self, device: u32) -> Result<Arc<Vbd>, String> {
         let disks = self.disks.lock();
-        let found = disks.iter().find(|vbd| vbd.spec().device == device);
+        let found = disks.iter().find(|vbd| vbd.kind.spec.device == device);
         found.cloned().ok_or_else(|| {
-            let names: Vec<&str> = disks.iter().map(|vbd| vbd.spec().name.as_str()).collect();
+            let names: Vec<&str> = disks.iter().map(|vbd| vbd.kind.spec.name.as_str()).collect();
             let there = if names.is_empty() { "no disks".to_string() } else { names.join(", ") };
             format!("{} has no such disk: it has {there}", self.guest)
         })
@@ -127,7 +129,7 @@ impl Devices {
             ));
         }
         vbd.stop().await;
-        self.disks.lock().retain(|other| other.spec().device != vbd.spec().device);
+        self.disks.lock().retain(|other| other.kind.spec.device != vbd.kind.spec.device);
         Ok(())
     }
 

@@ -1,10 +1,10 @@
 use super::{FRAMES, Features, LOCAL, Missed, Network, STAGING_BYTES, Turn};
-use crate::copy::{Copier, Copy, Place};
 use crate::{Closed, Fault};
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
+use guest_sdk::copy::{Copier, Copy, Place};
 use guest_sdk::ring::{Front, SharedPage};
 use hashbrown::HashMap;
 use hypercall_abi::io::netif::{

@@ -18,11 +18,13 @@
 //! on_reboot = "restart"
 //! on_crash = "destroy"
 //! ```
-//! Disks are `[[disk]]` tables behind all that: see [`disks`](crate::disks).
+//! Disks are `[[disk]]` tables behind all that, network cards `[[card]]` tables: see [`disks`](crate::disks) and
+//! [`cards`](crate::cards).
 //! `{domid:NAME}` in `cmdline` stands for the number of another domain, which exists or is made at the same time.
 //! `name`, `image` and `memory` are needed; the values of the others here are those they have when left out, but `cmdline`,
 //! which is empty, and `autostart`, which is off.
 
+use crate::cards::{self, CardSpec};
 use crate::disks::{self, DiskSpec};
 use crate::policy::{Action, Policy};
 use crate::schedule::{self, Schedule};
@@ -75,6 +77,7 @@ const KEYS: &[&str] = &[
     "on_poweroff",
     "on_reboot",
     "disk",
+    "card",
 ];
 
 /// What a domain is to be.
@@ -100,6 +103,8 @@ pub struct Description {
     pub policy: Policy,
     /// Its disks.
     pub disks: Vec<DiskSpec>,
+    /// Its network cards.
+    pub cards: Vec<CardSpec>,
 }
 
 /// What is wrong with a description, and in which line.
@@ -143,6 +148,8 @@ struct Raw {
     on_reboot: Option<Action>,
     #[serde(default)]
     disk: Vec<Spanned<disks::Raw>>,
+    #[serde(default)]
+    card: Vec<Spanned<cards::Raw>>,
 }
 
 impl Description {
@@ -194,10 +201,18 @@ impl Description {
                 .and_then(|disk| disks::add(&mut disks, disk))
                 .map_err(at(span))?;
         }
+        let mut cards = Vec::new();
+        for raw in raw.card {
+            let span = raw.span();
+            CardSpec::new(raw.into_inner())
+                .and_then(|card| cards::add(&mut cards, card))
+                .map_err(at(span))?;
+        }
         let default = Policy::default();
         Ok(Self {
             name,
             disks,
+            cards,
             image,
             memory,
             vcpus,
@@ -231,6 +246,7 @@ impl Description {
             autostart: false,
             policy: Policy::default(),
             disks: Vec::new(),
+            cards: Vec::new(),
         })
     }
 
@@ -314,6 +330,7 @@ impl Description {
             "on_poweroff" => self.policy.on_poweroff = action()?,
             "on_reboot" => self.policy.on_reboot = action()?,
             "disk" => disks::add(&mut self.disks, DiskSpec::parse(value)?)?,
+            "card" => cards::add(&mut self.cards, CardSpec::parse(value)?)?,
             _ => return Err(unknown_key(key)),
         }
         Ok(self)
@@ -395,6 +412,8 @@ fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
     if let Some(key) = quoted("unknown field `") {
         message = if error.message().contains("`kind`") {
             format!("disk: unknown key `{key}`: known are {}", disks::KEYS.join(", "))
+        } else if error.message().contains("`isolated`") {
+            format!("card: unknown key `{key}`: known are {}", cards::KEYS.join(", "))
         } else {
             unknown_key(&key)
         };
@@ -472,6 +491,16 @@ mod tests {
             let error = with(&two.replace(old, new)).unwrap_err().to_string();
             assert!(error.starts_with(message), "{new}: {error}");
         }
+        let card = "[[card]]\nswitch = 'lan'\nrate = '1M'\n";
+        assert_eq!(with(card).unwrap().cards[0].rate, Some(1 << 20));
+        for (old, new, message) in [
+            ("'lan'", "'my lan'", "line 10: card: \"my lan\" is no name of a switch"),
+            ("rate", "speed", "line 12: card: unknown key `speed`: known are switch, mac, isolated, rate"),
+        ] {
+            let error = with(&card.replace(old, new)).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
+        assert_eq!(with("").unwrap().with("card", "lan").unwrap().cards.len(), 1);
         let description = with("").unwrap().with("disk", "xvda:ram:1M").unwrap();
         assert_eq!(description.disks.len(), 1);
         assert!(description.with("disk", "xvda:ram:1M").unwrap_err().contains("two of this name"));
@@ -568,7 +597,7 @@ mod tests {
                 "colour",
                 "line 4: unknown key `colour`: known are name, image, memory, vcpus, cpu_weight, cap, cpus, cpus_soft, \
                  max_event_channels, max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot, \
-                 disk",
+                 disk, card",
             ),
             ("name = 'a-1'\n", "", "the key `name` is missing: name, image and memory are needed"),
             ("image = 'hello'\n", "", "the key `image` is missing: name, image and memory are needed"),

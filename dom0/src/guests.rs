@@ -398,7 +398,7 @@ async fn equip(
 ) -> Result<(Arc<store::Link>, Arc<Devices>, Arc<Link>), String> {
     let name = &description.name;
     let store = store::connect(description, created)?;
-    let result = match Devices::start(created.domain, name, &description.disks).await {
+    let result = match Devices::start(created.domain, name, &description.disks, &description.cards).await {
         Ok(devices) => match connect(name, created) {
             Ok(console) => return Ok((store, devices, console)),
             Err(error) => {

@@ -28,6 +28,7 @@ extern crate std;
 pub mod accounts;
 pub mod archive;
 mod backend;
+pub mod cards;
 pub mod description;
 pub mod disks;
 pub mod editor;

@@ -3,6 +3,7 @@
 use crate::accounts::{self, Accounts, DomainAccount, Key, Report, VcpuAccount};
 use crate::archive::Archive;
 use crate::backend;
+use crate::cards::CardSpec;
 use crate::description::{Description, OWN_NAME};
 use crate::disks::{DiskSpec, Kind};
 use crate::editor::{Action, LineEditor};
@@ -96,7 +97,7 @@ commands! {
         "FILE is a description in the boot archive, or the name of the domain that one describes; IMAGE is a guest image there\n\
          (`images` lists both); any other NAME needs image=IMAGE. Keys are name, image, memory, vcpus, cpu_weight, cap,\n\
          cpus, cpus_soft, max_event_channels,\n\
-         max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot and disk; KEY=VALUE sets one\n\
+         max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot, disk and card; KEY=VALUE sets one\n\
          for this time, as in `create demo name=other memory=8M disk=xvda:ram:8M`.\n\
          With `+` between them, several are made at once, and none starts before all are built. {domid:NAME} in a cmdline\n\
          stands for the number of another domain, as in `create producer + consumer`."
@@ -114,6 +115,9 @@ commands! {
         "`disk attach NAME xvdb:ram:8M` adds a disk (also xvdb:image:FILE, xvdb:overlay:FILE[:SIZE], and :readonly behind them);\n\
          `disk detach NAME xvdb [force]` takes it away; `disk resize NAME xvdb 16M` makes it larger;\n\
          `disk restart NAME xvdb` lets its back end fail and come back."
+    "card" "[list|attach|detach|restart] ..." card "show the network cards of domains, or change them"
+        "`card attach NAME lan` adds a card on the switch lan (also lan:mac=ADDRESS, lan:isolated, lan:rate=10M);\n\
+         `card detach NAME 1 [force]` takes it away; `card restart NAME 1` lets its back end fail and come back."
     "xenstore" "ls|read|write|rm|watch PATH [...]" xenstore "look into xenstore, or change it"
         "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\
          `watch PATH [SECONDS]` shows what changes, until a key is pressed. PATH begins with / or is below dom0's own."
@@ -521,6 +525,23 @@ impl Shell {
             }
             ["restart", name, disk] => guests::devices(&guests::resolve(name)?)?.disk(disk)?.restart(),
             _ => return Err(usage("disk")),
+        }
+        Ok(Next::Go)
+    }
+
+    async fn card(&mut self, arguments: &[String]) -> Outcome {
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let devices = |name: &str| guests::devices(&guests::resolve(name)?);
+        match words.as_slice() {
+            [] | ["list"] => print_block(&card_table()),
+            ["attach", name, card] => {
+                let number = devices(name)?.attach_card(&CardSpec::parse(card)?)?;
+                say!("card {number}");
+            }
+            ["detach", name, number] => devices(name)?.detach_card(number, false).await?,
+            ["detach", name, number, "force"] => devices(name)?.detach_card(number, true).await?,
+            ["restart", name, number] => devices(name)?.card(number)?.restart(),
+            _ => return Err(usage("card")),
         }
         Ok(Next::Go)
     }
@@ -1059,6 +1080,43 @@ fn state_of(info: &DomainInfo) -> String {
         info if info.blocked => "waiting".into(),
         _ => "ready".into(),
     }
+}
+
+/// All network cards of all domains.
+fn card_table() -> String {
+    let mut table = Table::new([
+        ("NAME", Align::Left),
+        ("CARD", Align::Right),
+        ("SWITCH", Align::Left),
+        ("MAC", Align::Left),
+        ("STATE", Align::Left),
+        ("SENT", Align::Right),
+        ("BYTES", Align::Right),
+        ("RECEIVED", Align::Right),
+        ("BYTES", Align::Right),
+        ("DROPPED", Align::Right),
+        ("MISSED", Align::Right),
+    ]);
+    for view in guests::all() {
+        let (State::Running(run) | State::Ended(run) | State::Kept(run, _)) = view.state else { continue };
+        for vif in run.devices.cards() {
+            let (counters, missed) = vif.kind.counters();
+            table.row([
+                view.name.clone(),
+                vif.number().to_string(),
+                vif.kind.switch().to_string(),
+                vif.kind.mac(),
+                vif.state().map_or("-".into(), |state| format!("{state:?}").to_lowercase()),
+                counters.sent_frames.to_string(),
+                counters.sent_bytes.to_string(),
+                counters.received_frames.to_string(),
+                counters.received_bytes.to_string(),
+                counters.dropped.iter().sum::<u64>().to_string(),
+                (counters.refused + missed.no_room + missed.too_long + missed.failed).to_string(),
+            ]);
+        }
+    }
+    table.to_string()
 }
 
 /// All disks of all domains.

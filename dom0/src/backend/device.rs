@@ -148,6 +148,11 @@ impl<K: Kind> Device<K> {
         Ok(device)
     }
 
+    /// Its number among the guest's devices of this kind.
+    pub fn number(&self) -> u32 {
+        self.kind.number()
+    }
+
     /// The back end's state.
     pub fn state(&self) -> Option<XenbusState> {
         *self.state.lock()

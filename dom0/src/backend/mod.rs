@@ -4,12 +4,16 @@
 mod block;
 mod device;
 mod disk;
+mod net;
 mod pages;
 
 use block::Block;
 pub use block::Vbd;
+use net::Card;
+pub use net::Vif;
 
 use crate::archive::Archive;
+use crate::cards::CardSpec;
 use crate::disks::DiskSpec;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -20,7 +24,7 @@ use guest_sdk::time;
 use hypercall_abi::DomId;
 use spin::{Mutex, Once};
 
-/// How long a guest has to let go of a disk.
+/// How long a guest has to let go of a device.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The devices of one life of a guest.
@@ -28,6 +32,7 @@ pub struct Devices {
     domain: DomId,
     guest: String,
     disks: Mutex<Vec<Arc<Vbd>>>,
+    cards: Mutex<Vec<Arc<Vif>>>,
 }
 
 static ARCHIVE: Once<Archive<'static>> = Once::new();
@@ -58,20 +63,83 @@ pub fn check(disks: &[DiskSpec]) -> Result<(), String> {
     disks.iter().try_for_each(|spec| disk::check(spec).map_err(|why| format!("disk {}: {why}", spec.name)))
 }
 
+/// Until when a guest may take to let go of something, ns.
+fn patience() -> u64 {
+    time::now_ns().saturating_add(PATIENCE.as_nanos() as u64)
+}
+
 impl Devices {
     /// Makes the devices of a domain that has not run yet.
     ///
     /// # Errors
     /// What to say; none is left then.
-    pub async fn start(domain: DomId, guest: &str, disks: &[DiskSpec]) -> Result<Arc<Self>, String> {
-        let devices = Arc::new(Self { domain, guest: guest.to_string(), disks: Mutex::new(Vec::new()) });
-        for spec in disks {
-            if let Err(error) = devices.attach(spec) {
-                devices.stop().await;
-                return Err(format!("{guest}: {error}"));
-            }
+    pub async fn start(
+        domain: DomId,
+        guest: &str,
+        disks: &[DiskSpec],
+        cards: &[CardSpec],
+    ) -> Result<Arc<Self>, String> {
+        let devices = Arc::new(Self {
+            domain,
+            guest: guest.to_string(),
+            disks: Mutex::new(Vec::new()),
+            cards: Mutex::new(Vec::new()),
+        });
+        let made = disks.iter().try_for_each(|spec| devices.attach(spec));
+        let made = made.and_then(|()| cards.iter().try_for_each(|spec| devices.attach_card(spec).map(drop)));
+        if let Err(error) = made {
+            devices.stop().await;
+            return Err(format!("{guest}: {error}"));
         }
         Ok(devices)
+    }
+
+    /// Adds a network card; returns its number.
+    ///
+    /// # Errors
+    /// What to say.
+    pub fn attach_card(&self, spec: &CardSpec) -> Result<u32, String> {
+        let mut cards = self.cards.lock();
+        let taken = |number: &u32| cards.iter().any(|vif| vif.number() == *number);
+        let number = (0..).find(|number| !taken(number)).unwrap_or(0);
+        let card = Card::new(spec, &self.guest, number).map_err(|why| format!("card {number}: {why}"))?;
+        let vif = Vif::start(self.domain, &self.guest, card)
+            .map_err(|error| format!("card {number}: xenstore answers {error}"))?;
+        cards.push(vif);
+        Ok(number)
+    }
+
+    /// The card of this number.
+    ///
+    /// # Errors
+    /// What to say.
+    pub fn card(&self, number: &str) -> Result<Arc<Vif>, String> {
+        let wanted: u32 = number.parse().map_err(|_| format!("{number:?} is no number of a card"))?;
+        let cards = self.cards.lock();
+        let found = cards.iter().find(|vif| vif.number() == wanted);
+        found.cloned().ok_or_else(|| format!("{} has no card {wanted}: it has {}", self.guest, cards.len()))
+    }
+
+    /// All its cards.
+    pub fn cards(&self) -> Vec<Arc<Vif>> {
+        self.cards.lock().clone()
+    }
+
+    /// Takes a card away. The guest is asked to let go of it; `force` does not wait for that.
+    ///
+    /// # Errors
+    /// What to say: it keeps the card then.
+    pub async fn detach_card(&self, number: &str, force: bool) -> Result<(), String> {
+        let vif = self.card(number)?;
+        if !force && !vif.leave(patience()).await {
+            return Err(format!(
+                "{guest} does not let go of card {number}; `card detach {guest} {number} force` takes it away all the same",
+                guest = self.guest
+            ));
+        }
+        vif.stop().await;
+        self.cards.lock().retain(|other| other.number() != vif.number());
+        Ok(())
     }
 
     /// Adds a disk.
@@ -120,8 +188,7 @@ impl Devices {
     /// What to say: it keeps the disk then.
     pub async fn detach(&self, name: &str, force: bool) -> Result<(), String> {
         let vbd = self.disk(name)?;
-        let until = time::now_ns().saturating_add(PATIENCE.as_nanos() as u64);
-        if !force && !vbd.leave(until).await {
+        if !force && !vbd.leave(patience()).await {
             return Err(format!(
                 "{} does not let go of {name}: it may be in use there; `disk detach {} {name} force` takes it away all the \
                  same, and what it has not written yet is lost",
@@ -138,6 +205,10 @@ impl Devices {
         let disks = core::mem::take(&mut *self.disks.lock());
         for vbd in disks {
             vbd.stop().await;
+        }
+        let cards = core::mem::take(&mut *self.cards.lock());
+        for vif in cards {
+            vif.stop().await;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The front end of cards, as guests have it, against the back end, as dom0 has it, over memory of this process; and against back ends
 //! that break the rules.
 
+use guest_sdk::copy::{Copier, Copy, Place};
 use guest_sdk::net::{Broken, Checksum, Pages, Receive, Received, Transmit};
 use guest_sdk::ring::{Back, SharedPage};
 use hypercall_abi::io::netif::{
@@ -9,7 +10,6 @@ use hypercall_abi::io::netif::{
 };
 use hypercall_abi::io::ring::RingHeader;
 use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
-use netback::copy::{Copier, Copy, Place};
 use netback::network::{Features, Network, STAGING_BYTES};
 use netswitch::{EthernetAddress, Port, PortId};
 use proptest::prelude::*;

@@ -20,7 +20,7 @@ use hv::cmdline::Options;
 use hv::domain::Cpu;
 use hv::hypervisor::Hypervisor;
 use hv::mm::Memory;
-use hv::platform::CpuId;
+use hv::platform::{CpuId, Platform};
 use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{Mfn, PAGE_SIZE};
 
@@ -90,6 +90,7 @@ fn start(calibration: Calibration) -> ! {
         HYPERVISOR.call_once(|| Hypervisor { policy: options.sharing, ..Hypervisor::new(Machine, memory) });
     hv.command_line.call_once(|| options.words);
     hv.watchdog.configure(options.watchdog_seconds, options.wedge);
+    hv::sync::on_cpu(|| hypervisor().platform.this_cpu().0 as usize);
     hv::sync::on_relax(|| hypervisor().wait_round());
 
     log::debug!("{} interrupt pins", ioapic::pins());

@@ -145,7 +145,7 @@ mod tests {
         };
         let workspace =
             Workspace { target_dir: PathBuf::new(), has_hypervisor: true, guests: vec![image("not-built")] };
-        let built = Built { hypervisor: PathBuf::new(), guests: Default::default(), dom0: None };
+        let built = Built { hypervisor: PathBuf::new(), debug: None, guests: Default::default(), dom0: None };
         let added = [sh::root().join("LICENSE"), sh::root().join("Cargo.toml")];
         let bytes = pack(&workspace, &built, &["list".into()], &added)?;
         let mut names = Vec::new();

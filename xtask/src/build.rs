@@ -22,6 +22,8 @@ pub struct Args {
 pub struct Built {
     /// The hypervisor.
     pub hypervisor: PathBuf,
+    /// The one that checks itself, if it was asked for.
+    pub debug: Option<PathBuf>,
     /// Guest images by name, as linked.
     pub guests: BTreeMap<String, PathBuf>,
     /// Our dom0, which is one of them.
@@ -56,7 +58,8 @@ fn show(path: &Path) -> Result<()> {
 /// # Errors
 /// When something does not build.
 pub fn everything(workspace: &Workspace) -> Result<Built> {
-    some(workspace, |_| true)
+    let built = some(workspace, |_| true)?;
+    Ok(Built { debug: Some(debug(workspace)?), ..built })
 }
 
 /// Builds the hypervisor, dom0 and the example guests: all but the guests that only test.
@@ -85,7 +88,7 @@ fn some(workspace: &Workspace, wanted: impl Fn(&Image) -> bool) -> Result<Built>
         .iter()
         .find(|image| image.kind == Kind::Dom0)
         .and_then(|image| guests.get(&image.name).cloned());
-    Ok(Built { hypervisor, guests, dom0 })
+    Ok(Built { hypervisor, debug: None, guests, dom0 })
 }
 
 /// Builds the hypervisor and puts its symbols in; returns the bootable ELF.
@@ -94,6 +97,14 @@ fn some(workspace: &Workspace, wanted: impl Fn(&Image) -> bool) -> Result<Built>
 /// When it does not build, or its linker script has no room for the symbols.
 pub fn hypervisor(workspace: &Workspace) -> Result<PathBuf> {
     bootable(workspace, Hypervisor::Release, "image/boot/xenolith")
+}
+
+/// The same for the build that checks itself.
+///
+/// # Errors
+/// As [`hypervisor`].
+pub fn debug(workspace: &Workspace) -> Result<PathBuf> {
+    bootable(workspace, Hypervisor::Debug, "image/boot/xenolith-debug")
 }
 
 /// The same for the build that gives guests constant answers.

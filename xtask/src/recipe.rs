@@ -50,6 +50,8 @@ const GUEST: &[&str] = &[
 pub enum Hypervisor {
     /// The one that is released.
     Release,
+    /// One that checks itself: debug assertions, the order of locks among them.
+    Debug,
     /// One that gives guests constant answers on request: for tests of tests.
     ConstantAnswers,
 }
@@ -64,18 +66,23 @@ pub fn hypervisor(workspace: &Workspace, which: Hypervisor) -> Result<PathBuf> {
             "kernel/Cargo.toml: package `xenolith` has no binary `xenolith` yet, so there is nothing to boot"
         );
     }
+    let mut flags: Vec<String> = HYPERVISOR.iter().map(|flag| flag.to_string()).collect();
     let mut cargo = sh::cargo();
     cargo.args(["build", "--quiet", "--package", "xenolith", "--bin", "xenolith"]);
     // A folder each, so that one build does not throw the other's away.
     let folder = match which {
         Hypervisor::Release => "image/hypervisor",
+        Hypervisor::Debug => {
+            flags.push("-Cdebug-assertions=on".into());
+            "image/hypervisor-debug"
+        }
         Hypervisor::ConstantAnswers => {
             cargo.args(["--features", "constant-answers"]);
             "image/hypervisor-constant-answers"
         }
     };
     let target_dir = workspace.target_dir.join(folder);
-    build(cargo, &target_dir, HYPERVISOR.iter().map(|flag| flag.to_string()).collect())?;
+    build(cargo, &target_dir, flags)?;
     Ok(target_dir.join(TARGET).join(PROFILE).join("xenolith"))
 }
 

@@ -44,6 +44,8 @@ pub struct Scenario {
     pub mem: String,
     /// CPUs of the machine.
     pub smp: u32,
+    /// Boot the hypervisor that checks itself (debug assertions, the order of locks).
+    pub debug: bool,
     /// CPU model, where it is not the default one.
     pub cpu: Option<String>,
     /// Whether the clock counts instructions.
@@ -88,6 +90,7 @@ impl Default for Scenario {
             dom0_mem: String::new(),
             mem: machine.mem,
             smp: 1,
+            debug: false,
             cpu: None,
             icount: false,
             qemu_args: Vec::new(),
@@ -354,6 +357,9 @@ impl Scenario {
             None => kernel,
         };
         let hypervisor = match host {
+            Host::Xenolith if self.debug => {
+                built.debug.clone().context("the debug build of the hypervisor was not made")?
+            }
             Host::Xenolith => built.hypervisor.clone(),
             Host::Xen => xen::image(&workspace.target_dir)?,
         };

@@ -99,7 +99,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     install_in_ci()?;
     let mut tally = Tally::default();
     if args.on.is_none() {
-        host_side(&args.filter, &mut tally)?;
+        host_side(&workspace, &args.filter, &mut tally)?;
     }
     let audits = args.on.is_none() && ("audit".contains(&args.filter) || args.filter.starts_with("audit"));
     let suite = suite_filter(&workspace, &args.filter);
@@ -146,7 +146,7 @@ fn install_in_ci() -> Result<()> {
     Ok(())
 }
 
-fn host_side(filter: &str, tally: &mut Tally) -> Result<()> {
+fn host_side(workspace: &Workspace, filter: &str, tally: &mut Tally) -> Result<()> {
     let wanted = |name: &str| name.contains(filter);
     let there = |tool: &str| sh::version("cargo", &[tool, "--version"]).is_some();
     if wanted("format") {
@@ -175,6 +175,14 @@ fn host_side(filter: &str, tally: &mut Tally) -> Result<()> {
     }
     if wanted("host tests") {
         host_tests(there("nextest"), tally)?;
+    }
+    if wanted("loom models") {
+        // A folder of its own: these are other builds of the same packages.
+        let folder = workspace.target_dir.join("loom");
+        let mut cargo = sh::cargo();
+        cargo.args(["test", "--quiet", "--package", "xenolith", "--lib", "--target-dir"]).arg(folder);
+        cargo.args(["models::"]).env("RUSTFLAGS", "--cfg loom");
+        tally.step("loom models", sh::run(&mut cargo));
     }
     Ok(())
 }

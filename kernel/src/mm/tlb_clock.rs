@@ -28,15 +28,15 @@
 //! Stamps in frames' records have 26 bits. They are taken for the latest reading that ends in them: later than the
 //! true one if the clock has wrapped meanwhile, which costs a flush that was not needed, and never misses one.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use hypercall_abi::DomId;
 
 use super::page_info::Stamp;
 use crate::platform::{CpuId, CpuSet, Platform, TlbFlush};
 use crate::sync;
-use crate::x86::layout::MAX_CPUS;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+/// Processors there is room for.
+const MAX_CPUS: usize = if cfg!(all(loom, test)) { 2 } else { crate::x86::layout::MAX_CPUS };
 /// No guest's address space is loaded.
 const IDLE: u32 = u32::MAX;
 /// Somebody's is.
@@ -85,11 +85,12 @@ pub struct TlbClock {
 
 impl TlbClock {
     /// A clock at zero, and one processor of which nothing is known.
-    pub const fn new() -> TlbClock {
-        let mut cpus = [const {
-            CpuTlb { flushed: AtomicU64::new(0), wanted: AtomicU64::new(0), space: AtomicU32::new(IDLE) }
-        }; MAX_CPUS];
-        cpus[0].space = AtomicU32::new(ANY);
+    pub fn new() -> TlbClock {
+        let cpus = core::array::from_fn(|cpu| CpuTlb {
+            flushed: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            space: AtomicU32::new(if cpu == 0 { ANY } else { IDLE }),
+        });
         TlbClock { now: AtomicU64::new(0), cpus, count: AtomicU32::new(1) }
     }
 
@@ -219,7 +220,132 @@ impl Default for TlbClock {
     }
 }
 
-#[cfg(test)]
+/// The protocol under every order of accesses that the memory model allows (`cargo xtask test --filter loom`).
+#[cfg(all(loom, test))]
+mod models {
+    use super::*;
+    use crate::mm::TlbDebt;
+    use crate::sync::atomic::model::needed;
+    use alloc::string::String;
+    use alloc::vec::Vec;
+    use loom::sync::Arc;
+    use loom::thread;
+    use std::cell::Cell;
+
+    const DOMAIN: DomId = DomId::new(1);
+
+    /// What two processors share: the clock, one entry of a page table, and which of two frames is somebody else's.
+    struct World {
+        clock: TlbClock,
+        entry: AtomicU32,
+        given_away: [AtomicU32; 2],
+        interrupt: AtomicU32,
+        over: AtomicU32,
+    }
+
+    /// A processor whose TLB holds one translation.
+    struct Cpu<'a> {
+        number: u32,
+        cached: Cell<Option<u32>>,
+        world: &'a World,
+    }
+
+    impl LocalTlb for Cpu<'_> {
+        fn this_cpu(&self) -> CpuId {
+            CpuId(self.number)
+        }
+        fn flush_tlb(&self, _what: TlbFlush) {
+            self.cached.set(None);
+        }
+        fn request_flush(&self, _cpus: CpuSet) {
+            self.world.interrupt.store(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Cpu<'_> {
+        /// The guest uses the page: by the TLB, or by a walk.
+        fn touch(&self) {
+            let frame = self.cached.get().unwrap_or_else(|| self.world.entry.load(Ordering::SeqCst));
+            self.cached.set(Some(frame));
+            let bad = self.world.given_away[frame as usize].load(Ordering::SeqCst);
+            assert_eq!(bad, 0, "a frame of somebody else is used");
+        }
+        fn take_interrupt(&self) {
+            if self.world.interrupt.load(Ordering::SeqCst) != 0 {
+                self.world.clock.answer(self, CpuId(self.number));
+            }
+        }
+        fn enter(&self, domain: Option<DomId>) {
+            self.world.clock.enter(CpuId(self.number), domain, || self.cached.set(None));
+        }
+    }
+
+    /// One processor takes frame 0 out of the table and gives it away when it may; `life` is what the other one does.
+    fn give_away(life: fn(&Cpu<'_>)) {
+        let world = Arc::new(World {
+            clock: TlbClock::new(),
+            entry: AtomicU32::new(0),
+            given_away: [AtomicU32::new(0), AtomicU32::new(0)],
+            interrupt: AtomicU32::new(0),
+            over: AtomicU32::new(0),
+        });
+        world.clock.set_cpus(2);
+        world.clock.enter(CpuId(0), None, || {});
+        world.clock.enter(CpuId(1), Some(DOMAIN), || {});
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || {
+                let cpu = Cpu { number: 1, cached: Cell::new(None), world: &world };
+                life(&cpu);
+                // It has left, or goes on answering.
+                while world.over.load(Ordering::Acquire) == 0 {
+                    cpu.take_interrupt();
+                    thread::yield_now();
+                }
+            })
+        };
+        let cpu = Cpu { number: 0, cached: Cell::new(None), world: &world };
+        // As `mm::update` writes an entry.
+        world.entry.swap(1, Ordering::SeqCst);
+        TlbDebt::since(world.clock.now(), &world.clock).pay(&cpu, &world.clock);
+        world.given_away[0].store(1, Ordering::SeqCst);
+        world.over.store(1, Ordering::Release);
+        other.join().unwrap();
+    }
+
+    fn needed_for(model: fn()) -> Vec<String> {
+        needed("tlb_clock.rs", include_str!("tlb_clock.rs"), model)
+    }
+
+    #[test]
+    fn one_that_runs_the_domain_is_asked_and_answers() {
+        let needed = needed_for(|| {
+            give_away(|cpu| {
+                cpu.touch();
+                cpu.take_interrupt();
+                cpu.touch();
+            });
+        });
+        // Flushes, requests and answers are exchanges, each of which orders all before and after it: none is needed alone.
+        assert!(needed.is_empty(), "{needed:#?}");
+    }
+
+    #[test]
+    fn one_that_comes_to_the_domain_walks_the_new_table() {
+        let needed = needed_for(|| {
+            give_away(|cpu| {
+                cpu.enter(None);
+                cpu.enter(Some(DOMAIN));
+                cpu.touch();
+            });
+        });
+        // The change of the table against the look at who has it loaded. `space` on the other side is followed by the flush, an
+        // exchange.
+        assert_eq!(needed, ["world.entry.swap(1, Ordering::SeqCst);"]);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::mm::TlbDebt;

@@ -136,7 +136,7 @@ impl<'a, P: Platform> Pager<'a, P> {
     pub fn take_l1(&self, table: &PageRef<'_>, index: usize) -> Result<TakenEntry<'a>, Failure> {
         let word = self.platform.frame(table.mfn()).get(index).ok_or(Failure::Invalid)?;
         self.with_l1(table.mfn(), || {
-            let pte = Pte::from_bits(word.swap(0, Ordering::AcqRel));
+            let pte = Pte::from_bits(word.swap(0, Ordering::SeqCst));
             Ok(TakenEntry { pte, refs: EntryRef::from_pte(self.memory, pte) })
         })
     }
@@ -360,16 +360,16 @@ fn expected(word: &AtomicU64, store: Store) -> Pte {
     }
 }
 
-/// Writes an entry and returns what it held; `Err` is what it holds instead of what [`Store::IfEqual`] expected.
+/// Writes an entry, before everything that looks where it may be cached (`tlb_clock` and its models), and returns what it held; `Err` is what it holds instead of what [`Store::IfEqual`] expected.
 fn write(word: &AtomicU64, new: Pte, store: Store) -> Result<Pte, Pte> {
     let bits = match store {
-        Store::Plain => Ok(word.swap(new.bits(), Ordering::AcqRel)),
+        Store::Plain => Ok(word.swap(new.bits(), Ordering::SeqCst)),
         Store::PreserveAccessedDirty => {
             let keep = PteFlags::ACCESSED.union(PteFlags::DIRTY).bits();
-            word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(new.bits() | old & keep))
+            word.fetch_update(Ordering::SeqCst, Ordering::Acquire, |old| Some(new.bits() | old & keep))
         }
         Store::IfEqual(old) => {
-            word.compare_exchange(old.bits(), new.bits(), Ordering::AcqRel, Ordering::Acquire)
+            word.compare_exchange(old.bits(), new.bits(), Ordering::SeqCst, Ordering::Acquire)
         }
     };
     bits.map(Pte::from_bits).map_err(Pte::from_bits)

@@ -11,6 +11,7 @@ use super::policy::{Affinity, Arrival, Policy, Preempt, View};
 use crate::domain::{Cpu, Current, Domain, DomainError, Vcpu, VcpuRef, block, reason};
 use crate::hypervisor::Hypervisor;
 use crate::platform::{CpuId, CpuSet, Platform};
+use crate::sync;
 use crate::time::RunStateKind;
 
 /// The vCPU that runs and may go on.
@@ -336,6 +337,7 @@ impl<P: Platform> Hypervisor<P> {
             }
             let Some(current) = cpu.current.as_mut() else {
                 if !shared.reschedule.load(Ordering::Acquire) && !shared.timer_due.load(Ordering::Acquire) {
+                    sync::none_held();
                     self.platform.wait_for_interrupt();
                     self.beat(cpu.id, self.platform.tsc());
                 }
@@ -348,6 +350,7 @@ impl<P: Platform> Hypervisor<P> {
                 && !shared.reschedule.load(Ordering::Acquire)
                 && !shared.timer_due.load(Ordering::Acquire)
             {
+                sync::none_held();
                 return;
             }
         }

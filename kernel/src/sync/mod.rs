@@ -1,14 +1,17 @@
 //! Locks with ranks: the one lock order of the hypervisor.
 //!
-//! A CPU may take a lock only if its rank is higher than that of every lock it holds (host tests check this, see `order`).
+//! A CPU may take a lock only if its rank is higher than that of every lock it holds (debug builds check this, see `order`).
 //! Interrupts are off while the hypervisor runs, so a lock holder is never interrupted on its own CPU.
 
+pub mod atomic;
 mod order;
 pub mod rank;
 
 #[cfg(all(debug_assertions, test))]
 pub use order::holds;
+pub use order::{none_held, on_cpu};
 
+#[cfg(not(all(loom, test)))]
 use core::hint;
 use core::ops::{Deref, DerefMut};
 
@@ -26,7 +29,10 @@ pub fn relax() {
     if let Some(round) = RELAX.get() {
         round();
     }
+    #[cfg(not(all(loom, test)))]
     hint::spin_loop();
+    #[cfg(all(loom, test))]
+    loom::thread::yield_now();
 }
 
 /// A lock without a rank, for mechanism: held for a few instructions, in which no other lock is taken.

@@ -52,6 +52,9 @@ pub struct Args {
     /// Instead, run each case on a build of Xenolith that answers 0, then -ENOSYS, to everything: none may pass
     #[arg(long)]
     vacuity: bool,
+    /// Run them on the build of Xenolith that checks itself (debug assertions, the order of locks)
+    #[arg(long, conflicts_with = "vacuity")]
+    debug: bool,
     /// Only list the cases
     #[arg(long)]
     list: bool,
@@ -233,7 +236,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
         );
         return Ok(ExitCode::from(2));
     }
-    let built = build::conformance(&workspace)?;
+    let mut built = build::conformance(&workspace)?;
+    if args.debug {
+        built.hypervisor = build::debug(&workspace)?;
+    }
     let all = cases(&workspace, &built)?;
     let selection = select(&all, |name| name.contains(&args.filter));
     if selection.is_empty() {

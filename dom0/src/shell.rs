@@ -719,6 +719,10 @@ impl Shell {
             format!("{} KiB in use of {} MiB memory", memory.heap_used.div_ceil(1024), memory.total >> 20),
         );
         row("domains", info.domains.to_string());
+        if let Some(own) = info.own {
+            row("dropped interrupts", own.dropped_interrupts.to_string());
+        }
+        row("dom0's ports", format!("up to {}", guest_sdk::events::highest_port()));
         print_block(table.to_string().trim_start_matches('\n'));
         Ok(Next::Go)
     }

@@ -14,9 +14,9 @@ use crate::memory::{self, Access, Range, Shared};
 use crate::ring::SharedPage;
 use alloc::vec::Vec;
 use hypercall_abi::control::{
-    ControlOp, CpuInfo, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed, HypercallPage,
-    ListDomains, Pause, Payload, PhysInfo, ReadLog, SetAffinity, SetCap, SetLogLevel, SetMaxPages,
-    SetVcpuContext, SetWeight, Unpause, VcpuInfo, Version,
+    AllocateMessage, ControlOp, CpuInfo, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed,
+    HypercallPage, InterruptInfo, ListDomains, MessagePermission, Pause, Payload, PhysInfo, ReadLog,
+    SetAffinity, SetCap, SetLogLevel, SetMaxPages, SetVcpuContext, SetWeight, Unpause, VcpuInfo, Version,
 };
 use hypercall_abi::evtchn::EvtchnAllocUnbound;
 use hypercall_abi::memory::MemoryReservation;
@@ -140,6 +140,30 @@ pub fn set_cap(domain: DomId, percent: u32) -> Result<(), Errno> {
 /// `ENOENT` when there is no such CPU, `EPERM`.
 pub fn cpu_info(cpu: u32) -> Result<CpuInfo, Errno> {
     plain(DomId::SELF, CpuInfo { cpu, ..CpuInfo::default() })
+}
+
+/// Takes a message interrupt for this domain; [`crate::hardware::Message`] gives it back by itself.
+///
+/// # Errors
+/// `EPERM` without the right to one more, `ENOSPC`; `EACCES` on another hypervisor.
+pub fn allocate_message() -> Result<AllocateMessage, Errno> {
+    plain(DomId::SELF, AllocateMessage::default())
+}
+
+/// Where an interrupt of this domain's goes.
+///
+/// # Errors
+/// `EINVAL` when it is not this domain's.
+pub fn interrupt_info(pirq: u32) -> Result<InterruptInfo, Errno> {
+    plain(DomId::SELF, InterruptInfo { pirq, ..InterruptInfo::default() })
+}
+
+/// Lets a domain have up to `max` message interrupts.
+///
+/// # Errors
+/// `EPERM` for more than this domain may have, `ESRCH`.
+pub fn set_message_limit(domain: DomId, max: u32) -> Result<(), Errno> {
+    plain(domain, MessagePermission { max, pad0: 0 }).map(drop)
 }
 
 /// Fills a frame of the domain with hypercall stubs.

@@ -17,8 +17,8 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
 use core::time::Duration;
 use hypercall_abi::evtchn::{
-    EVTCHNSTAT_INTERDOMAIN, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindVirq,
-    EvtchnClose, EvtchnSend, EvtchnSetPriority, EvtchnStatus, EvtchnUnmask,
+    EVTCHNSTAT_INTERDOMAIN, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi, EvtchnBindPirq,
+    EvtchnBindVcpu, EvtchnBindVirq, EvtchnClose, EvtchnSend, EvtchnSetPriority, EvtchnStatus, EvtchnUnmask,
 };
 use hypercall_abi::subops::EvtchnOp;
 use hypercall_abi::{DomId, Errno, Hypercall, Port, Virq};
@@ -239,6 +239,13 @@ fn mask(port: Port) {
     mask_word(word).fetch_or(bit, Ordering::AcqRel);
 }
 
+/// The highest port that this domain can have in the form that is in force. The hypervisor may allow fewer.
+#[must_use]
+pub fn highest_port() -> u32 {
+    let ports = if fifo::is_on() { hypercall_abi::evtchn::EVTCHN_FIFO_NR_CHANNELS } else { PORTS };
+    ports - 1
+}
+
 /// What a port is bound to.
 ///
 /// # Errors
@@ -308,6 +315,16 @@ impl Events {
         Channel::open(bind_virq_raw(virq)?)
     }
 
+    /// A port for a device's interrupt, a pin or a message ([`crate::hardware`]).
+    ///
+    /// # Errors
+    /// `EEXIST` when it is bound already, `EPERM` or `EINVAL` when it is not for this domain.
+    pub fn bind_pirq(&self, pirq: u32) -> Result<Channel, Errno> {
+        let mut argument = EvtchnBindPirq { pirq, flags: 0, port: Port::new(0) };
+        operation(EvtchnOp::BindPirq, &mut argument)?;
+        Channel::open(argument.port)
+    }
+
     /// A port that this domain signals to itself.
     ///
     /// # Errors
@@ -364,6 +381,14 @@ impl Channel {
     #[must_use]
     pub fn notifier(&self) -> Notifier {
         Notifier { port: self.port }
+    }
+
+    /// Has another vCPU told from now on. A device's interrupt follows it to its CPU.
+    ///
+    /// # Errors
+    /// `ENOENT` no such vCPU, `EINVAL` a port that belongs to one.
+    pub fn bind_vcpu(&self, vcpu: u32) -> Result<(), Errno> {
+        operation(EvtchnOp::BindVcpu, &mut EvtchnBindVcpu { port: self.port, vcpu }).map(drop)
     }
 
     /// Sets how urgent its events are, from the next one on: 0 comes first, 15 last, 7 if nobody says otherwise.

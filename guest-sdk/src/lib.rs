@@ -26,6 +26,8 @@ mod domain;
 pub mod events;
 pub mod executor;
 pub mod grants;
+#[cfg(feature = "control")]
+pub mod hardware;
 pub mod hypercall;
 mod logger;
 pub mod memory;

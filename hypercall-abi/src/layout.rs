@@ -319,5 +319,5 @@ const _: () = {
     assert!(size_of::<crate::control::ControlOp>() == 16 + crate::control::PAYLOAD_SIZE);
     assert!(core::mem::offset_of!(crate::control::ControlOp, payload) == 16);
     assert!(size_of::<crate::control::DomainInfo>() == 128);
-    assert!(size_of::<crate::control::PhysInfo>() == 80);
+    assert!(size_of::<crate::control::PhysInfo>() == 88);
 };

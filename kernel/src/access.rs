@@ -127,6 +127,8 @@ pub struct Rights {
     pub ports: RangeSet,
     /// Interrupt pins.
     pub irqs: RangeSet,
+    /// How many message interrupts it may have at a time.
+    pub messages: u32,
     /// Numbers of physical interrupts that it has mapped or reserved.
     pub pirqs: PirqSet,
     /// Machine frames that are not RAM.
@@ -139,10 +141,10 @@ impl Rights {
         Rights::default()
     }
 
-    /// All verbs and every port, pin and I/O frame up to the given limits; what the hypervisor drives itself is taken out
+    /// All verbs, messages, and every port, pin and I/O frame up to the given limits; what the hypervisor drives itself is taken out
     /// by the caller.
     pub fn all(pins: u32) -> Rights {
-        let mut rights = Rights { verbs: Verbs::all(), ..Rights::default() };
+        let mut rights = Rights { verbs: Verbs::all(), messages: PIRQS, ..Rights::default() };
         rights.ports.insert(0, 0xffff);
         rights.irqs.insert(0, u64::from(pins.max(1)) - 1);
         rights.iomem.insert(0, (1 << 40) - 1);

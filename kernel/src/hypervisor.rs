@@ -51,7 +51,7 @@ pub struct Hypervisor<P: Platform> {
     pub mm: crate::mm::Memory,
     /// All domains.
     pub domains: Registry,
-    /// Interrupt pins and who listens to them.
+    /// Sources of device interrupts and who listens to them.
     pub irqs: crate::evtchn::IrqTable,
     /// Per CPU, by number.
     pub cpus: Box<[CpuShared]>,
@@ -89,7 +89,7 @@ impl<P: Platform> Hypervisor<P> {
             })
             .collect();
         mm.clock().set_cpus(cpu_count);
-        let irqs = crate::evtchn::IrqTable::new(platform.irq_pins());
+        let irqs = crate::evtchn::IrqTable::new(platform.irq_pins(), platform.message_count());
         Hypervisor {
             platform,
             mm,

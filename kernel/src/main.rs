@@ -177,6 +177,9 @@ pub fn on_interrupt(cause: Cause) {
         Cause::Timer => hypervisor().on_timer(),
         Cause::Flush => hypervisor().answer_flushes(),
         Cause::Pin(pin) => hypervisor().on_irq(pin),
+        // Numbered behind the pins.
+        Cause::Message(index) => hypervisor().on_irq(hypervisor().irqs.pins() + index),
+        Cause::Unknown(vector) => hypervisor().on_unknown_vector(vector),
         Cause::Console => hypervisor().on_console_input(),
         // A kick has done its work by arriving: the way back looks at what waits.
         Cause::Kick | Cause::Nothing => {}

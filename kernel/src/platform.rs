@@ -249,6 +249,12 @@ pub trait Platform: Sync + 'static {
     fn eoi_irq(&self, pin: u32);
     /// Sets how a pin that is shut is triggered: by level or edge, active low or high.
     fn configure_irq(&self, pin: u32, level: bool, active_low: bool);
+    /// Sends the interrupts of a pin to this CPU from now on. False, and nothing changes, when no interrupt can name it.
+    fn route_irq(&self, pin: u32, cpu: CpuId) -> bool;
+    /// How many message interrupts there are.
+    fn message_count(&self) -> u32;
+    /// The store by which a device raises message interrupt `index` on this CPU: address and 32-bit value. `None` when there is none.
+    fn message(&self, index: u32, cpu: CpuId) -> Option<(u64, u32)>;
     /// Whether a pin is level-triggered: it raises nothing further until [`Platform::eoi_irq`].
     fn is_level_irq(&self, pin: u32) -> bool;
 

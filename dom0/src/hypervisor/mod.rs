@@ -289,6 +289,8 @@ pub struct OwnUse {
     pub heap_size: u64,
     /// Time since it started, ns.
     pub uptime_ns: u64,
+    /// Device interrupts that nobody was given or listened to.
+    pub dropped_interrupts: u64,
 }
 
 /// A piece of the hypervisor's log.

@@ -168,6 +168,7 @@ impl Hypervisor for Xenolith {
                 heap_used: info.heap_used,
                 heap_size: info.heap_size,
                 uptime_ns: info.uptime_ns,
+                dropped_interrupts: info.dropped_interrupts,
             }),
         })
     }

@@ -53,5 +53,11 @@ command_enum! {
         IoportPermission = 49, "ioport_permission";
         /// Grants or revokes machine frames that are not RAM.
         IomemPermission = 50, "iomem_permission";
+        /// Limits how many message interrupts a domain may have.
+        MessagePermission = 51, "message_permission";
+        /// Takes a message interrupt.
+        AllocateMessage = 52, "allocate_message";
+        /// Where an interrupt goes, and what a device has to write for it.
+        InterruptInfo = 53, "interrupt_info";
     }
 }

@@ -22,6 +22,8 @@ bitflags! {
         /// [`VcpuInfo`](super::VcpuInfo) behind `cpu`, those of [`DomainInfo`](super::DomainInfo) from `cap` on, and
         /// [`CpuInfo`](super::CpuInfo).
         const ACCOUNTING = 1 << 4;
+        /// [`AllocateMessage`](super::AllocateMessage) and [`InterruptInfo`](super::InterruptInfo) answer.
+        const MESSAGES = 1 << 5;
     }
 }
 
@@ -66,6 +68,8 @@ pub struct PhysInfo {
     /// The longest that ring 0 worked for one entry from a guest, in TSC ticks, since the last call of this command: the
     /// longest that nothing else could run on that CPU.
     pub longest_ticks: u64,
+    /// Device interrupts since the start that nobody was given or listened to: counted and dropped.
+    pub dropped_interrupts: u64,
 }
 
 /// Flag of [`PhysInfo::longest_what`].

@@ -21,7 +21,9 @@ pub use domain::{
     SetWeight, Unpause, VcpuInfo, VcpuState,
 };
 pub use host::{Capabilities, CpuInfo, LONGEST_IS_HYPERCALL, PhysInfo, ReadLog, SetLogLevel, Version};
-pub use rights::{IomemPermission, IoportPermission, IrqPermission};
+pub use rights::{
+    AllocateMessage, InterruptInfo, IomemPermission, IoportPermission, IrqPermission, MessagePermission,
+};
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 

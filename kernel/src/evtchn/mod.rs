@@ -36,7 +36,7 @@ mod table;
 pub(crate) mod tests;
 pub mod two_level;
 
-pub use irq::{IrqStatus, IrqTable, PirqEoiMap};
+pub use irq::{IrqInfo, IrqStatus, IrqTable, PirqEoiMap};
 pub use ops::Progress;
 pub use port::{Entry, PortState, Queue};
 pub use table::PortTable;

@@ -383,6 +383,11 @@ impl<P: Platform> Hypervisor<P> {
             return Err(Error::BadPort);
         }
         table.set(&self.platform, port, Entry { queue: Queue { vcpu, ..entry.queue }, ..entry });
+        if let PortState::Pirq { number } = entry.state
+            && let Some(vcpu) = domain.vcpus.get(vcpu.get() as usize)
+        {
+            self.route(number, vcpu);
+        }
         Ok(())
     }
 
@@ -517,8 +522,8 @@ impl<P: Platform> Hypervisor<P> {
             match entry.state {
                 PortState::Free | PortState::Reserved => return Err(Error::BadPort),
                 PortState::Interdomain { remote, port } => (remote, port),
-                PortState::Pirq { pin } => {
-                    self.unbind_pirq(pin);
+                PortState::Pirq { number } => {
+                    self.unbind_pirq(number);
                     self.free(domain, &mut table, port);
                     return Ok(());
                 }
@@ -625,6 +630,7 @@ impl<P: Platform> Hypervisor<P> {
         }
         let mut table = domain.events.lock();
         self.forget_eoi_map(domain);
+        self.irqs.give_messages_back(domain.id);
         self.leave_fifo(&mut table);
         while let Some(frame) = table.take_frame(&self.platform) {
             self.mm.give_back(frame, 0);

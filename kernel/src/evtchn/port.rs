@@ -24,10 +24,10 @@ pub enum PortState {
         /// Its port.
         port: Port,
     },
-    /// An interrupt pin.
+    /// A device's interrupts.
     Pirq {
-        /// The pin, a global system interrupt below 2^17.
-        pin: u32,
+        /// The number of the source, below [`PIRQS`](crate::access::PIRQS).
+        number: u32,
     },
     /// A virtual interrupt.
     Virq {
@@ -117,7 +117,7 @@ impl Entry {
             PortState::Reserved => (1, 0, 0),
             PortState::Unbound { remote } => (2, remote.get(), 0),
             PortState::Interdomain { remote, port } => (3, remote.get(), port.get()),
-            PortState::Pirq { pin } => (4, 0, pin),
+            PortState::Pirq { number } => (4, 0, number),
             PortState::Virq { virq } => (5, 0, virq.get()),
             PortState::Ipi => (6, 0, 0),
         };
@@ -138,7 +138,7 @@ impl Entry {
             0 => PortState::Free,
             2 => PortState::Unbound { remote },
             3 => PortState::Interdomain { remote, port: Port::new(value) },
-            4 => PortState::Pirq { pin: value },
+            4 => PortState::Pirq { number: value },
             5 => PortState::Virq { virq: Virq::new(value) },
             6 => PortState::Ipi,
             _ => PortState::Reserved,
@@ -164,7 +164,7 @@ mod tests {
             any::<u16>().prop_map(|d| PortState::Unbound { remote: DomId::new(d) }),
             (any::<u16>(), 0u32..1 << 17)
                 .prop_map(|(d, p)| PortState::Interdomain { remote: DomId::new(d), port: Port::new(p) }),
-            (0u32..1 << 17).prop_map(|pin| PortState::Pirq { pin }),
+            (0u32..1 << 17).prop_map(|number| PortState::Pirq { number }),
             (0u32..24).prop_map(|v| PortState::Virq { virq: Virq::new(v) }),
             Just(PortState::Ipi),
         ]

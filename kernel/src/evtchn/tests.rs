@@ -16,8 +16,8 @@ use crate::domain::{Domain, Life, NewDomain, VcpuRef, block};
 use crate::hypercall::Budget;
 use crate::hypervisor::Hypervisor;
 use crate::mm::{FrameRecord, Memory};
-use crate::platform::Platform;
 use crate::platform::sim::SimMachine;
+use crate::platform::{CpuId, Platform};
 
 const PINS: u32 = 24;
 
@@ -313,6 +313,84 @@ fn how_a_pin_is_triggered_is_said_once_and_before_it_is_bound() {
     assert_eq!(hv.setup_irq(&a, 20, false, false), Err(Error::AlreadyBound));
     hv.bind_pirq(&a, 21, &mut Budget::unlimited()).unwrap();
     assert_eq!(hv.setup_irq(&a, 21, true, true), Err(Error::AlreadyBound));
+}
+
+#[test]
+fn a_message_reaches_the_port_of_its_owner() {
+    let (hv, a, b) = two_domains();
+    let mut budget = Budget::unlimited();
+    assert_eq!(hv.allocate_message(&b), Err(Error::NotPermitted));
+    let message = hv.allocate_message(&a).unwrap();
+    assert!(message >= PINS && a.rights.lock().pirqs.contains(message));
+    assert_eq!(hv.bind_pirq(&b, message, &mut budget), Err(Error::BadSource), "another's");
+    assert_eq!(hv.bind_pirq(&a, message + 1, &mut budget), Err(Error::BadSource), "nobody's");
+    hv.on_irq(message);
+    assert_eq!((hv.irqs.dropped(), consume(&hv, &a).len()), (1, 0), "nobody listens");
+    let port = hv.bind_pirq(&a, message, &mut budget).unwrap();
+    assert_eq!(hv.bind_pirq(&a, message, &mut budget), Err(Error::AlreadyBound));
+    hv.on_irq(message);
+    assert_eq!(consume(&hv, &a), BTreeSet::from([port.get()]));
+    // It comes again without an end, and an end does no harm.
+    hv.on_irq(message);
+    hv.end_irq(&a, message).unwrap();
+    assert_eq!(consume(&hv, &a), BTreeSet::from([port.get()]));
+    let info = hv.irq_info(&a, message).unwrap();
+    assert_eq!((info.arrived, info.message), (3, hv.platform.message(message - PINS, CpuId(0))));
+    assert_eq!(hv.irq_info(&b, message), Err(Error::BadSource));
+    // Given back while it is bound: nobody else gets it before its port closes.
+    assert!(hv.release_pirq(&a, message) && !hv.release_pirq(&a, message));
+    let other = hv.allocate_message(&a).unwrap();
+    assert_ne!(other, message);
+    hv.close(&a, port).unwrap();
+    hv.on_irq(message);
+    assert_eq!(hv.irqs.dropped(), 2);
+    b.rights.lock().messages = 1;
+    assert_eq!(hv.allocate_message(&b), Ok(message));
+    assert_eq!(hv.allocate_message(&b), Err(Error::NotPermitted), "it may have one");
+    b.set_life(Life::Dying);
+    assert_eq!(hv.tear_down_ports(&b, &mut budget), Progress::Done);
+    assert_eq!(hv.allocate_message(&b), Err(Error::Dying));
+    assert_eq!(hv.allocate_message(&a), Ok(message), "the dead let go of theirs");
+}
+
+#[test]
+fn messages_run_out_and_reserved_numbers_are_passed_over() {
+    let (hv, a, _) = two_domains();
+    a.rights.lock().pirqs.insert(PINS + 2);
+    let taken: BTreeSet<u32> = (0..7).map(|_| hv.allocate_message(&a).unwrap()).collect();
+    assert_eq!(taken.len(), 7);
+    assert!(!taken.contains(&(PINS + 2)));
+    assert_eq!(hv.allocate_message(&a), Err(Error::NoFreePort));
+    assert!(hv.release_pirq(&a, PINS + 5));
+    assert_eq!(hv.allocate_message(&a), Ok(PINS + 5));
+}
+
+#[test]
+fn interrupts_go_where_their_vcpu_is() {
+    let (hv, a, _) = two_domains();
+    let mut budget = Budget::unlimited();
+    let message = hv.allocate_message(&a).unwrap();
+    for number in [4, message] {
+        let cpu = || hv.irq_info(&a, number).unwrap().cpu.0;
+        a.vcpus[0].cpu.store(1, Ordering::SeqCst);
+        let port = hv.bind_pirq(&a, number, &mut budget).unwrap();
+        assert_eq!(cpu(), 1, "source {number}");
+        a.vcpus[1].cpu.store(2, Ordering::SeqCst);
+        hv.bind_vcpu(&a, port, VcpuId::new(1)).unwrap();
+        assert_eq!(cpu(), 2);
+        // The vCPU moves on: the next interrupt comes in at the old place, and shows it.
+        a.vcpus[1].cpu.store(5, Ordering::SeqCst);
+        assert_eq!(cpu(), 2);
+        hv.on_irq(number);
+        assert_eq!(cpu(), 5);
+        // To a CPU that no interrupt can name it is not sent.
+        a.vcpus[1].cpu.store(3, Ordering::SeqCst);
+        hv.on_irq(number);
+        assert_eq!(cpu(), 5);
+        hv.close(&a, port).unwrap();
+        a.vcpus[1].cpu.store(0, Ordering::SeqCst);
+    }
+    assert_eq!(hv.irq_info(&a, message).unwrap().message, Some((0xfee0_5000, 0x81)));
 }
 
 #[test]
@@ -680,7 +758,7 @@ impl World {
                             }
                             Source::Virq(q) => PortState::Virq { virq: Virq::new(q) },
                             Source::Ipi => PortState::Ipi,
-                            Source::Pirq(pin) => PortState::Pirq { pin },
+                            Source::Pirq(number) => PortState::Pirq { number },
                         };
                         Ok(Entry::new(state, VcpuId::new(*vcpu)))
                     }

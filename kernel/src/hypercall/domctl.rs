@@ -3,10 +3,11 @@
 use core::sync::atomic::Ordering;
 
 use hypercall_abi::control::{
-    Capabilities, Command, ControlOp, CpuInfo, CreateDomain, CreateFlags, DomainInfo, DomainState,
-    GetVcpuContext, GrantSeed, HypercallPage, INTERFACE_VERSION, IomemPermission, IoportPermission,
-    IrqPermission, ListDomains, PageKind, PageType, PageTypes, Pause, Payload, PhysInfo, ReadLog,
-    SetAffinity, SetCap, SetLogLevel, SetMaxPages, SetVcpuContext, SetWeight, VcpuInfo, VcpuState, Version,
+    AllocateMessage, Capabilities, Command, ControlOp, CpuInfo, CreateDomain, CreateFlags, DomainInfo,
+    DomainState, GetVcpuContext, GrantSeed, HypercallPage, INTERFACE_VERSION, InterruptInfo, IomemPermission,
+    IoportPermission, IrqPermission, ListDomains, MessagePermission, PageKind, PageType, PageTypes, Pause,
+    Payload, PhysInfo, ReadLog, SetAffinity, SetCap, SetLogLevel, SetMaxPages, SetVcpuContext, SetWeight,
+    VcpuInfo, VcpuState, Version,
 };
 use hypercall_abi::vcpu::VcpuGuestContext;
 use hypercall_abi::{DomId, Errno, Mfn, VcpuId};
@@ -15,6 +16,7 @@ use super::administration::foreign_domctl;
 use super::{Args, Budget, Exit, HcResult, write_hypercall_page};
 use crate::access::{RangeSet, Rights, Verbs};
 use crate::domain::{Current, Domain, Life, MAX_VCPUS, NewDomain, VcpuRef, block};
+use crate::evtchn;
 use crate::grant;
 use crate::hypervisor::Hypervisor;
 use crate::mm::{Kind, Owner};
@@ -51,13 +53,17 @@ pub fn domctl<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args
     if command != Some(Command::Version) && !op.version_matches() {
         return Err(Errno::EACCES.into());
     }
+    if let Some(command @ (Command::AllocateMessage | Command::InterruptInfo)) = command {
+        return own_interrupt(hv, current, args, &mut op, command);
+    }
     hv.require(current, Verbs::CONTROL)?;
     if command == Some(Command::Version) {
         let capabilities = Capabilities::LOG
             | Capabilities::PAGE_TYPES
             | Capabilities::WEIGHTS
             | Capabilities::AFFINITY
-            | Capabilities::ACCOUNTING;
+            | Capabilities::ACCOUNTING
+            | Capabilities::MESSAGES;
         let version = Version {
             interface_version: INTERFACE_VERSION,
             capabilities: capabilities.bits(),
@@ -223,13 +229,26 @@ fn of_domain<P: Platform>(
             let r: IomemPermission = decode(op)?;
             permit(current, domain, |rights| &mut rights.iomem, r.first.get(), r.last.get(), r.allow)
         }
+        Command::MessagePermission => {
+            let request: MessagePermission = decode(op)?;
+            if request.pad0 != 0 {
+                return Err(Errno::EINVAL.into());
+            }
+            if request.max > current.domain().rights.lock().messages {
+                return Err(Errno::EPERM.into());
+            }
+            domain.rights.lock().messages = request.max;
+            Ok(0)
+        }
         Command::Version
         | Command::CreateDomain
         | Command::PhysInfo
         | Command::CpuInfo
         | Command::ListDomains
         | Command::ReadLog
-        | Command::SetLogLevel => Err(Errno::ENOSYS.into()),
+        | Command::SetLogLevel
+        | Command::AllocateMessage
+        | Command::InterruptInfo => Err(Errno::ENOSYS.into()),
     }
 }
 
@@ -243,6 +262,37 @@ fn answer<P: Platform, T: Payload>(
     op.encode(payload);
     hv.write_guest(args[0], op)?;
     Ok(0)
+}
+
+/// Commands about interrupts of the caller's own: its rights to them are all that they take.
+fn own_interrupt<P: Platform>(
+    hv: &Hypervisor<P>,
+    current: &Current,
+    args: Args,
+    op: &mut ControlOp,
+    command: Command,
+) -> HcResult {
+    let domain = current.domain();
+    if hv.resolve_domid(domain.id, op.domid) != domain.id {
+        return Err(Errno::EINVAL.into());
+    }
+    if command == Command::AllocateMessage {
+        let pirq = hv.allocate_message(domain).map_err(|error| match error {
+            evtchn::Error::NotPermitted => Errno::EPERM,
+            _ => Errno::ENOSPC,
+        })?;
+        let (address, data) = hv.irq_info(domain, pirq)?.message.unwrap_or_default();
+        let told = answer(hv, args, op, &AllocateMessage { pirq, data, address });
+        if told.is_err() {
+            hv.release_pirq(domain, pirq);
+        }
+        return told;
+    }
+    let InterruptInfo { pirq, .. } = decode(op)?;
+    let info = hv.irq_info(domain, pirq)?;
+    let (address, data) = info.message.unwrap_or_default();
+    let (cpu, seen_on) = (info.cpu.0, info.seen_on.0);
+    answer(hv, args, op, &InterruptInfo { pirq, data, address, arrived: info.arrived, cpu, seen_on })
 }
 
 fn decode<T: Payload>(op: &ControlOp) -> Result<T, Errno> {
@@ -472,6 +522,7 @@ fn phys_info<P: Platform>(hv: &Hypervisor<P>) -> PhysInfo {
         domains: hv.domains.len() as u32,
         longest_what,
         longest_ticks,
+        dropped_interrupts: hv.irqs.dropped(),
     }
 }
 

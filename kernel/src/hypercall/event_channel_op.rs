@@ -91,7 +91,7 @@ pub fn event_channel_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, 
             hv.write_guest(arg, &op)?;
         }
         EvtchnOp::BindPirq => {
-            // BIND_PIRQ_WILL_SHARE is a promise about other listeners; a pin has one listener here.
+            // BIND_PIRQ_WILL_SHARE is a promise about other listeners; a source has one listener here.
             let mut op: EvtchnBindPirq = hv.read_guest(arg)?;
             op.port = hv.bind_pirq(&domain, op.pirq, &mut budget).map_err(again)?;
             hv.write_guest(arg, &op)?;
@@ -148,8 +148,8 @@ fn status<P: Platform>(hv: &Hypervisor<P>, current: &Current, op: &mut EvtchnSta
             op.set_remote(remote, port);
             EVTCHNSTAT_INTERDOMAIN
         }
-        PortState::Pirq { pin } => {
-            op.u0 = pin;
+        PortState::Pirq { number } => {
+            op.u0 = number;
             EVTCHNSTAT_PIRQ
         }
         PortState::Virq { virq } => {

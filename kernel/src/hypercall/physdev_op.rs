@@ -1,7 +1,8 @@
 //! `physdev_op`: I/O privilege of a vCPU, and interrupt pins for domains that were given some.
 //!
-//! Numbers of physical interrupts (pirqs) are those of the pins. The hypervisor drives the I/O APIC itself, and knows no PCI device:
-//! commands about these find nothing, or are for nobody.
+//! Numbers of physical interrupts (pirqs) are those of the pins, and behind them those of message interrupts. The hypervisor drives
+//! the I/O APIC itself, and knows no PCI device: commands about these find nothing, or are for nobody. A message interrupt is had
+//! by the control interface (docs/design/0051).
 
 use hypercall_abi::physdev::{
     MAP_PIRQ_TYPE_GSI, MAP_PIRQ_TYPE_MULTI_MSI, PHYSDEV_OP_SIZE, PhysdevApic, PhysdevDbgpOp, PhysdevEoi,
@@ -81,7 +82,7 @@ pub fn physdev_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: 
             check_owner(hv, current, request.domid)?;
             let pirq = u32::try_from(request.pirq).map_err(|_| Errno::EINVAL)?;
             // What is bound ends with its port.
-            if !current.domain().rights.lock().pirqs.remove(pirq) {
+            if !hv.release_pirq(current.domain(), pirq) {
                 return Err(Errno::EINVAL.into());
             }
         }

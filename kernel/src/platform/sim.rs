@@ -243,6 +243,16 @@ impl Platform for SimMachine {
     fn is_level_irq(&self, pin: u32) -> bool {
         pin >= 16
     }
+    /// CPU 3 cannot be named.
+    fn route_irq(&self, _pin: u32, cpu: CpuId) -> bool {
+        cpu.0 != 3
+    }
+    fn message_count(&self) -> u32 {
+        8
+    }
+    fn message(&self, index: u32, cpu: CpuId) -> Option<(u64, u32)> {
+        (index < 8 && cpu.0 != 3).then(|| (0xfee0_0000 | u64::from(cpu.0) << 12, 0x81 + index))
+    }
     fn hardware_ids(&self, cpu: CpuId) -> (u32, u32) {
         (cpu.0 * 2, cpu.0 + 100)
     }

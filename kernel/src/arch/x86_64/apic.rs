@@ -4,7 +4,7 @@
 //! The mode is the one firmware left: xAPIC on nearly every machine with fewer than 255 processors.
 
 use super::{msr, paging};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use hv::x86::{clock, layout};
 use x86_64::registers::model_specific::Msr;
 
@@ -140,10 +140,27 @@ pub fn set_timer(ns: Option<u64>) {
     write(INITIAL_COUNT, count as u32);
 }
 
-/// Whether an interrupt waits that this CPU has not taken: the timer, a kick, or a device (vectors from 0x40 on).
+/// Words of 32 vectors that may be in use, a bit each: our own at the top, pins from 0x40 to 0x7f.
+static WORDS_IN_USE: AtomicU32 = AtomicU32::new(1 << 7 | 1 << 3 | 1 << 2);
+
+/// Whether an interrupt waits that this CPU has not taken: the timer, a kick, or a device.
 pub fn is_pending() -> bool {
-    // Words of 32 vectors each, 16 bytes apart: ours at the top, devices from 0x40 to 0x7f.
-    [7u32, 2, 3].into_iter().any(|word| read(REQUESTED + word * 0x10) != 0)
+    let words = WORDS_IN_USE.load(Ordering::Relaxed);
+    // 16 bytes apart.
+    (2u32..8).rev().filter(|word| words >> word & 1 != 0).any(|word| read(REQUESTED + word * 0x10) != 0)
+}
+
+/// A device may use this vector from now on.
+pub fn watch(vector: u8) {
+    let bit = 1 << (vector / 32);
+    if WORDS_IN_USE.load(Ordering::Relaxed) & bit == 0 {
+        WORDS_IN_USE.fetch_or(bit, Ordering::Relaxed);
+    }
+}
+
+/// An APIC id as devices and I/O APICs name it, in 8 bits of which all set are everybody. `None` for one that is too large.
+pub fn device_destination(apic_id: u32) -> Option<u8> {
+    u8::try_from(apic_id).ok().filter(|id| *id != u8::MAX)
 }
 
 /// Sends an interrupt to the processor with this APIC id.

@@ -28,12 +28,13 @@ struct Pin {
     open: bool,
     /// Fired, level-triggered, and not ended yet.
     in_service: bool,
+    /// APIC id of the processor that it interrupts.
+    target: u8,
 }
 
 struct State {
     chips: Vec<(IoApic, u32, u64)>,
     pins: Vec<Pin>,
-    target: u32,
 }
 
 static STATE: Once<PlainMutex<State>> = Once::new();
@@ -63,8 +64,8 @@ fn access(chip: u64, register: u32, value: Option<u32>) -> u32 {
     0
 }
 
-/// Reads the chips, shuts all pins, and notes how each is triggered. Interrupts go to the processor `target`.
-pub fn init(acpi: &AcpiInfo, target: u32) {
+/// Reads the chips, shuts all pins, and notes how each is triggered. Interrupts go to the processor `target` at first.
+pub fn init(acpi: &AcpiInfo, target: u8) {
     let mut chips = Vec::new();
     let mut pins = Vec::new();
     for (index, chip) in acpi.ioapics.iter().enumerate() {
@@ -75,7 +76,7 @@ pub fn init(acpi: &AcpiInfo, target: u32) {
         while (pins.len() as u32) < end {
             // ISA interrupts are edge-triggered and active high, PCI's level-triggered and active low.
             let isa = pins.len() < 16;
-            pins.push(Pin { level: !isa, active_low: !isa, open: false, in_service: false });
+            pins.push(Pin { level: !isa, active_low: !isa, open: false, in_service: false, target });
         }
         chips.push((*chip, count, at));
     }
@@ -84,7 +85,7 @@ pub fn init(acpi: &AcpiInfo, target: u32) {
             (pin.level, pin.active_low) = (entry.level, entry.active_low);
         }
     }
-    let mut state = State { chips, pins, target };
+    let mut state = State { chips, pins };
     for pin in 0..state.pins.len() {
         state.program(pin);
     }
@@ -92,23 +93,35 @@ pub fn init(acpi: &AcpiInfo, target: u32) {
 }
 
 impl State {
+    /// The registers of the chip that has a pin, and the lower register of the pin's redirection entry.
+    fn entry(&self, gsi: u32) -> Option<(u64, u32)> {
+        self.chips.iter().find_map(|(chip, count, at)| {
+            let offset = gsi.checked_sub(chip.gsi_base).filter(|offset| offset < count)?;
+            Some((*at, 0x10 + offset * 2))
+        })
+    }
+
     /// Writes the redirection entry of a pin.
     fn program(&mut self, number: usize) {
         let Some(pin) = self.pins.get(number).copied() else { return };
         let gsi = number as u32;
-        let chip = self
-            .chips
-            .iter()
-            .find(|(chip, count, _)| gsi.checked_sub(chip.gsi_base).is_some_and(|offset| offset < *count));
-        let Some((chip, _, at)) = chip else { return };
-        let register = 0x10 + (gsi - chip.gsi_base) * 2;
+        let Some((at, register)) = self.entry(gsi) else { return };
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         let low = (u32::from(FIRST_VECTOR) + gsi)
             | flag(pin.level, LEVEL)
             | flag(pin.active_low, ACTIVE_LOW)
             | flag(!pin.open || pin.in_service, MASKED);
-        access(*at, register + 1, Some(self.target << 24));
-        access(*at, register, Some(low));
+        access(at, register + 1, Some(u32::from(pin.target) << 24));
+        access(at, register, Some(low));
+    }
+
+    /// Writes where a pin's interrupts go. One store to a register of its own: whoever fires meanwhile goes to one processor or to
+    /// the other, at the same vector. The end of a level-triggered one that is under way is told by the vector alone.
+    fn aim(&mut self, number: usize) {
+        let Some(pin) = self.pins.get(number) else { return };
+        if let Some((at, register)) = self.entry(number as u32) {
+            access(at, register + 1, Some(u32::from(pin.target) << 24));
+        }
     }
 }
 
@@ -134,6 +147,16 @@ pub fn mask(number: u32, masked: bool) {
         pin.open = !masked;
         ((), changed)
     });
+}
+
+/// Sends a pin's interrupts to the processor with this APIC id.
+pub fn route(number: u32, target: u8) {
+    let Some(mut state) = STATE.get().map(PlainMutex::lock) else { return };
+    let index = number as usize;
+    if let Some(pin) = state.pins.get_mut(index).filter(|pin| pin.target != target) {
+        pin.target = target;
+        state.aim(index);
+    }
 }
 
 /// Sets how a pin is triggered. An interrupt that is in service ends: what the device still wants, it says anew.

@@ -1,7 +1,9 @@
 //! The x86 machine as policy sees it.
 
 use super::boot::{machine, smp};
-use super::{apic, clock, context, cpu, epitaph, fpu, ioapic, msr, paging, percpu, power, serial, usercopy};
+use super::{
+    apic, clock, context, cpu, epitaph, fpu, interrupts, ioapic, msr, paging, percpu, power, serial, usercopy,
+};
 use core::sync::atomic::Ordering;
 use hv::domain::VcpuState;
 use hv::platform::{CpuId, CpuSet, Fault, FrameWords, HaltReason, Platform, TimeScale, TlbFlush};
@@ -286,6 +288,22 @@ impl Platform for Machine {
 
     fn configure_irq(&self, pin: u32, level: bool, active_low: bool) {
         ioapic::configure(pin, level, active_low);
+    }
+
+    fn route_irq(&self, pin: u32, cpu: CpuId) -> bool {
+        let target = smp::apic_id(cpu).and_then(apic::device_destination);
+        target.is_some_and(|target| {
+            ioapic::route(pin, target);
+            true
+        })
+    }
+
+    fn message_count(&self) -> u32 {
+        interrupts::MESSAGES
+    }
+
+    fn message(&self, index: u32, cpu: CpuId) -> Option<(u64, u32)> {
+        interrupts::message(index, smp::apic_id(cpu)?)
     }
 
     fn is_level_irq(&self, pin: u32) -> bool {

@@ -312,6 +312,6 @@ extern "C" fn on_cpu_stack() -> ! {
     fpu::init();
     // SAFETY: this CPU's data; the reference given to `tables::load` is gone.
     unsafe { (*percpu::this()).apic_id = apic::id() };
-    ioapic::init(&machine().acpi, apic::id());
+    ioapic::init(&machine().acpi, apic::device_destination(apic::id()).unwrap_or_default());
     crate::start(calibration)
 }

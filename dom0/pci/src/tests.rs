@@ -1,0 +1,210 @@
+//! A bus in memory: functions whose base addresses and capabilities answer as a device's do.
+
+use super::*;
+use guest_sdk::hardware::Store;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::vec;
+
+/// The words of a function, and which bits of each can be written.
+#[derive(Clone)]
+struct Fake {
+    words: [u32; 64],
+    writable: [u32; 64],
+}
+
+#[derive(Default)]
+struct Bus {
+    functions: RefCell<BTreeMap<Address, Fake>>,
+    writes: RefCell<Vec<(u8, u32)>>,
+}
+
+impl Config for Bus {
+    fn read(&self, at: Address, offset: u8) -> u32 {
+        self.functions.borrow().get(&at).map_or(u32::MAX, |fake| fake.words[usize::from(offset) / 4])
+    }
+    fn write(&self, at: Address, offset: u8, value: u32) {
+        self.writes.borrow_mut().push((offset, value));
+        if let Some(fake) = self.functions.borrow_mut().get_mut(&at) {
+            let index = usize::from(offset) / 4;
+            let writable = fake.writable[index];
+            fake.words[index] = fake.words[index] & !writable | value & writable;
+        }
+    }
+}
+
+impl Bus {
+    fn with(functions: &[(Address, Fake)]) -> Bus {
+        Bus { functions: RefCell::new(functions.iter().cloned().collect()), ..Bus::default() }
+    }
+    fn word(&self, at: Address, offset: u8) -> u32 {
+        self.read(at, offset)
+    }
+}
+
+fn fake(id: u32, header: u8) -> Fake {
+    let mut fake = Fake { words: [0; 64], writable: [0; 64] };
+    fake.words[0] = id;
+    fake.words[2] = 0x02_00_00_03;
+    fake.words[3] = u32::from(header) << 16;
+    fake.writable[1] = 0xffff;
+    fake
+}
+
+const NET: Address = Address::new(0, 3, 0);
+
+#[test]
+fn functions_are_found_behind_bridges_too() {
+    let mut bridge = fake(0x1234_8086, 1);
+    bridge.words[6] = 0x02_02_01_00 & 0xff00 | 7 << 8;
+    let mut back = fake(0x1234_8086, 1);
+    back.words[6] = 0;
+    let at = |bus, device, function| Address::new(bus, device, function);
+    let bus = Bus::with(&[
+        (at(0, 0, 0), fake(0x29c0_8086, 0)),
+        (at(0, 2, 0), fake(0x1000_1b36, 0x80)),
+        (at(0, 2, 5), fake(0x1001_1b36, 0x80)),
+        (at(0, 4, 3), fake(0x9999_8086, 0)), // No function 0: nobody looks at the others.
+        (at(0, 31, 0), bridge),
+        (at(7, 1, 0), fake(0x10d3_8086, 0)),
+        (at(7, 2, 0), back),
+        (at(9, 1, 0), fake(0x10d3_8086, 0)), // No bridge leads there.
+    ]);
+    let found: Vec<Address> = functions(&bus).iter().map(|function| function.address).collect();
+    assert_eq!(found, [at(0, 0, 0), at(0, 2, 0), at(0, 2, 5), at(0, 31, 0), at(7, 1, 0), at(7, 2, 0)]);
+    let function = Function::at(&bus, at(7, 1, 0)).unwrap();
+    assert_eq!((function.id(), function.class()), ((0x8086, 0x10d3), 0x02_0000));
+    assert_eq!(std::format!("{}", function.address), "07:01.0");
+    assert_eq!(at(7, 1, 0).selector(0x13), 0x8007_0810);
+}
+
+#[test]
+fn base_addresses_are_measured_and_left_as_they_were() {
+    let mut card = fake(0x10d3_8086, 0);
+    card.words[1] = 7;
+    // 128 KiB of memory; 32 ports; 16 KiB above 4 GiB, in two words; one that is not in use.
+    for (index, word, writable) in [
+        (4, 0xfeb0_0000, 0xfffe_0000),
+        (5, 0xc041, 0xffff_ffe0),
+        (6, 0x8000_000c, 0xffff_c000),
+        (7, 0x0000_0012, 0xffff_ffff),
+        (8, 0, 0),
+    ] {
+        card.words[index] = word;
+        card.writable[index] = writable;
+    }
+    let bus = Bus::with(&[(NET, card.clone())]);
+    let function = Function::at(&bus, NET).unwrap();
+    assert_eq!(function.bar(&bus, 0), Some(Bar::Memory { address: 0xfeb0_0000, bytes: 0x2_0000 }));
+    assert_eq!(function.bar(&bus, 1), Some(Bar::Ports { first: 0xc040, count: 32 }));
+    assert_eq!(function.bar(&bus, 2), Some(Bar::Memory { address: 0x12_8000_0000, bytes: 0x4000 }));
+    assert_eq!(function.bar(&bus, 3), None, "the upper half of the one before");
+    assert_eq!(function.bar(&bus, 4), None);
+    assert_eq!(function.bar(&bus, 6), None);
+    assert_eq!(bus.functions.borrow()[&NET].words, card.words);
+    // Each time it was silent while it was measured.
+    assert!(bus.writes.borrow().contains(&(4, 4)));
+    function.allow(&bus, Command::BUS_MASTER, Command::IO);
+    assert_eq!(bus.word(NET, 4), 6);
+}
+
+/// A function with MSI-X at 0x70 behind another capability, and MSI at 0x50.
+fn with_capabilities(wide: bool) -> Fake {
+    let mut card = fake(0x10d3_8086, 0);
+    card.words[1] = 1 << 20;
+    card.words[13] = 0x40;
+    card.words[16] = 0x5001;
+    card.words[20] = 0x7005 | if wide { 1 << 23 | 1 << 24 } else { 0 };
+    card.writable[20] = 0x0071_0000;
+    card.writable[21..26].fill(u32::MAX);
+    card.words[28] = 0x4011 | 4 << 16;
+    card.writable[28] = 0xc000_0000;
+    card.words[29] = 3 | 0x1000;
+    card.words[7] = 0xfebd_0000;
+    card.writable[7] = 0xffff_c000;
+    card
+}
+
+#[test]
+fn a_list_of_capabilities_that_runs_in_a_circle_ends() {
+    let bus = Bus::with(&[(NET, with_capabilities(false))]);
+    let function = Function::at(&bus, NET).unwrap();
+    let ids: Vec<u8> = function.capabilities(&bus).map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), MAX_CAPABILITIES);
+    assert_eq!(ids[..4], [1, 5, 0x11, 1]);
+    bus.functions.borrow_mut().get_mut(&NET).unwrap().words[1] = 0;
+    assert_eq!(function.capabilities(&bus).count(), 0, "it says that it has none");
+}
+
+#[test]
+fn msi_is_off_while_it_changes() {
+    let store = Store { address: 0xfee0_2000, data: 0x81 };
+    for wide in [false, true] {
+        let bus = Bus::with(&[(NET, with_capabilities(wide))]);
+        let msi = Msi::find(&bus, Function::at(&bus, NET).unwrap()).unwrap();
+        assert!(msi.enable(&bus, store));
+        let data = if wide { 0x5c } else { 0x58 };
+        assert_eq!((bus.word(NET, 0x54), bus.word(NET, data)), (0xfee0_2000, 0x81));
+        assert_eq!(bus.word(NET, 0x50) & 0x0071_0000, 1 << 16, "on, with one message");
+        if wide {
+            assert_eq!(bus.word(NET, 0x60), !1, "the first is not masked");
+        }
+        let writes = bus.writes.borrow().clone();
+        assert!(writes.first().unwrap().1 & 1 << 16 == 0 && writes.last().unwrap().1 & 1 << 16 != 0);
+        assert_eq!(msi.enable(&bus, Store { address: 1 << 33, data: 0 }), wide, "it has no room");
+        msi.disable(&bus);
+        assert_eq!(bus.word(NET, 0x50) & 1 << 16, 0);
+    }
+}
+
+struct Table {
+    words: RefCell<Vec<u32>>,
+    writes: RefCell<Vec<(u64, u32)>>,
+}
+
+impl Registers for &Table {
+    fn read(&self, offset: u64) -> u32 {
+        self.words.borrow()[offset as usize / 4]
+    }
+    fn write(&self, offset: u64, value: u32) {
+        self.writes.borrow_mut().push((offset, value));
+        self.words.borrow_mut()[offset as usize / 4] = value;
+    }
+}
+
+#[test]
+fn an_entry_is_masked_while_it_changes() {
+    let bus = Bus::with(&[(NET, with_capabilities(false))]);
+    let msix = Msix::find(&bus, Function::at(&bus, NET).unwrap()).unwrap();
+    assert_eq!((msix.entries(), msix.place(&bus)), (5, Some((0xfebd_1000, 80))));
+    let memory = Table { words: RefCell::new(vec![0xff00; 20]), writes: RefCell::default() };
+    let table = msix.table(&memory);
+    for index in 0..5 {
+        assert_eq!(memory.words.borrow()[index * 4 + 3], 0xff01, "masked; reserved bits stay");
+    }
+    memory.writes.borrow_mut().clear();
+    table.set(2, Store { address: 0x1_fee0_3000, data: 0x99 });
+    let writes = [(44, 0xff01), (32, 0xfee0_3000), (36, 1), (40, 0x99), (44, 0xff00)];
+    assert_eq!(*memory.writes.borrow(), writes);
+    msix.enable(&bus, true);
+    assert_eq!(bus.word(NET, 0x70) >> 30, 2, "on, and not masked as a whole");
+    msix.enable(&bus, false);
+    assert_eq!(bus.word(NET, 0x70) >> 30, 0);
+}
+
+#[test]
+fn a_table_outside_its_base_address_is_refused() {
+    let mut card = with_capabilities(false);
+    card.words[29] = 3 | 0x3fc0;
+    let bus = Bus::with(&[(NET, card)]);
+    let msix = Msix::find(&bus, Function::at(&bus, NET).unwrap()).unwrap();
+    assert_eq!(msix.place(&bus), None);
+}
+
+#[test]
+#[should_panic(expected = "message 5 of 5")]
+fn there_is_no_sixth_of_five() {
+    let bus = Bus::with(&[(NET, with_capabilities(false))]);
+    let memory = Table { words: RefCell::new(vec![0; 20]), writes: RefCell::default() };
+    Msix::find(&bus, Function::at(&bus, NET).unwrap()).unwrap().table(&memory).mask(5, true);
+}

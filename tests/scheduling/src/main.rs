@@ -55,6 +55,17 @@ fn wait_ms(ms: u64) {
     sleep(Duration::from_millis(ms));
 }
 
+/// Waits until a cell works, with its tick stopped, and what came before that is over.
+fn settled(cell: &Cell) -> Verdict {
+    let until = now_ns() + 10_000 * MS;
+    while cell.work() == 0 {
+        check!(now_ns() < until, "it does not begin");
+        wait_ms(10);
+    }
+    wait_ms(100);
+    Ok(())
+}
+
 /// Whether a nanosecond is an instruction.
 fn counts_instructions() -> Result<bool, Errno> {
     Ok((999_000..=1_001_000).contains(&control::phys_info()?.cpu_khz))
@@ -357,7 +368,7 @@ fn alone_without_a_tick(domain: &mut Domain) -> Verdict {
     let there = u64::MAX << 1 & !(1 << here) | u64::from(here != 0);
     control::set_affinity(cell.id, 0, there, there)?;
     cell.start()?;
-    wait_ms(100);
+    settled(&cell)?;
     let (vcpu, work) = (cell.vcpu(0)?, cell.work());
     check!(vcpu.cpu != here, "it has its own CPU");
     let before = control::cpu_info(vcpu.cpu)?;
@@ -437,7 +448,7 @@ fn each_keeps_its_cpu(domain: &mut Domain) -> Verdict {
     let mut cells = (0..3).map(|_| Cell::new(1, Deed::Spin)).collect::<Result<Vec<_>, _>>()?;
     check_eq!(refused(1), Some(Errno::ENOSPC), "all CPUs are taken");
     cells.iter().try_for_each(Cell::start)?;
-    wait_ms(100);
+    cells.iter().try_for_each(settled)?;
     let own = control::vcpu_info(domain.id(), 0)?.cpu;
     let mut used = 1u64 << own;
     let before = cells.iter().map(|cell| cell.vcpu(0)).collect::<Result<Vec<_>, _>>()?;
@@ -464,7 +475,7 @@ fn each_keeps_its_cpu(domain: &mut Domain) -> Verdict {
     check_eq!(vcpu.cpu, second, "it moved to the free one");
     let another = Cell::new(1, Deed::Spin)?;
     another.start()?;
-    wait_ms(100);
+    settled(&another)?;
     check_eq!(another.vcpu(0)?.cpu, first, "where it was is free");
     check!(another.work() > 0 && cells[0].work() > work, "both run");
     Ok(())

@@ -250,12 +250,13 @@ impl<P: Platform> Hypervisor<P> {
             if let Ok(entry) = table.get(&self.platform, port)
                 && entry.state == (PortState::Pirq { number })
             {
-                self.deliver(&domain, &table, port, entry);
+                // First, so that whoever sees the event is told the new place.
                 if let Some(vcpu) = domain.vcpus.get(entry.vcpu().get() as usize)
                     && vcpu.cpu.load(Ordering::Relaxed) != target.0
                 {
                     self.route(number, vcpu);
                 }
+                self.deliver(&domain, &table, port, entry);
                 return;
             }
         }

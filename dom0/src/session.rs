@@ -20,6 +20,10 @@ const EXEC: &str = "etc/exec";
 pub async fn run(domain: Domain) {
     let archive = Archive::new(domain.module());
     backend::init(archive);
+    // Each guest takes some ports of ours. What has only the two-level form lets us have fewer guests.
+    if let Err(errno) = domain.events.use_fifo() {
+        say!("dom0: no FIFO events ({errno}): up to {} ports", guest_sdk::events::highest_port());
+    }
     executor::spawn(guests::watch(domain.events));
     let mut shell = Shell::new(Keys::new(domain.console), archive);
     let failed_starts = autostart(archive).await;

@@ -19,6 +19,8 @@ const EXEC: &str = "etc/exec";
 /// dom0, from its first task to the end of the machine.
 pub async fn run(domain: Domain) {
     let archive = Archive::new(domain.module());
+    // dom0 runs on one vCPU, and moves others' data.
+    let _ = guest_sdk::memory::use_wide_copies();
     backend::init(archive);
     // Each guest takes some ports of ours. What has only the two-level form lets us have fewer guests.
     if let Err(errno) = domain.events.use_fifo() {

@@ -609,8 +609,8 @@ impl State {
 fn widen(form: &(impl IntoBytes + Immutable)) -> BlkifRequest {
     let mut request = BlkifRequest::default();
     let (bytes, from) = (request.as_mut_bytes(), form.as_bytes());
-    for (to, from) in bytes.iter_mut().zip(from) {
-        *to = *from;
+    if let Some(bytes) = bytes.get_mut(..from.len()) {
+        bytes.copy_from_slice(from);
     }
     request
 }

@@ -12,6 +12,7 @@ mod fifo;
 use crate::hypercall::stub;
 use crate::rt::{start, trap};
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use core::task::{Poll, Waker};
@@ -66,6 +67,11 @@ fn upcall_mask() -> *mut u8 {
 fn split(port: Port) -> (usize, u64) {
     (port.get() as usize / 64 % 64, 1 << (port.get() % 64))
 }
+
+/// Ports that are open, as long as there are few: what [`idle_until`] polls.
+static OPEN: Mutex<Vec<Port>> = Mutex::new(Vec::new());
+/// More ports than these are waited for by upcall.
+const POLLED_MOST: usize = 16;
 
 /// Masks every port: nothing is delivered before somebody binds it.
 pub(crate) fn init() {
@@ -175,8 +181,46 @@ pub fn window() -> u64 {
     trap::UPCALLS.load(Ordering::Relaxed).wrapping_sub(before)
 }
 
+/// The time that [`idle_until`] has set the timer to, if nobody has set it anew since; 0 for none.
+static ARMED: AtomicU64 = AtomicU64::new(0);
+
+/// As [`sleep_until`], for who sleeps often: as cheaply as can be.
+///
+/// With few ports it is the poll hypercall, which takes a deadline and returns without an upcall, so without an iret either. Otherwise
+/// the timer is left as it is, to be found set the next time, and may end a later sleep early.
+pub(crate) fn idle_until(deadline_ns: Option<u64>) {
+    let mut ports = [Port::new(0); POLLED_MOST];
+    let count = {
+        let open = OPEN.lock();
+        ports.iter_mut().zip(open.iter()).for_each(|(to, from)| *to = *from);
+        open.len()
+    };
+    if let Some(ports) = ports.get(..count)
+        && !fifo::is_on()
+    {
+        // No deadline is 0.
+        if crate::hypercall::poll(ports, deadline_ns.map_or(0, |deadline| deadline.max(1))).is_ok() {
+            return turn();
+        }
+    }
+    if let Some(deadline) = deadline_ns {
+        let deadline = deadline.max(1);
+        let port = timer_port();
+        // It counts down once: after it has fired it is to be set again, also to the same time.
+        let fired = take_fired(port);
+        if fired || ARMED.load(Ordering::Relaxed) != deadline {
+            // SAFETY: a number only.
+            let set = unsafe { stub::set_timer_op(deadline) };
+            ARMED.store(if set.is_ok() { deadline } else { 0 }, Ordering::Relaxed);
+        }
+    }
+    block();
+    turn();
+}
+
 /// Sleeps until something happens or system time reaches `deadline_ns`, and collects it; returns early now and then.
 pub fn sleep_until(deadline_ns: Option<u64>) {
+    ARMED.store(0, Ordering::Relaxed);
     let armed = deadline_ns.is_some_and(|deadline| {
         timer_port();
         // SAFETY: a number only. 0 would stop the timer.
@@ -345,8 +389,10 @@ pub struct Channel {
 
 impl Channel {
     fn open(port: Port) -> Result<Channel, Errno> {
+        OPEN.lock().push(port);
         if let Err(error) = make_room(port) {
             let _ = operation(EvtchnOp::Close, &mut EvtchnClose { port });
+            OPEN.lock().retain(|open| *open != port);
             return Err(error);
         }
         let channel = Channel { port, owned: true };
@@ -360,6 +406,7 @@ impl Channel {
     pub(crate) fn adopt(port: Port) -> Result<Channel, Errno> {
         make_room(port)?;
         unmask(port)?;
+        OPEN.lock().push(port);
         Ok(Channel { port, owned: false })
     }
 
@@ -487,6 +534,7 @@ impl Notifier {
 impl Drop for Channel {
     fn drop(&mut self) {
         mask(self.port);
+        OPEN.lock().retain(|open| *open != self.port);
         WAKERS.lock().remove(&self.port.get());
         if self.owned {
             // The port is ours, so closing it cannot fail; if it did, the mask keeps it silent.

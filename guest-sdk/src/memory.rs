@@ -721,6 +721,13 @@ impl Region {
     }
 }
 
+/// Lets copies of shared memory use vectors of 32 bytes, where the processor has them; whether they do.
+///
+/// They are turned on for the vCPU that calls this. A domain that runs SDK code on other vCPUs must not call it.
+pub fn use_wide_copies() -> bool {
+    crate::rt::bytes::enable_wide()
+}
+
 /// Figures about the domain's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {

@@ -1,7 +1,7 @@
 //! A connected back end: its rings, the pages of its front end, and the disk below.
 
 use crate::disk::{Disk, Properties};
-use crate::grants::Mapper;
+use crate::grants::{MOST, Mapper};
 use crate::queue::{Closed, Counters, Queue};
 use crate::request::{Fault, Identity};
 use alloc::vec::Vec;
@@ -40,8 +40,9 @@ impl<M, G: Mapper, D> core::fmt::Debug for Backend<M, G, D> {
 impl<M: SharedPage, G: Mapper, D: Disk<G::Page>> Backend<M, G, D> {
     /// Joins the rings that a front end has made, [`MOST_QUEUES`] at most. `persistent`: both sides want pages to be kept mapped.
     pub fn new(rings: Vec<M>, identity: Identity, persistent: bool, mapper: G, disk: D) -> Self {
+        let most = if persistent { MOST / rings.len().clamp(1, MOST_QUEUES as usize) } else { 0 };
         let queues = (0..MOST_QUEUES).zip(rings);
-        let queues = queues.map(|(number, page)| Queue::new(number, page, identity, persistent)).collect();
+        let queues = queues.map(|(number, page)| Queue::new(number, page, identity, most)).collect();
         Self { queues, mapper, disk }
     }
 

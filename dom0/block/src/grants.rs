@@ -2,14 +2,15 @@
 //!
 //! With persistent grants the front end uses the same references again and again, so a mapped page is kept and found by its reference.
 //! The table has a place for each reference, by its lowest bits: finding is one comparison. It grows until no two references in use share
-//! a place, up to [`MOST`]; then the one that was used long ago makes room. A page that has no place is mapped for its request only.
+//! a place, as far as it may; then the one that was used long ago makes room. A page that has no place is mapped for its request only.
 
 use crate::disk::GuestPage;
 use alloc::vec::Vec;
 use hypercall_abi::GrantRef;
 
-/// Most pages kept mapped for a ring: 8 MiB, and as many handles of the hypervisor's.
-pub const MOST: usize = 2048;
+/// Most pages kept mapped for a device, shared evenly among its rings: 4 MiB, and as many of the hypervisor's handles, of which all back
+/// ends of a domain have some 260,000.
+pub const MOST: usize = 1024;
 /// Places to begin with.
 const FIRST: usize = 64;
 /// After so many turns without use a page makes room for another of the same place.
@@ -47,19 +48,22 @@ pub(crate) struct Cache<P> {
     /// A power of two of places, or none at all.
     places: Vec<Option<Kept<P>>>,
     mask: u32,
+    kept: usize,
     turn: u32,
-    on: bool,
+    /// Most places, a power of two; 0 to keep none.
+    most: usize,
 }
 
 impl<P: Clone> Cache<P> {
-    /// An empty one; one that is not `on` stays so.
-    pub fn new(on: bool) -> Self {
-        Self { places: Vec::new(), mask: 0, turn: 0, on }
+    /// An empty one for `most` pages, rounded down to a power of two; with 0 it stays empty.
+    pub fn new(most: usize) -> Self {
+        let most = most.checked_ilog2().map_or(0, |log| 1 << log);
+        Self { places: Vec::new(), mask: 0, kept: 0, turn: 0, most }
     }
 
     /// Whether pages are kept.
     pub fn is_on(&self) -> bool {
-        self.on
+        self.most > 0
     }
 
     /// A new turn begins: what is looked up from here on has been used in it.
@@ -93,11 +97,11 @@ impl<P: Clone> Cache<P> {
     /// # Errors
     /// The page, when there is no place for it.
     pub fn keep(&mut self, reference: GrantRef, page: P, unused: &mut Vec<P>) -> Result<(), P> {
-        if !self.on {
+        if !self.is_on() {
             return Err(page);
         }
         if self.places.is_empty() {
-            self.resize(FIRST);
+            self.resize(FIRST.min(self.most));
         }
         loop {
             let place = (reference.get() & self.mask) as usize;
@@ -109,10 +113,11 @@ impl<P: Clone> Cache<P> {
                     unused.extend(old.map(|old| old.page));
                     return Ok(());
                 }
-                Some(_) if count < MOST => self.resize(count * 2),
+                Some(_) if count < self.most => self.resize(count * 2),
                 Some(_) => return Err(page),
                 None => {
                     *there = Some(Kept { reference, used: self.turn, page });
+                    self.kept += 1;
                     return Ok(());
                 }
             }
@@ -134,13 +139,14 @@ impl<P: Clone> Cache<P> {
 
     /// Gives up all pages.
     pub fn clear(&mut self, unused: &mut Vec<P>) {
+        self.kept = 0;
         let pages = core::mem::take(&mut self.places).into_iter().flatten().map(|kept| kept.page);
         unused.extend(pages);
     }
 
     /// Pages kept now.
     pub fn len(&self) -> usize {
-        self.places.iter().flatten().count()
+        self.kept
     }
 }
 
@@ -156,7 +162,7 @@ mod tests {
 
     #[test]
     fn kept_pages_are_found_and_bounded() {
-        let (mut cache, mut unused) = (Cache::new(true), Vec::new());
+        let (mut cache, mut unused) = (Cache::new(MOST), Vec::new());
         assert!(!cache.touch(GrantRef::new(8)));
         for number in 0..3 * MOST as u32 {
             assert_eq!(keep(&mut cache, number, &mut unused), number < MOST as u32, "{number}");
@@ -172,7 +178,7 @@ mod tests {
 
     #[test]
     fn it_grows_only_as_far_as_references_need() {
-        let (mut cache, mut unused) = (Cache::new(true), Vec::new());
+        let (mut cache, mut unused) = (Cache::new(MOST), Vec::new());
         for number in 100..100 + FIRST as u32 {
             assert!(keep(&mut cache, number, &mut unused));
         }
@@ -184,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_was_used_long_ago_makes_room() {
-        let (mut cache, mut unused) = (Cache::new(true), Vec::new());
+        let (mut cache, mut unused) = (Cache::new(MOST), Vec::new());
         assert!(keep(&mut cache, 5, &mut unused));
         for _ in 0..STALE_TURNS {
             cache.next_turn();
@@ -203,7 +209,9 @@ mod tests {
 
     #[test]
     fn without_persistent_grants_nothing_is_kept() {
-        let (mut cache, mut unused) = (Cache::new(false), Vec::new());
+        let (mut cache, mut unused) = (Cache::new(0), Vec::new());
         assert!(!keep(&mut cache, 5, &mut unused) && cache.len() == 0);
+        let mut few = Cache::new(300);
+        assert_eq!((0..1000).filter(|&number| keep(&mut few, number, &mut unused)).count(), 256);
     }
 }

@@ -111,12 +111,12 @@ pub(crate) struct Queue<M, P> {
 }
 
 impl<M: SharedPage, P: GuestPage> Queue<M, P> {
-    pub fn new(number: u32, page: M, identity: Identity, persistent: bool) -> Self {
+    pub fn new(number: u32, page: M, identity: Identity, most_kept: usize) -> Self {
         Self {
             number,
             ring: Back::new(page),
             identity,
-            cache: Cache::new(persistent),
+            cache: Cache::new(most_kept),
             flights: Vec::new(),
             free: Vec::new(),
             open: 0,

@@ -183,7 +183,7 @@ impl Kind for Block {
             pages.push(mapped);
             channels.push(channel);
         }
-        let most = pages.len() * (MOST_KEPT + REQUESTS_PER_TURN as usize * MAX_INDIRECT_SEGMENTS);
+        let most = MOST_KEPT + pages.len() * REQUESTS_PER_TURN as usize * (MAX_INDIRECT_SEGMENTS + 1);
         let mapper = Pages::new(vbd.domain, most);
         let identity = Identity { device: vbd.kind.spec.device };
         let backend = Backend::new(pages, identity, persistent, mapper, vbd.kind.disk.clone());

@@ -27,7 +27,7 @@ impl Platform for Pv {
         crate::events::turn();
         // What comes after this look is pending when the block hypercall looks, and ends it at once.
         if !ready() {
-            crate::events::sleep_until(until_ns);
+            crate::events::idle_until(until_ns);
         }
     }
 

@@ -124,6 +124,10 @@ pub unsafe fn issue_list<O: TypedOperation>(list: &mut [O::Argument]) -> Result<
 /// `from` readable and `to` writable for `bytes`; no overlap.
 #[inline]
 pub(crate) unsafe fn copy_volatile(to: *mut u8, from: *const u8, bytes: usize) {
+    if bytes >= crate::rt::bytes::WIDE_FROM && crate::rt::bytes::has_wide() {
+        // SAFETY: the caller's, and the processor has the registers.
+        return unsafe { crate::rt::bytes::copy_wide(to, from, bytes) };
+    }
     // SAFETY: the caller's.
     unsafe { crate::rt::bytes::copy(to, from, bytes) };
 }

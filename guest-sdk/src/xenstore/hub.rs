@@ -79,8 +79,8 @@ impl SharedStore {
 }
 
 impl<M: SharedPage, S: Signal> SharedStore<M, S> {
-    /// Shares a client whose signal rings `bell`.
-    pub(crate) fn over(client: Client<M, S>, bell: Arc<Bell>) -> Self {
+    /// Shares a client on other memory than a domain's own; whoever signals it rings `bell` after that.
+    pub fn over(client: Client<M, S>, bell: Arc<Bell>) -> Self {
         let inner = Inner {
             client: Lock::new(client),
             watches: Mutex::new(BTreeMap::new()),

@@ -1,5 +1,5 @@
 //! What reading from a disk costs: time for each request at several depths. Under `--icount` a nanosecond is an instruction, and
-//! they are those of guest, hypervisor and dom0 together.
+//! they are those of guest, hypervisor and dom0 together. `rounds=`, with `bytes=` and `depth=`, measures reads of one kind alone.
 #![no_std]
 #![no_main]
 
@@ -21,6 +21,13 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
     let name = domain.command_line.value("disk").unwrap_or("xvda");
     let disk = Disk::open(&store, name).await?;
     println!("disk {name}: {:?}", disk.info());
+    if let Some(rounds) = domain.command_line.number("rounds") {
+        let bytes = domain.command_line.number("bytes").unwrap_or(4096);
+        let depth = domain.command_line.number("depth").unwrap_or(1);
+        let ns = measure(&disk, false, bytes, depth, rounds).await;
+        println!("read {bytes} bytes at depth {depth}: {} ns each", ns / (rounds * depth).max(1));
+        return Ok(());
+    }
     for write in [false, true] {
         if write && disk.info().readonly {
             continue;

@@ -169,16 +169,21 @@ fn machine(mfn: Mfn) -> u64 {
 /// Shows this CPU the GDT and LDT of `state`.
 pub fn load_descriptor_tables(state: &VcpuState) {
     let info = info();
-    for (page, frame) in (0..GDT_FRAMES as u64).zip(state.gdt.frames) {
+    // Most guests have a GDT of one page and no LDT: what shows nothing and is to show nothing is not looked at.
+    let wanted = state.gdt.frames.iter().take_while(|frame| frame.is_some()).count();
+    let shown = core::mem::replace(&mut info.gdt_pages, wanted);
+    for (page, frame) in (0..wanted.max(shown) as u64).zip(state.gdt.frames) {
         // SAFETY: 1. this CPU's window. 2. one of the first 14 pages. 3. `GuestGdt` holds a descriptor-page type reference
         // for each frame it names.
         unsafe { paging::set_window(info.window_l1, info.number, page, frame.map(machine)) };
     }
     let entries = state.ldt.entries;
-    for (page, frame) in (layout::LDT_PAGE..).zip(state.ldt.frames) {
-        let frame = if entries == 0 { None } else { frame };
-        // SAFETY: as above, for `GuestLdt` and the pages from `LDT_PAGE` on.
-        unsafe { paging::set_window(info.window_l1, info.number, page, frame.map(machine)) };
+    if core::mem::replace(&mut info.ldt_shown, entries != 0) || entries != 0 {
+        for (page, frame) in (layout::LDT_PAGE..).zip(state.ldt.frames) {
+            let frame = if entries == 0 { None } else { frame };
+            // SAFETY: as above, for `GuestLdt` and the pages from `LDT_PAGE` on.
+            unsafe { paging::set_window(info.window_l1, info.number, page, frame.map(machine)) };
+        }
     }
     if info.ldt_entries != entries {
         info.ldt_entries = entries;
@@ -195,6 +200,7 @@ pub fn hide_descriptor_tables() {
         // SAFETY: this CPU's descriptor page.
         unsafe { tables::load_local_table(info.gdt_page, info.number, 0) };
     }
+    (info.gdt_pages, info.ldt_shown) = (0, false);
     for page in (0..GDT_FRAMES as u64).chain(layout::LDT_PAGE..layout::LDT_PAGE + 16) {
         // SAFETY: this CPU's window, a page of the guest's, and nothing is shown.
         unsafe { paging::set_window(info.window_l1, info.number, page, None) };
@@ -205,6 +211,7 @@ pub fn hide_descriptor_tables() {
 pub fn map_ldt_page(page: usize, mfn: Mfn) {
     assert!(page < 16, "an LDT has 16 pages");
     let info = info();
+    info.ldt_shown = true;
     // SAFETY: 1. this CPU's window. 2. a page of the LDT. 3. the caller holds a descriptor-page reference for as long as the
     // frame is in `GuestLdt`.
     unsafe {

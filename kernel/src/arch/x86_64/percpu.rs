@@ -22,6 +22,10 @@ pub struct CpuInfo {
     pub apic_id: u32,
     /// Number of entries in the LDT that is loaded.
     pub ldt_entries: u32,
+    /// How many of the first pages of its window may show a page of a GDT.
+    pub gdt_pages: usize,
+    /// Whether its window may show pages of an LDT.
+    pub ldt_shown: bool,
     /// Whether guest breakpoints are loaded and on.
     pub breakpoints_on: bool,
     /// CR4 as it is, and as it is without the guest's own bits.

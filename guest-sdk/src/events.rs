@@ -189,6 +189,11 @@ static ARMED: AtomicU64 = AtomicU64::new(0);
 /// With few ports it is the poll hypercall, which takes a deadline and returns without an upcall, so without an iret either. Otherwise
 /// the timer is left as it is, to be found set the next time, and may end a later sleep early.
 pub(crate) fn idle_until(deadline_ns: Option<u64>) {
+    static BEAT: spin::Once = spin::Once::new();
+    BEAT.call_once(|| {
+        // A vCPU is born with a beat of 10 ms, which nobody here waits for.
+        let _ = crate::hypercall::stop_periodic_timer(0);
+    });
     let mut ports = [Port::new(0); POLLED_MOST];
     let count = {
         let open = OPEN.lock();

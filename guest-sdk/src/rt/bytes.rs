@@ -75,10 +75,12 @@ pub fn enable_wide() -> bool {
         // XSAVE (26) and AVX, and which components there may be: then the next instruction is not refused.
         usable = domain_cpuid(1).1 >> 26 & 5 == 5 && domain_cpuid(0xd).0 & X87_SSE_AVX == X87_SSE_AVX;
         if usable {
-            // SAFETY: privileged, so it is carried out for us; more state is switched with this vCPU from here on.
+            // SAFETY: privileged, so they are carried out for us: OSXSAVE in this domain's own CR4 first, without which there is no
+            // XSETBV. More state is switched with this vCPU from here on.
             unsafe {
-                asm!("xsetbv", in("ecx") 0, in("eax") xcr0() | X87_SSE_AVX, in("edx") 0, options(nostack))
-            };
+                asm!("mov rax, cr4", "or rax, 0x40000", "mov cr4, rax", "mov eax, {mask:e}", "xsetbv",
+                    mask = in(reg) xcr0() | X87_SSE_AVX, in("ecx") 0, in("edx") 0, out("rax") _, options(nostack));
+            }
         }
     }
     usable = usable && xcr0() & X87_SSE_AVX == X87_SSE_AVX;

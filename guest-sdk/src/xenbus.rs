@@ -121,12 +121,20 @@ impl<M: SharedPage, S: Signal> Frontend<M, S> {
         Ok(self.store.write(&format!("{}/state", self.path), state.text()).await?)
     }
 
+    /// A node of the other end's. One that was removed with all around it is below what this domain may not read.
+    async fn peer(&self, name: &str) -> Result<Option<String>, StoreError> {
+        match self.store.read(&format!("{}/{name}", self.backend)).await {
+            Err(StoreError::Refused(hypercall_abi::Errno::EACCES)) => Ok(None),
+            result => result,
+        }
+    }
+
     /// How far the other end is; `Unknown` when it has no state.
     ///
     /// # Errors
     /// [`XenbusError::Gone`] when the device was taken away.
     pub async fn backend_state(&self) -> Result<XenbusState, XenbusError> {
-        if let Some(text) = self.store.read(&format!("{}/state", self.backend)).await? {
+        if let Some(text) = self.peer("state").await? {
             return Ok(XenbusState::from_text(text.as_bytes()));
         }
         match self.store.read(&format!("{}/backend", self.path)).await? {
@@ -140,7 +148,7 @@ impl<M: SharedPage, S: Signal> Frontend<M, S> {
     /// # Errors
     /// [`StoreError`].
     pub async fn is_leaving(&self) -> Result<bool, XenbusError> {
-        let online = self.store.read(&format!("{}/online", self.backend)).await?;
+        let online = self.peer("online").await?;
         Ok(online.is_none_or(|online| online != "1"))
     }
 

@@ -125,7 +125,7 @@ pub fn is_xenolith() -> bool {
 /// By how much the clocks of two vCPUs may differ, in nanoseconds.
 ///
 /// Not at all: but Xen without an invariant TSC (QEMU's TCG has none) measures each processor's TSC by itself, once a second and with
-/// an error of as long as the measurement was interrupted. 45 ms were seen where QEMU runs its processors in turn.
+/// an error of as long as the measurement was interrupted. 27 ms were seen where QEMU runs its processors in turn.
 pub fn clock_skew() -> u64 {
     if is_xenolith() { 0 } else { 200_000_000 }
 }

@@ -2,7 +2,7 @@
 //!
 //! `peer=10.0.0.1 count=10` asks ten times with 64 and ten times with 1500 bytes; without `peer=` it only answers. `ip=10.0.0.2/24` is
 //! its address, else it asks for one by DHCP. `linger=5` goes on answering until nobody has asked for five seconds; without it, who asks
-//! stops when it has its echoes, and who does not ask never stops.
+//! stops when it has its echoes, and who does not ask never stops. `interval=100` is the time from one request to the next in milliseconds.
 #![no_std]
 #![no_main]
 
@@ -45,9 +45,10 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
         return host.answer(linger).await;
     };
     let count = words.number("count").unwrap_or(10);
+    let interval = Duration::from_millis(words.number("interval").unwrap_or(0));
     let (mut asked, mut came) = (0, 0);
     for bytes in [64, 1500] {
-        came += host.ask(peer, bytes, count).await?;
+        came += host.ask(peer, bytes, count, interval).await?;
         asked += count;
     }
     println!("total: {came} of {asked} came back");
@@ -128,6 +129,8 @@ impl Host {
             let until_ns = linger.map_or(u64::MAX, |linger| time::now_ns() + linger.as_nanos() as u64);
             while time::now_ns() < until_ns && self.device.card().counters().received == before {
                 self.turn(until_ns).await?;
+                // Others' requests may come here as well as to the stack, which has answered them.
+                while self.sockets.get_mut::<icmp::Socket<'_>>(self.echoes).recv().is_ok() {}
             }
             if time::now_ns() >= until_ns && self.device.card().counters().received == before {
                 return Ok(());
@@ -136,9 +139,14 @@ impl Host {
     }
 
     /// Asks for echoes of packets of `bytes` with their heads, one after the other; how many came back as they were sent.
-    async fn ask(&mut self, peer: Ipv4Address, bytes: usize, count: u16) -> Result<u16, NetError> {
-        let mut came = 0;
-        let begun = time::now_ns();
+    async fn ask(
+        &mut self,
+        peer: Ipv4Address,
+        bytes: usize,
+        count: u16,
+        interval: Duration,
+    ) -> Result<u16, NetError> {
+        let (mut came, mut spent) = (0, 0);
         for number in 0..count {
             let content: Vec<u8> =
                 (0..bytes - HEADS).map(|at| (at as u16 ^ number.wrapping_mul(257)) as u8).collect();
@@ -148,19 +156,27 @@ impl Host {
                 println!("no room to ask for an echo");
             }
             let expected = echo(0, number, &content);
-            let until_ns = time::now_ns() + PATIENCE.as_nanos() as u64;
+            let begun = time::now_ns();
+            let until_ns = begun + PATIENCE.as_nanos() as u64;
             'waiting: while time::now_ns() < until_ns {
                 self.turn(until_ns).await?;
                 let socket = self.sockets.get_mut::<icmp::Socket<'_>>(self.echoes);
                 while let Ok((answer, from)) = socket.recv() {
                     if from == IpAddress::Ipv4(peer) && answer == expected {
                         came += 1;
+                        spent += time::now_ns() - begun;
                         break 'waiting;
                     }
                 }
             }
+            // Others' requests are answered meanwhile.
+            let next_ns = begun + interval.as_nanos() as u64;
+            while time::now_ns() < next_ns {
+                self.turn(next_ns).await?;
+                while self.sockets.get_mut::<icmp::Socket<'_>>(self.echoes).recv().is_ok() {}
+            }
         }
-        let each = (time::now_ns() - begun) / u64::from(count.max(1)) / 1000;
+        let each = spent / u64::from(came.max(1)) / 1000;
         println!("{bytes} bytes to {peer}: {came} of {count} came back, {each} us each");
         Ok(came)
     }

@@ -131,16 +131,10 @@ pub struct Info {
 }
 
 /// How a disk is opened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Pages of the ring, as a power of two; less when the back end has less. A page holds 32 requests.
     pub ring_page_order: u32,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { ring_page_order: 0 }
-    }
 }
 
 /// Memory that the disk's back end may read and write: shared memory, as long as the disk is open.

@@ -15,8 +15,8 @@
 //! send is written where it is sent from. Both take no copy for frames of one page, which those of an MTU up to 4082 are.
 
 use super::{Card, HEADER, NetError};
-use crate::sync::first;
-use crate::time;
+use crate::sync::{First, first};
+use crate::{executor, time};
 use smoltcp::iface::{Interface, PollResult, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
@@ -75,17 +75,19 @@ impl Device {
     /// # Errors
     /// [`NetError::Gone`].
     pub async fn wait(&mut self, interface: &mut Interface, sockets: &SocketSet<'_>) -> Result<(), NetError> {
-        let delay = interface.poll_delay(now(), sockets);
-        let starved = core::mem::take(&mut self.starved);
-        let (card, longest) = (self.card.clone(), self.longest());
-        // Without room nothing can be done about a frame that is there.
-        let change = async { if starved { card.room(longest).await } else { card.ready().await } };
-        match delay {
-            Some(delay) => match first(change, time::after(delay.into())).await {
-                crate::sync::First::One(result) => result,
-                crate::sync::First::Other(()) => Ok(()),
+        // Others get their turn also when the stack wants the next one at once: among them who brings the card back.
+        executor::yield_now().await;
+        if core::mem::take(&mut self.starved) {
+            // Without room nothing can be done about a frame that is there or a time that has come.
+            return self.card.room(self.longest()).await;
+        }
+        let ready = self.card.ready();
+        match interface.poll_delay(now(), sockets) {
+            Some(delay) => match first(ready, time::after(delay.into())).await {
+                First::One(result) => result,
+                First::Other(()) => Ok(()),
             },
-            None => change.await,
+            None => ready.await,
         }
     }
 

@@ -38,26 +38,6 @@ mod held {
         }
     }
 
-    #[cfg(test)]
-    mod per_thread {
-        use std::cell::Cell;
-
-        std::thread_local! {
-            static HELD: Cell<u128> = const { Cell::new(0) };
-        }
-
-        /// Threads know who they are.
-        pub fn on_cpu(_number: fn() -> usize) {}
-
-        /// Lets `work` change the set of ranks that this thread holds.
-        pub fn with<T>(work: impl FnOnce(&mut u128) -> T) -> Option<T> {
-            let mut held = HELD.get();
-            let result = work(&mut held);
-            HELD.set(held);
-            Some(result)
-        }
-    }
-
     const fn bit(rank: u8) -> u128 {
         1 << (rank & 127)
     }
@@ -91,6 +71,26 @@ mod held {
     /// When it holds one.
     pub fn none_held() {
         with(|held| assert!(*held == 0, "lock order: ring 0 is left with locks held: ranks {held:#x}"));
+    }
+
+    #[cfg(test)]
+    mod per_thread {
+        use std::cell::Cell;
+
+        std::thread_local! {
+            static HELD: Cell<u128> = const { Cell::new(0) };
+        }
+
+        /// Threads know who they are.
+        pub fn on_cpu(_number: fn() -> usize) {}
+
+        /// Lets `work` change the set of ranks that this thread holds.
+        pub fn with<T>(work: impl FnOnce(&mut u128) -> T) -> Option<T> {
+            let mut held = HELD.get();
+            let result = work(&mut held);
+            HELD.set(held);
+            Some(result)
+        }
     }
 }
 

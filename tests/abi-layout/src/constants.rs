@@ -344,6 +344,8 @@ fn control(facts: &mut Vec<Fact>) {
         XEN_DOMINF_hap = DomainFlags::HAP.bits(), XEN_DOMINF_shutdownshift = xen_control::SHUTDOWN_SHIFT,
         XEN_DOMINF_shutdownmask = xen_control::SHUTDOWN_MASK,
         XEN_INVALID_MAX_VCPU_ID = xen_control::INVALID_MAX_VCPU_ID,
+        XEN_SCHEDULER_CREDIT = xen_control::SCHEDULER_CREDIT, XEN_SCHEDULER_CREDIT2 = xen_control::SCHEDULER_CREDIT2,
+        XEN_DOMCTL_SCHEDOP_putinfo = xen_control::SCHEDOP_PUTINFO, XEN_DOMCTL_SCHEDOP_getinfo = xen_control::SCHEDOP_GETINFO,
     );
     facts.push(Fact::new("XEN_DOMCTL_GRANT_version(2)", xen_control::GRANT_VERSION_2));
 }

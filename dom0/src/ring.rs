@@ -79,57 +79,26 @@ impl<M: SharedPage> ConsoleBack<M> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::{ConsoleBack, IN_CONS, IN_PROD, OUT_CONS, OUT_PROD, Output};
-    use alloc::boxed::Box;
     use alloc::vec::Vec;
-    use core::sync::atomic::{AtomicU32, Ordering};
+    use core::sync::atomic::Ordering;
     use guest_sdk::ring::SharedPage;
+    use guest_sdk::ring::host::HostPages;
 
-    /// A page in host memory.
-    pub(crate) struct HostPage(Box<[AtomicU32; 1024]>);
-
-    impl HostPage {
-        pub(crate) fn new() -> Self {
-            Self(Box::new([const { AtomicU32::new(0) }; 1024]))
+    /// What a guest does to print.
+    fn print(page: &HostPages, text: &[u8]) {
+        let mut at = page.word(OUT_PROD).load(Ordering::Relaxed);
+        for byte in text {
+            page.write_bytes(1024 + (at % 2048) as usize, &[*byte]);
+            at = at.wrapping_add(1);
         }
-        /// What a guest does to print.
-        fn print(&self, text: &[u8]) {
-            let mut at = self.word(OUT_PROD).load(Ordering::Relaxed);
-            for byte in text {
-                self.write_bytes(1024 + (at % 2048) as usize, &[*byte]);
-                at = at.wrapping_add(1);
-            }
-            self.word(OUT_PROD).store(at, Ordering::Release);
-        }
-    }
-
-    impl SharedPage for HostPage {
-        fn size(&self) -> usize {
-            4096
-        }
-        fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-            assert!(offset + to.len() <= 4096);
-            for (at, byte) in (offset..).zip(to) {
-                *byte = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes()[at % 4];
-            }
-        }
-        fn write_bytes(&self, offset: usize, from: &[u8]) {
-            assert!(offset + from.len() <= 4096);
-            for (at, byte) in (offset..).zip(from) {
-                let mut word = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes();
-                word[at % 4] = *byte;
-                self.0[at / 4].store(u32::from_le_bytes(word), Ordering::Relaxed);
-            }
-        }
-        fn word(&self, offset: usize) -> &AtomicU32 {
-            &self.0[offset / 4]
-        }
+        page.word(OUT_PROD).store(at, Ordering::Release);
     }
 
     #[test]
     fn text_goes_through_in_order_across_all_wraps() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, 0);
         // Close to where the free-running indexes wrap.
         page.word(OUT_CONS).store(u32::MAX - 100, Ordering::Relaxed);
         page.word(OUT_PROD).store(u32::MAX - 100, Ordering::Relaxed);
@@ -142,7 +111,7 @@ pub(crate) mod tests {
                 .wrapping_sub(page.word(OUT_CONS).load(Ordering::Relaxed));
             let text: Vec<u8> =
                 (0..(round * 13 % 700).min(2048 - used as usize)).map(|at| (at ^ round) as u8).collect();
-            page.print(&text);
+            print(&page, &text);
             sent.extend(&text);
             let output = back.read(round * 7 % 900);
             assert_eq!(output.lost, 0);
@@ -157,23 +126,23 @@ pub(crate) mod tests {
 
     #[test]
     fn a_budget_leaves_the_rest_for_later() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, 0);
         let mut back = ConsoleBack::new(&page);
-        page.print(b"hello world");
+        print(&page, b"hello world");
         assert_eq!(back.read(5), Output { bytes: b"hello".to_vec(), lost: 0, more: true });
         assert_eq!(back.read(50), Output { bytes: b" world".to_vec(), lost: 0, more: false });
     }
 
     #[test]
     fn wild_producers_lose_text_and_nothing_else() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, 0);
         let mut back = ConsoleBack::new(&page);
         page.word(OUT_PROD).store(u32::MAX, Ordering::Relaxed);
         let output = back.read(usize::MAX);
         assert_eq!((output.bytes.len(), output.lost, output.more), (2048, u32::MAX - 2048, false));
         assert_eq!(page.word(OUT_CONS).load(Ordering::Relaxed), u32::MAX);
         // And it is heard again once it behaves.
-        page.print(b"sorry");
+        print(&page, b"sorry");
         assert_eq!(back.read(100).bytes, b"sorry");
         let mut random = 7u32;
         for _ in 0..10_000 {
@@ -189,7 +158,7 @@ pub(crate) mod tests {
 
     #[test]
     fn input_waits_for_room() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, 0);
         let mut back = ConsoleBack::new(&page);
         assert_eq!(back.write(&[b'x'; 1500]), 1024);
         assert_eq!(back.write(b"y"), 0);

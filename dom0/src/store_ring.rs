@@ -107,13 +107,14 @@ mod tests {
     use super::{
         BadIndex, CONNECTION, ERROR, FEATURES, REQ_CONS, REQ_PROD, RSP, RSP_CONS, RSP_PROD, StoreBack,
     };
-    use crate::ring::tests::HostPage;
+
     use alloc::vec::Vec;
     use core::sync::atomic::Ordering;
     use guest_sdk::ring::SharedPage;
+    use guest_sdk::ring::host::HostPages;
 
-    fn page(start: u32) -> HostPage {
-        let page = HostPage::new();
+    fn page(start: u32) -> HostPages {
+        let page = HostPages::new(1, 0);
         for index in [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD] {
             page.word(index).store(start, Ordering::Relaxed);
         }

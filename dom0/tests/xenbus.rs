@@ -1,7 +1,7 @@
 //! The SDK's front half of a device's handshake against the real store: ring, wire, permissions, watches.
 
 use control_domain::store_ring::StoreBack;
-use guest_sdk::ring::SharedPage;
+use guest_sdk::ring::host::HostPages;
 use guest_sdk::sync::Bell;
 use guest_sdk::xenbus::{Frontend, XenbusError, XenbusState as S, devices};
 use guest_sdk::xenstore::{Client, SharedStore, Signal};
@@ -12,7 +12,6 @@ use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 use xenstore::wire::Decoder;
 use xenstore::{ClientId, Store};
@@ -21,41 +20,17 @@ const GUEST: DomId = DomId::new(3);
 const FRONT: &str = "/local/domain/3/device/vbd/51712";
 const BACK: &str = "/local/domain/0/backend/vbd/3/51712";
 
-/// The page of the ring.
-struct Page([AtomicU32; 1024]);
-
-impl SharedPage for &Page {
-    fn size(&self) -> usize {
-        4096
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        for (at, byte) in (offset..).zip(to) {
-            *byte = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes()[at % 4];
-        }
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        for (at, byte) in (offset..).zip(from) {
-            let mut word = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes();
-            word[at % 4] = *byte;
-            self.0[at / 4].store(u32::from_le_bytes(word), Ordering::Relaxed);
-        }
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        &self.0[offset / 4]
-    }
-}
-
 /// dom0's side: the store, and the other end of the guest's ring.
 struct Server {
     store: Store,
     own: ClientId,
-    back: StoreBack<&'static Page>,
+    back: StoreBack<&'static HostPages>,
     decoder: Decoder,
     output: Vec<u8>,
 }
 
 impl Server {
-    fn new(page: &'static Page) -> Self {
+    fn new(page: &'static HostPages) -> Self {
         let mut store = Store::new();
         let own = store.connect();
         store.add_domain(GUEST, 0);
@@ -126,11 +101,11 @@ impl Signal for Wire {
     }
 }
 
-type Host = SharedStore<&'static Page, Wire>;
+type Host = SharedStore<&'static HostPages, Wire>;
 
 /// Runs the front end's part, and serves it; `at_rest` is called each time that nothing moves, and says false when that is an error.
 fn run<T>(test: impl AsyncFnOnce(Host) -> T, mut at_rest: impl FnMut(&mut Server) -> bool) -> T {
-    let page: &'static Page = Box::leak(Box::new(Page([const { AtomicU32::new(0) }; 1024])));
+    let page: &'static HostPages = Box::leak(Box::new(HostPages::new(1, 0)));
     let bell = Arc::new(Bell::new());
     let server = Rc::new(RefCell::new(Server::new(page)));
     let store = SharedStore::over(Client::new(page, Wire(Arc::clone(&bell))), Arc::clone(&bell));

@@ -332,14 +332,14 @@ impl Write for Console {
 mod tests {
     use super::{IN_CONS, IN_PROD, OUT, OUT_CONS, OUT_PROD, OUT_SIZE, PATIENCE_NS, Reader, Ring};
     use crate::ring::SharedPage;
-    use crate::ring::tests::HostPage;
+    use crate::ring::host::HostPages;
     use alloc::string::String;
     use core::cell::{Cell, RefCell};
     use core::sync::atomic::{AtomicU64, Ordering};
 
     /// A reader that takes everything when it is called, unless it sleeps.
     struct Host<'a> {
-        page: &'a HostPage,
+        page: &'a HostPages,
         asleep: Cell<bool>,
         clock: Cell<u64>,
         text: RefCell<String>,
@@ -368,8 +368,8 @@ mod tests {
         }
     }
 
-    fn with_ring(start: u32, test: impl FnOnce(&Ring<&HostPage, &Host<'_>>, &Host<'_>)) {
-        let page = HostPage::new();
+    fn with_ring(start: u32, test: impl FnOnce(&Ring<&HostPages, &Host<'_>>, &Host<'_>)) {
+        let page = HostPages::new(1, 0xa5a5_a5a5);
         for index in [IN_CONS, IN_PROD, OUT_CONS, OUT_PROD] {
             page.word(index).store(start, Ordering::Relaxed);
         }

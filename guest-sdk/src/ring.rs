@@ -8,6 +8,9 @@
 //! Order: a slot is written before its producer index (release); the index is read before the slot (acquire); and a side
 //! that goes to sleep writes its event index, then looks at the producer index once more (both with a full fence between).
 
+#[cfg(any(test, feature = "host-pages"))]
+pub mod host;
+
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 use hypercall_abi::io::ring::{
@@ -284,49 +287,18 @@ fn read<T: Entry>(page: &impl SharedPage, offset: usize, to: &mut T) {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
+    use super::host::HostPages;
     use super::{Back, Corrupt, Front, REQ_PROD, RSP_PROD, SharedPage};
-    use alloc::boxed::Box;
     use alloc::vec::Vec;
-    use core::sync::atomic::{AtomicU32, Ordering};
+    use core::sync::atomic::Ordering;
 
-    /// Pages in host memory.
-    pub(crate) struct HostPage(Box<[AtomicU32]>);
-
-    impl HostPage {
-        pub(crate) fn new() -> Self {
-            Self::several(1)
-        }
-        pub(crate) fn several(pages: usize) -> Self {
-            Self((0..pages * 1024).map(|_| AtomicU32::new(0xa5a5_a5a5)).collect())
-        }
-    }
-
-    impl SharedPage for HostPage {
-        fn size(&self) -> usize {
-            self.0.len() * 4
-        }
-        fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-            for (at, byte) in (offset..).zip(to) {
-                *byte = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes()[at % 4];
-            }
-        }
-        fn write_bytes(&self, offset: usize, from: &[u8]) {
-            for (at, byte) in (offset..).zip(from) {
-                let mut word = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes();
-                word[at % 4] = *byte;
-                self.0[at / 4].store(u32::from_le_bytes(word), Ordering::Relaxed);
-            }
-        }
-        fn word(&self, offset: usize) -> &AtomicU32 {
-            assert_eq!(offset % 4, 0);
-            &self.0[offset / 4]
-        }
-    }
+    /// What pages hold before anybody writes to them.
+    const FILL: u32 = 0xa5a5_a5a5;
 
     #[test]
     fn both_ends_meet_and_notify_only_sleepers() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, FILL);
         let mut front: Front<_, [u32; 3], u64> = Front::new(&page);
         let mut back: Back<_, [u32; 3], u64> = Back::new(&page);
         assert_eq!(front.capacity(), 256);
@@ -360,7 +332,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_sleeper_that_looks_again_sees_what_came_between() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, FILL);
         let mut front: Front<_, u64, u64> = Front::new(&page);
         let mut back: Back<_, u64, u64> = Back::new(&page);
         assert_eq!(back.pop(), Ok(None));
@@ -381,7 +353,7 @@ pub(crate) mod tests {
     #[test]
     fn a_ring_may_have_several_pages_and_answers_any_order() {
         for (pages, capacity) in [(1, 32), (2, 64), (4, 128), (16, 512)] {
-            let page = HostPage::several(pages);
+            let page = HostPages::new(pages, FILL);
             let mut front: Front<_, [u64; 14], [u64; 2]> = Front::new(&page);
             let mut back: Back<_, [u64; 14], [u64; 2]> = Back::new(&page);
             assert_eq!((front.capacity(), back.capacity()), (capacity, capacity));
@@ -411,7 +383,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_front_may_wait_for_several_responses() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, FILL);
         let mut front: Front<_, u64, u64> = Front::new(&page);
         let mut back: Back<_, u64, u64> = Back::new(&page);
         for id in 0..6 {
@@ -440,7 +412,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_index_that_goes_back_is_an_error() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, FILL);
         let mut front: Front<_, u64, u64> = Front::new(&page);
         let mut back: Back<_, u64, u64> = Back::new(&page);
         for id in 0..3 {
@@ -458,7 +430,7 @@ pub(crate) mod tests {
 
     #[test]
     fn wild_indexes_are_errors() {
-        let page = HostPage::new();
+        let page = HostPages::new(1, FILL);
         let mut front: Front<_, u64, u64> = Front::new(&page);
         let mut back: Back<_, u64, u64> = Back::new(&page);
         page.word(REQ_PROD).store(front.capacity() + 1, Ordering::Relaxed);

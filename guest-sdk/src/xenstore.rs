@@ -443,7 +443,7 @@ fn names(reply: &[u8]) -> Vec<String> {
 mod tests {
     use super::{Client, REQ_CONS, REQ_PROD, RSP, RSP_CONS, RSP_PROD, Signal, StoreError};
     use crate::ring::SharedPage;
-    use crate::ring::tests::HostPage;
+    use crate::ring::host::HostPages;
     use alloc::collections::BTreeMap;
     use alloc::string::{String, ToString};
     use alloc::vec::Vec;
@@ -468,7 +468,7 @@ mod tests {
     }
 
     struct Host<'a> {
-        page: &'a HostPage,
+        page: &'a HostPages,
         server: &'a Mutex<Server>,
     }
 
@@ -572,8 +572,8 @@ mod tests {
         }
     }
 
-    fn with(start: u32, test: impl AsyncFnOnce(Client<&HostPage, Host<'_>>, &Mutex<Server>, &HostPage)) {
-        let page = HostPage::new();
+    fn with(start: u32, test: impl AsyncFnOnce(Client<&HostPages, Host<'_>>, &Mutex<Server>, &HostPages)) {
+        let page = HostPages::new(1, 0xa5a5_a5a5);
         for index in [REQ_CONS, REQ_PROD, RSP_CONS, RSP_PROD] {
             page.word(index).store(start, Ordering::Relaxed);
         }

@@ -3,6 +3,7 @@
 
 use guest_sdk::copy::{Copier, Copy, Place};
 use guest_sdk::net::{Broken, Checksum, Pages, Receive, Received, Transmit};
+use guest_sdk::ring::host::HostPages;
 use guest_sdk::ring::{Back, SharedPage};
 use hypercall_abi::io::netif::{
     NR_SLOTS_MIN, NetifExtraInfo, NetifRxRequest, NetifRxResponse, NetifTxRequest, NetifTxResponse,
@@ -20,45 +21,39 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Pages of a guest, which the back end reaches by their grants.
 #[derive(Clone)]
-struct HostPages {
-    words: Rc<[AtomicU32]>,
+struct Granted {
+    pages: HostPages,
     references: Rc<[GrantRef]>,
     /// The other end holds on to them: none can be withdrawn.
     held: Rc<Cell<bool>>,
 }
 
-impl HostPages {
+impl Granted {
     fn new(first: u32, pages: u32) -> Self {
         Self {
-            words: (0..pages * 1024).map(|_| AtomicU32::new(0xcccc_cccc)).collect(),
+            pages: HostPages::new(pages as usize, 0xcccc_cccc),
             references: (first..first + pages).map(GrantRef::new).collect(),
             held: Rc::default(),
         }
     }
 }
 
-impl SharedPage for HostPages {
+impl SharedPage for Granted {
     fn size(&self) -> usize {
-        self.words.len() * 4
+        self.pages.size()
     }
     fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        for (at, byte) in (offset..).zip(to) {
-            *byte = self.words[at / 4].load(Ordering::Relaxed).to_le_bytes()[at % 4];
-        }
+        self.pages.read_bytes(offset, to);
     }
     fn write_bytes(&self, offset: usize, from: &[u8]) {
-        for (at, byte) in (offset..).zip(from) {
-            let mut word = self.words[at / 4].load(Ordering::Relaxed).to_le_bytes();
-            word[at % 4] = *byte;
-            self.words[at / 4].store(u32::from_le_bytes(word), Ordering::Relaxed);
-        }
+        self.pages.write_bytes(offset, from);
     }
     fn word(&self, offset: usize) -> &AtomicU32 {
-        &self.words[offset / 4]
+        self.pages.word(offset)
     }
 }
 
-impl Pages for HostPages {
+impl Pages for Granted {
     type Own<'a> = Vec<u8>;
     fn references(&self) -> &[GrantRef] {
         &self.references
@@ -76,12 +71,12 @@ impl Pages for HostPages {
 /// What the hypervisor does for dom0.
 struct Host {
     /// By guest and grant: the pages, which of them, and whether they may be written to.
-    granted: HashMap<(u16, u32), (HostPages, usize, bool)>,
+    granted: HashMap<(u16, u32), (Granted, usize, bool)>,
     staging: Vec<u8>,
 }
 
 impl Host {
-    fn page(&self, domain: DomId, gref: GrantRef) -> Option<&(HostPages, usize, bool)> {
+    fn page(&self, domain: DomId, gref: GrantRef) -> Option<&(Granted, usize, bool)> {
         self.granted.get(&(domain.get(), gref.get()))
     }
 }
@@ -117,9 +112,9 @@ impl Copier for Host {
 struct Guest {
     domain: u16,
     port: PortId,
-    transmit: Transmit<HostPages, HostPages>,
-    receive: Receive<HostPages, HostPages>,
-    receive_pages: HostPages,
+    transmit: Transmit<Granted, Granted>,
+    receive: Receive<Granted, Granted>,
+    receive_pages: Granted,
     scratch: Vec<u8>,
 }
 
@@ -142,7 +137,7 @@ impl Guest {
 }
 
 struct World {
-    network: Network<HostPages>,
+    network: Network<Granted>,
     host: Host,
     guests: Vec<Guest>,
 }
@@ -156,9 +151,9 @@ impl World {
         let mut world = Self { network: Network::new(), host, guests: Vec::new() };
         for (domain, &(transmit_pages, receive_pages)) in (1..).zip(pages) {
             let port = world.network.attach(Port::guest(mac(domain))).unwrap();
-            let rings = [HostPages::new(8, 1), HostPages::new(9, 1)];
-            let transmit_pages = HostPages::new(100, transmit_pages);
-            let receive_pages = HostPages::new(1000, receive_pages);
+            let rings = [Granted::new(8, 1), Granted::new(9, 1)];
+            let transmit_pages = Granted::new(100, transmit_pages);
+            let receive_pages = Granted::new(1000, receive_pages);
             for (pages, writable) in [(&transmit_pages, false), (&receive_pages, true)] {
                 for (page, gref) in pages.references.iter().enumerate() {
                     world.host.granted.insert((domain, gref.get()), (pages.clone(), page, writable));
@@ -240,7 +235,7 @@ fn frames_that_cannot_be_are_not_sent() {
     assert_eq!(transmit.push(&[0; 0x10000]), Ok(false));
     assert!(!transmit.publish(), "nothing is there to be seen");
     assert_eq!(transmit.longest(), 0xffff);
-    assert_eq!(Transmit::new(HostPages::new(0, 1), HostPages::new(1, 3)).longest(), 3 * PAGE_SIZE);
+    assert_eq!(Transmit::new(Granted::new(0, 1), Granted::new(1, 3)).longest(), 3 * PAGE_SIZE);
 }
 
 #[test]
@@ -353,21 +348,21 @@ fn pages_that_cannot_be_used_are_counted_and_used_again() {
 
 /// A card whose back end is this test.
 struct Hostile {
-    transmit: Transmit<HostPages, HostPages>,
-    receive: Receive<HostPages, HostPages>,
-    transmit_ring: HostPages,
-    receive_ring: HostPages,
-    transmit_back: Back<HostPages, NetifTxRequest, NetifTxResponse>,
-    receive_back: Back<HostPages, NetifRxRequest, NetifRxResponse>,
+    transmit: Transmit<Granted, Granted>,
+    receive: Receive<Granted, Granted>,
+    transmit_ring: Granted,
+    receive_ring: Granted,
+    transmit_back: Back<Granted, NetifTxRequest, NetifTxResponse>,
+    receive_back: Back<Granted, NetifRxRequest, NetifRxResponse>,
     pages: u32,
 }
 
 impl Hostile {
     fn new(pages: u32) -> Self {
-        let (transmit_ring, receive_ring) = (HostPages::new(8, 1), HostPages::new(9, 1));
+        let (transmit_ring, receive_ring) = (Granted::new(8, 1), Granted::new(9, 1));
         Self {
-            transmit: Transmit::new(transmit_ring.clone(), HostPages::new(100, pages)),
-            receive: Receive::new(receive_ring.clone(), HostPages::new(1000, pages)).unwrap(),
+            transmit: Transmit::new(transmit_ring.clone(), Granted::new(100, pages)),
+            receive: Receive::new(receive_ring.clone(), Granted::new(1000, pages)).unwrap(),
             transmit_back: Back::new(transmit_ring.clone()),
             receive_back: Back::new(receive_ring.clone()),
             transmit_ring,

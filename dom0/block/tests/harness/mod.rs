@@ -6,6 +6,7 @@ use blkback::disk::{Action, Disk, DiskError, Done, GuestPage, Job, Properties};
 use blkback::grants::{Mapper, Wanted};
 use blkback::queue::Closed;
 use blkback::request::Identity;
+use guest_sdk::ring::host::HostPages;
 use guest_sdk::ring::{Front, SharedPage};
 use hypercall_abi::io::blkif::{
     BlkifOp, BlkifRequest, BlkifRequestDiscard, BlkifRequestIndirect, BlkifResponse, BlkifSegment,
@@ -27,41 +28,13 @@ pub fn allocate(bytes: usize) -> Option<Box<[u8]>> {
     Some(vec![0xee; bytes].into())
 }
 
-/// Pages in host memory, shared by both ends.
-#[derive(Clone)]
-pub struct Pages(Arc<[AtomicU32]>);
-
-impl Pages {
-    fn new(pages: usize) -> Self {
-        Self((0..pages * 1024).map(|_| AtomicU32::new(0xdead_beef)).collect())
-    }
-}
-
-impl SharedPage for Pages {
-    fn size(&self) -> usize {
-        self.0.len() * 4
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        for (at, byte) in (offset..).zip(to) {
-            *byte = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes()[at % 4];
-        }
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        for (at, byte) in (offset..).zip(from) {
-            let mut word = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes();
-            word[at % 4] = *byte;
-            self.0[at / 4].store(u32::from_le_bytes(word), Ordering::Relaxed);
-        }
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        &self.0[offset / 4]
-    }
-}
+/// What pages hold before anybody writes to them.
+const FILL: u32 = 0xdead_beef;
 
 /// A mapping: counted as long as there are clones of it.
 #[derive(Clone)]
 pub struct Mapped {
-    page: Pages,
+    page: HostPages,
     writable: bool,
     _alive: Rc<Alive>,
 }
@@ -100,7 +73,7 @@ impl GuestPage for Mapped {
 
 #[derive(Default)]
 struct Table {
-    entries: BTreeMap<u32, (Pages, bool)>,
+    entries: BTreeMap<u32, (HostPages, bool)>,
     live: Arc<AtomicUsize>,
     hypercalls: Cell<usize>,
     /// Called at each unmapping.
@@ -136,9 +109,9 @@ impl Mapper for Grants {
 
 /// Both ends of a connection.
 pub struct Host<D: Disk<Mapped>> {
-    front: Front<Pages, BlkifRequest, BlkifResponse>,
-    ring: Pages,
-    back: Backend<Pages, Grants, D>,
+    front: Front<HostPages, BlkifRequest, BlkifResponse>,
+    ring: HostPages,
+    back: Backend<HostPages, Grants, D>,
     table: Rc<std::cell::RefCell<Table>>,
     next: u32,
     must_be_unmapped: bool,
@@ -146,7 +119,7 @@ pub struct Host<D: Disk<Mapped>> {
 
 impl<D: Disk<Mapped>> Host<D> {
     pub fn new(pages: usize, persistent: bool, disk: D) -> Self {
-        let ring = Pages::new(pages);
+        let ring = HostPages::new(pages, FILL);
         let front = Front::new(ring.clone());
         let table = Rc::new(std::cell::RefCell::new(Table::default()));
         let mapper = Grants(Rc::clone(&table));
@@ -159,7 +132,7 @@ impl<D: Disk<Mapped>> Host<D> {
     /// A new page that the back end may map.
     pub fn grant(&mut self, writable: bool) -> u32 {
         self.next += 1;
-        self.table.borrow_mut().entries.insert(self.next, (Pages::new(1), writable));
+        self.table.borrow_mut().entries.insert(self.next, (HostPages::new(1, FILL), writable));
         self.next
     }
 
@@ -167,7 +140,7 @@ impl<D: Disk<Mapped>> Host<D> {
         self.table.borrow_mut().entries.remove(&grant);
     }
 
-    fn page(&self, grant: u32) -> Option<Pages> {
+    fn page(&self, grant: u32) -> Option<HostPages> {
         self.table.borrow().entries.get(&grant).map(|(page, _)| page.clone())
     }
 

@@ -1,10 +1,10 @@
 use super::{FRAMES, Features, LOCAL, Missed, Network, STAGING_BYTES, Turn};
 use crate::{Closed, Fault};
-use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 use guest_sdk::copy::{Copier, Copy, Place};
+use guest_sdk::ring::host::HostPages;
 use guest_sdk::ring::{Front, SharedPage};
 use hashbrown::HashMap;
 use hypercall_abi::io::netif::{
@@ -15,37 +15,6 @@ use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
 use netswitch::{Checksum, EthernetAddress, Port, PortId};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
-
-/// A ring page that both ends see.
-#[derive(Clone)]
-struct HostPage(Rc<[AtomicU32; 1024]>);
-
-impl HostPage {
-    fn new() -> Self {
-        Self(Rc::new([const { AtomicU32::new(0) }; 1024]))
-    }
-}
-
-impl SharedPage for HostPage {
-    fn size(&self) -> usize {
-        PAGE_SIZE
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        for (at, byte) in (offset..).zip(to) {
-            *byte = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes()[at % 4];
-        }
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        for (at, byte) in (offset..).zip(from) {
-            let mut word = self.0[at / 4].load(Ordering::Relaxed).to_le_bytes();
-            word[at % 4] = *byte;
-            self.0[at / 4].store(u32::from_le_bytes(word), Ordering::Relaxed);
-        }
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        &self.0[offset / 4]
-    }
-}
 
 /// Guests' pages, by guest and grant; some for reading only.
 struct Host {
@@ -103,13 +72,13 @@ impl Copier for Host {
 struct Guest {
     domain: u16,
     port: PortId,
-    transmit: Front<HostPage, NetifTxRequest, NetifTxResponse>,
-    receive: Front<HostPage, NetifRxRequest, NetifRxResponse>,
+    transmit: Front<HostPages, NetifTxRequest, NetifTxResponse>,
+    receive: Front<HostPages, NetifRxRequest, NetifRxResponse>,
     grants: u32,
 }
 
 struct World {
-    network: Network<HostPage>,
+    network: Network<HostPages>,
     host: Host,
     guests: Vec<Guest>,
     local: Vec<(PortId, Vec<u8>, Checksum)>,
@@ -136,7 +105,7 @@ impl World {
         let mut world = Self { network: Network::new(), host, guests: Vec::new(), local: Vec::new() };
         for (number, features) in (1..).zip(features) {
             let port = world.network.attach(Port::guest(mac(number))).unwrap();
-            let rings = [HostPage::new(), HostPage::new()];
+            let rings = [HostPages::new(1, 0), HostPages::new(1, 0)];
             let [transmit, receive] = rings.clone();
             let guest = Guest {
                 domain: number,
@@ -469,7 +438,7 @@ fn a_broken_ring_ends_the_connection() {
     // An index that claims more than there is, in either ring.
     for receiving in [false, true] {
         let mut world = World::new(&[PLAIN, PLAIN]);
-        let rings = [HostPage::new(), HostPage::new()];
+        let rings = [HostPages::new(1, 0), HostPages::new(1, 0)];
         rings[usize::from(receiving)].word(0).store(257, Ordering::Relaxed);
         let [transmit, receive] = rings;
         let port = world.guests[1].port;
@@ -593,7 +562,7 @@ proptest! {
         }
         let _ = world.guests[0].transmit.publish();
         if let Some(index) = index {
-            let [transmit, receive] = [HostPage::new(), HostPage::new()];
+            let [transmit, receive] = [HostPages::new(1, 0), HostPages::new(1, 0)];
             transmit.word(0).store(index, Ordering::Relaxed);
             world.network.connect(world.guests[0].port, DomId::new(1), transmit, receive, PLAIN);
         }

@@ -8,6 +8,7 @@
 extern crate alloc;
 
 pub mod counts;
+mod handlers;
 pub mod handles;
 pub mod owners;
 pub mod peer;

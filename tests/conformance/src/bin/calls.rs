@@ -404,23 +404,9 @@ fn callback_unknown(_: &mut Domain) -> Verdict {
 
 static UPCALLED: AtomicU64 = AtomicU64::new(0);
 
-/// Counts, masks events in the frame and returns: what the SDK's own upcall stub does, with a counter of ours.
-#[unsafe(naked)]
-unsafe extern "C" fn own_upcall() {
-    core::arch::naked_asm!(
-        "lock inc qword ptr [rip + {count}]",
-        "pop rcx",
-        "pop r11",
-        "and dword ptr [rsp + 16], ~0x200",
-        "push 0",
-        "push rcx",
-        "push r11",
-        "push rax",
-        "mov eax, 23",
-        "syscall",
-        "ud2",
-        count = sym UPCALLED,
-    )
+conformance::counting_handler! {
+    /// Counts, masks events in the frame and returns: what the SDK's own upcall stub does, with a counter of ours.
+    own_upcall: UPCALLED, "and dword ptr [rsp + 16], ~0x200"
 }
 
 fn callback_of_events_is_entered(domain: &mut Domain) -> Verdict {
@@ -578,22 +564,9 @@ fn count_nmi(_: &mut TrapFrame) -> bool {
     true
 }
 
-/// The address that the SDK registered for vector 2 is not public: an own stub, which counts and returns.
-#[unsafe(naked)]
-unsafe extern "C" fn own_nmi() {
-    core::arch::naked_asm!(
-        "lock inc qword ptr [rip + {count}]",
-        "pop rcx",
-        "pop r11",
-        "push 0",
-        "push rcx",
-        "push r11",
-        "push rax",
-        "mov eax, 23",
-        "syscall",
-        "ud2",
-        count = sym NMIS,
-    )
+conformance::counting_handler! {
+    /// The address that the SDK registered for vector 2 is not public: an own stub, which counts and returns.
+    own_nmi: NMIS
 }
 
 fn send_nmi(vcpu: u64) -> Result<u64, Errno> {

@@ -1235,22 +1235,9 @@ fn poll_lists(_: &mut Domain) -> Verdict {
 
 static OWN_TRAPS: AtomicU64 = AtomicU64::new(0);
 
-/// Counts, and goes on behind the instruction.
-#[unsafe(naked)]
-unsafe extern "C" fn own_trap() {
-    core::arch::naked_asm!(
-        "lock inc qword ptr [rip + {count}]",
-        "pop rcx",
-        "pop r11",
-        "push 0",
-        "push rcx",
-        "push r11",
-        "push rax",
-        "mov eax, 23",
-        "syscall",
-        "ud2",
-        count = sym OWN_TRAPS,
-    )
+conformance::counting_handler! {
+    /// Counts, and goes on behind the instruction.
+    own_trap: OWN_TRAPS
 }
 
 /// How often the own handler ran, after this.

@@ -402,16 +402,9 @@ fn iret_unmasks_events(domain: &mut Domain) -> Verdict {
 
 static OWN_TRAP: AtomicU64 = AtomicU64::new(0);
 
-/// Counts and goes on behind the instruction: `int n` reports the next one.
-#[unsafe(naked)]
-unsafe extern "C" fn own_trap() {
-    core::arch::naked_asm!(
-        "lock inc qword ptr [rip + {count}]",
-        "pop rcx", "pop r11",
-        "push 0", "push rcx", "push r11", "push rax",
-        "mov eax, 23", "syscall", "ud2",
-        count = sym OWN_TRAP,
-    )
+conformance::counting_handler! {
+    /// Counts and goes on behind the instruction: `int n` reports the next one.
+    own_trap: OWN_TRAP
 }
 
 fn trap_table(list: &mut [TrapInfo]) -> Result<u64, Errno> {

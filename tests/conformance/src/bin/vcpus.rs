@@ -167,22 +167,9 @@ fn context() -> alloc::boxed::Box<VcpuGuestContext> {
 
 static NMIS: AtomicU64 = AtomicU64::new(0);
 
-/// Counts and returns.
-#[unsafe(naked)]
-unsafe extern "C" fn own_nmi() {
-    core::arch::naked_asm!(
-        "lock inc qword ptr [rip + {nmis}]",
-        "pop rcx",
-        "pop r11",
-        "push 0",
-        "push rcx",
-        "push r11",
-        "push rax",
-        "mov eax, 23",
-        "syscall",
-        "ud2",
-        nmis = sym NMIS,
-    )
+conformance::counting_handler! {
+    /// Counts and returns.
+    own_nmi: NMIS
 }
 
 fn initialise(id: u64, context: &mut VcpuGuestContext) -> Result<u64, Errno> {

@@ -15,7 +15,7 @@
 //!
 //! On top of them, what needs one: [`session`] (start to end), `shell` (what each command does), `guests` (one task for each
 //! console, one that waits for domains to end), `store` (one for each xenstore ring, and what guests expect to find there),
-//! `backend` (the guests' disks, over the package `blkback`), `terminal` (the one screen and keyboard), `machine` (what building takes from it), `hypervisor` (Xenolith's control interface
+//! `backend` (the guests' disks, over the package `blkback`), `devices` (the machine's own, over the package `virtio`), `terminal` (the one screen and keyboard), `machine` (what building takes from it), `hypervisor` (Xenolith's control interface
 //! or Xen's).
 #![no_std]
 #![forbid(unsafe_code)]
@@ -30,6 +30,7 @@ pub mod archive;
 mod backend;
 pub mod cards;
 pub mod description;
+mod devices;
 pub mod disks;
 pub mod editor;
 mod guests;

@@ -9,7 +9,7 @@ use crate::guests::Follow;
 use crate::shell::Shell;
 use crate::terminal::Keys;
 use crate::units::count;
-use crate::{backend, guests, say, shell};
+use crate::{backend, devices, guests, say, shell};
 use alloc::vec::Vec;
 use guest_sdk::{CommandLine, Domain, executor, shutdown};
 
@@ -26,6 +26,7 @@ pub async fn run(domain: Domain) {
     if let Err(errno) = domain.events.use_fifo() {
         say!("dom0: no FIFO events ({errno}): up to {} ports", guest_sdk::events::highest_port());
     }
+    devices::start(&domain.events);
     executor::spawn(guests::watch(domain.events));
     let mut shell = Shell::new(Keys::new(domain.console), archive);
     let failed_starts = autostart(archive).await;

@@ -5,6 +5,7 @@ use crate::archive::Archive;
 use crate::backend;
 use crate::cards::CardSpec;
 use crate::description::{Description, OWN_NAME};
+use crate::devices;
 use crate::disks::{DiskSpec, Kind};
 use crate::editor::{Action, LineEditor};
 use crate::guests::{self, Follow, State};
@@ -118,6 +119,13 @@ commands! {
     "card" "[list|attach|detach|restart] ..." card "show the network cards of domains, or change them"
         "`card attach NAME lan` adds a card on the switch lan (also lan:mac=ADDRESS, lan:isolated, lan:rate=10M);\n\
          `card detach NAME 1 [force]` takes it away; `card restart NAME 1` lets its back end fail and come back."
+    "devices" "" devices "show the machine's own devices"
+        "IN and OUT are what was read and written; KICKS are the times that a device was told of requests."
+    "device" "read|write|fill|zero|discard|crc|flush|measure DISK ..." device "read or change a disk of the machine's"
+        "`device read vda SECTOR` shows a sector, `device crc vda [SECTOR COUNT]` its CRC-32 or that of the whole disk;\n\
+         `device write vda SECTOR TEXT` writes a text there; `fill vda SECTOR COUNT BYTE`, `zero vda SECTOR COUNT` and\n\
+         `discard vda SECTOR COUNT` change many; `flush vda` has all of it durable. Guests that use the disk are not asked.\n\
+         `device measure vda DEPTH COUNT` reads COUNT times 4 KiB, DEPTH at a time, and says what one cost."
     "xenstore" "ls|read|write|rm|watch PATH [...]" xenstore "look into xenstore, or change it"
         "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\
          `watch PATH [SECONDS]` shows what changes, until a key is pressed. PATH begins with / or is below dom0's own."
@@ -544,6 +552,20 @@ impl Shell {
             _ => return Err(usage("card")),
         }
         Ok(Next::Go)
+    }
+
+    async fn devices(&mut self, arguments: &[String]) -> Outcome {
+        if !arguments.is_empty() {
+            return Err(usage("devices"));
+        }
+        print_block(&devices::shell::table());
+        Ok(Next::Go)
+    }
+
+    async fn device(&mut self, arguments: &[String]) -> Outcome {
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let done = devices::shell::run(&words).await;
+        done.map(|()| Next::Go).map_err(|why| why.unwrap_or_else(|| usage("device")))
     }
 
     async fn xenstore(&mut self, arguments: &[String]) -> Outcome {

@@ -54,6 +54,12 @@ impl Bytes {
         if bytes.is_multiple_of(PAGE) { Ok(Self(bytes)) } else { Err(BadSize::NotPages) }
     }
 
+    /// As many bytes.
+    #[must_use]
+    pub const fn new(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
     /// As many pages.
     #[must_use]
     pub const fn of_pages(pages: u64) -> Self {

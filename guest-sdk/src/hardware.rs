@@ -5,16 +5,17 @@
 //! into its registers is for the driver to answer for.
 
 use hypercall_abi::physdev::{
-    MAP_PIRQ_TYPE_GSI, PhysdevEoi, PhysdevMapPirq, PhysdevSetIopl, PhysdevSetupGsi, PhysdevUnmapPirq,
+    MAP_PIRQ_TYPE_GSI, MAP_PIRQ_TYPE_MSI, PhysdevEoi, PhysdevMapPirq, PhysdevPciDeviceAdd, PhysdevSetIopl,
+    PhysdevSetupGsi, PhysdevUnmapPirq,
 };
 use hypercall_abi::subops::PhysdevOp;
-use hypercall_abi::{DomId, Errno, Mfn, PAGE_SIZE};
+use hypercall_abi::{DomId, Errno, MachAddr, Mfn, PAGE_SIZE};
 use spin::Mutex;
 
 use crate::control;
 use crate::events::{Channel, Events};
 use crate::hypercall::stub;
-use crate::memory::{self, Access, Range};
+use crate::memory::{self, Access, OutOfMemory, Page, Range, Shared};
 
 /// Level of I/O privilege at which a guest's kernel may use ports.
 const KERNEL: u32 = 1;
@@ -69,6 +70,18 @@ impl ConfigPorts {
                 inout("eax") selector => _, inout("edx") u32::from(Self::ADDRESS) => _, options(nostack));
         }
     }
+
+    /// Writes the lower or the upper half of it alone.
+    pub fn write16(&self, selector: u32, upper: bool, value: u16) {
+        let _one = CONFIG.lock();
+        let data = Self::DATA + if upper { 2 } else { 0 };
+        // SAFETY: as above.
+        unsafe {
+            core::arch::asm!("out dx, eax", "mov edx, {data:e}", "mov eax, {value:e}", "out dx, ax",
+                data = in(reg) u32::from(data), value = in(reg) u32::from(value),
+                inout("eax") selector => _, inout("edx") u32::from(Self::ADDRESS) => _, options(nostack));
+        }
+    }
 }
 
 /// Registers of a device, mapped uncached until dropped.
@@ -98,14 +111,15 @@ impl Registers {
         Ok(Registers { range, offset, bytes })
     }
 
-    fn place(&self, offset: u64) -> *mut u32 {
-        let fits = offset.checked_add(4).is_some_and(|end| end <= self.bytes);
+    fn place<T>(&self, offset: u64) -> *mut T {
+        let width = size_of::<T>() as u64;
+        let fits = offset.checked_add(width).is_some_and(|end| end <= self.bytes);
         assert!(
-            fits && (self.offset + offset).is_multiple_of(4),
+            fits && (self.offset + offset).is_multiple_of(width),
             "register {offset:#x} of {:#x} bytes",
             self.bytes
         );
-        (self.range.start() + self.offset + offset) as *mut u32
+        (self.range.start() + self.offset + offset) as *mut T
     }
 
     /// Reads 32 bits at byte `offset`.
@@ -115,7 +129,7 @@ impl Registers {
     #[must_use]
     pub fn read(&self, offset: u64) -> u32 {
         // SAFETY: inside the mapping, aligned; volatile, so the access is as it stands here.
-        unsafe { self.place(offset).read_volatile() }
+        unsafe { self.place::<u32>(offset).read_volatile() }
     }
 
     /// Writes 32 bits at byte `offset`.
@@ -124,9 +138,86 @@ impl Registers {
     /// As [`Registers::read`].
     pub fn write(&self, offset: u64, value: u32) {
         // SAFETY: as above.
-        unsafe { self.place(offset).write_volatile(value) };
+        unsafe { self.place::<u32>(offset).write_volatile(value) };
+    }
+
+    /// Reads 16 bits at byte `offset`.
+    ///
+    /// # Panics
+    /// As [`Registers::read`].
+    #[must_use]
+    pub fn read16(&self, offset: u64) -> u16 {
+        // SAFETY: as above.
+        unsafe { self.place::<u16>(offset).read_volatile() }
+    }
+
+    /// Writes 16 bits at byte `offset`.
+    ///
+    /// # Panics
+    /// As [`Registers::read`].
+    pub fn write16(&self, offset: u64, value: u16) {
+        // SAFETY: as above.
+        unsafe { self.place::<u16>(offset).write_volatile(value) };
+    }
+
+    /// Reads the byte at `offset`.
+    ///
+    /// # Panics
+    /// As [`Registers::read`].
+    #[must_use]
+    pub fn read8(&self, offset: u64) -> u8 {
+        // SAFETY: as above.
+        unsafe { self.place::<u8>(offset).read_volatile() }
+    }
+
+    /// Writes the byte at `offset`.
+    ///
+    /// # Panics
+    /// As [`Registers::read`].
+    pub fn write8(&self, offset: u64, value: u8) {
+        // SAFETY: as above.
+        unsafe { self.place::<u8>(offset).write_volatile(value) };
     }
 }
+
+/// A page of this domain's that a device reads and writes, zeroed when made; freed when dropped.
+///
+/// Whoever drops it answers for the device: it has to have been told that the page is none of its business any more.
+#[derive(Debug)]
+pub struct DmaPage {
+    machine: MachAddr,
+    shared: Shared,
+}
+
+impl DmaPage {
+    /// A zeroed page.
+    ///
+    /// # Errors
+    /// When the domain has none left.
+    pub fn new() -> Result<DmaPage, OutOfMemory> {
+        let page = Page::new()?;
+        // A page keeps its frame for as long as it is this domain's.
+        let machine = page.mfn().address();
+        // SAFETY: leaked, so no reference leads to it, and mapped as heap until it is freed.
+        let shared = unsafe { Shared::new(page.leak(), PAGE_SIZE) };
+        Ok(DmaPage { machine, shared })
+    }
+
+    /// Where it is in the machine: what a device is told.
+    #[must_use]
+    pub fn machine_address(&self) -> MachAddr {
+        self.machine
+    }
+}
+
+impl Drop for DmaPage {
+    fn drop(&mut self) {
+        // SAFETY: `new` leaked it, and nobody else knows its address.
+        drop(unsafe { Page::from_leaked(self.shared.address()) });
+    }
+}
+
+crate::ring::shared_by_field!(DmaPage);
 
 /// A message interrupt of this domain, given back when dropped. Its port ([`Events::bind_pirq`]) should be closed first.
 #[derive(Debug)]
@@ -156,10 +247,36 @@ impl Message {
         self.0
     }
 
+    /// Takes one for entry `entry` of a function's MSI-X table, as Xen gives them: it writes the table itself, as soon as the message is
+    /// bound to a port. The function is `devfn` (device in the upper five bits) on `bus`; `base` is where the memory begins that
+    /// its table is in. MSI-X is left to the caller to turn on, by its half of the capability's first word alone.
+    ///
+    /// # Errors
+    /// `ENODEV` no such function, `EEXIST` this entry has one, `ENOSPC`; `EINVAL` from a hypervisor that hands out stores instead
+    /// ([`Message::allocate`]).
+    pub fn for_entry(bus: u8, devfn: u8, entry: u16, base: u64) -> Result<Message, Errno> {
+        // Without an IOMMU Xen knows no function before it is told. Those that it knows, it refuses.
+        let mut add = PhysdevPciDeviceAdd { bus, devfn, ..PhysdevPciDeviceAdd::default() };
+        let _ = physdev(PhysdevOp::PciDeviceAdd, &mut add);
+        let mut map = PhysdevMapPirq {
+            domid: DomId::SELF,
+            kind: MAP_PIRQ_TYPE_MSI,
+            index: -1,
+            pirq: -1,
+            bus: i32::from(bus),
+            devfn: i32::from(devfn),
+            entry_nr: i32::from(entry),
+            table_base: base,
+            ..PhysdevMapPirq::default()
+        };
+        physdev(PhysdevOp::MapPirq, &mut map)?;
+        u32::try_from(map.pirq).map(Message).map_err(|_| Errno::EINVAL)
+    }
+
     /// What its device has to write: to be asked again after [`Channel::bind_vcpu`].
     ///
     /// # Errors
-    /// None that is known.
+    /// `ENOSYS` or `EACCES` on Xen, which writes the table itself.
     pub fn store(&self) -> Result<Store, Errno> {
         control::interrupt_info(self.0).map(|info| Store { address: info.address, data: info.data })
     }

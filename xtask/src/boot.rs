@@ -99,16 +99,12 @@ pub fn with_room_for_guests(host: Host, words: &str) -> String {
 /// When kernel and module cannot be put together.
 pub fn command(machine: &Machine, boot: &Boot) -> Result<Command> {
     match (boot.host, boot.module) {
-        (Host::Xenolith, None) => {
-            Ok(machine.xenolith(boot.hypervisor, boot.kernel, boot.words, boot.cmdline))
-        }
+        (Host::Xenolith, None) => machine.xenolith(boot.hypervisor, boot.kernel, boot.words, boot.cmdline),
         (Host::Xenolith, Some(module)) => {
             archive::join(boot.kernel, Some(&sh::read(module)?), boot.joined)?;
-            Ok(machine.xenolith(boot.hypervisor, boot.joined, boot.words, boot.cmdline))
+            machine.xenolith(boot.hypervisor, boot.joined, boot.words, boot.cmdline)
         }
-        (Host::Xen, module) => {
-            Ok(machine.xen(boot.hypervisor, boot.kernel, module, boot.words, boot.cmdline))
-        }
+        (Host::Xen, module) => machine.xen(boot.hypervisor, boot.kernel, module, boot.words, boot.cmdline),
     }
 }
 

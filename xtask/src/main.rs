@@ -13,6 +13,7 @@ mod build;
 mod conformance;
 mod coverage;
 mod debian;
+mod devices;
 mod docs;
 mod doctor;
 mod images;

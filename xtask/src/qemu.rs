@@ -1,10 +1,10 @@
 //! The machine: QEMU's command line in one place, and how the end of a run is read.
 
-use crate::sh;
+use crate::{devices, sh};
 use anyhow::{Context, Result, bail};
 use std::fmt;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -53,9 +53,21 @@ pub struct Machine {
     /// CPU model (see `qemu-system-x86_64 -cpu help`)
     #[arg(long, default_value = CPU, value_name = "MODEL", hide_default_value = true)]
     pub cpu: String,
+    /// A disk for dom0: a raw image, with `:ro` behind it only to be read (repeatable; vda, vdb, … in this order)
+    #[arg(long = "disk", value_name = "FILE[:ro]")]
+    pub disks: Vec<String>,
+    /// A network card for dom0 on QEMU's user network; TCP:PORT-PORT lets the host's first port lead to the second one at 10.0.2.15
+    #[arg(long = "net", value_name = "user[,tcp:PORT-PORT]...")]
+    pub net: Option<String>,
+    /// A console port for dom0's management channel, on a unix socket
+    #[arg(long = "channel", value_name = "SOCKET")]
+    pub channel: Option<PathBuf>,
     /// Let the clock advance with executed instructions: the same counts on every machine
     #[arg(long)]
     pub icount: bool,
+    /// More options for each disk's device, as in `vectors=0`
+    #[arg(skip)]
+    pub disk_options: String,
     /// One more word for QEMU's command line (repeatable)
     #[arg(long = "qemu-arg", value_name = "WORD", allow_hyphen_values = true)]
     pub qemu_args: Vec<String>,
@@ -68,7 +80,11 @@ impl Default for Machine {
             smp: 1,
             accel: "tcg".into(),
             cpu: CPU.into(),
+            disks: Vec::new(),
+            net: None,
+            channel: None,
             icount: false,
+            disk_options: String::new(),
             qemu_args: Vec::new(),
         }
     }
@@ -76,7 +92,10 @@ impl Default for Machine {
 
 impl Machine {
     /// QEMU with everything but what is booted; the serial line is on stdio, with QEMU's escape character ctrl-a.
-    pub fn command(&self) -> Command {
+    ///
+    /// # Errors
+    /// When a device's option cannot be read.
+    pub fn command(&self) -> Result<Command> {
         let mut qemu = Command::new(program());
         qemu.args(["-machine", "q35", "-accel", &self.accel, "-cpu", &self.cpu]);
         qemu.args(["-m", &self.mem, "-smp", &self.smp.to_string()]);
@@ -90,15 +109,27 @@ impl Machine {
             "mon:stdio",
         ]);
         qemu.args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=0x04")]);
+        for (number, disk) in self.disks.iter().enumerate() {
+            qemu.args(devices::disk(number, disk, &self.disk_options));
+        }
+        if let Some(net) = &self.net {
+            qemu.args(devices::net(net)?);
+        }
+        if let Some(socket) = &self.channel {
+            qemu.args(devices::channel(socket)?);
+        }
         if self.icount {
             qemu.args(["-icount", "shift=0,sleep=off", "-rtc", "clock=vm,base=2024-01-01T00:00:00"]);
         }
         qemu.args(&self.qemu_args);
-        qemu
+        Ok(qemu)
     }
 
     /// Boots Xenolith: `module` is dom0's ELF (and what follows it), `words` are for the hypervisor, `cmdline` for dom0.
-    pub fn xenolith(&self, image: &Path, module: &Path, words: &str, cmdline: &str) -> Command {
+    ///
+    /// # Errors
+    /// As [`Machine::command`].
+    pub fn xenolith(&self, image: &Path, module: &Path, words: &str, cmdline: &str) -> Result<Command> {
         let mut append = format!("debug-exit={EXIT_PORT:#x}");
         if !words.is_empty() {
             append = format!("{append} {words}");
@@ -106,12 +137,15 @@ impl Machine {
         if !cmdline.is_empty() {
             append = format!("{append} --- {cmdline}");
         }
-        let mut qemu = self.command();
+        let mut qemu = self.command()?;
         qemu.arg("-kernel").arg(image).arg("-initrd").arg(module).arg("-append").arg(append);
-        qemu
+        Ok(qemu)
     }
 
     /// Boots Debian's Xen with a kernel as dom0.
+    ///
+    /// # Errors
+    /// As [`Machine::command`].
     pub fn xen(
         &self,
         image: &Path,
@@ -119,7 +153,7 @@ impl Machine {
         module: Option<&Path>,
         words: &str,
         cmdline: &str,
-    ) -> Command {
+    ) -> Result<Command> {
         let mut append = String::from("com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all");
         if self.accel == "tcg" {
             // TCG does not raise #NM in XSAVE and XRSTOR: lazily switched vector state would get lost.
@@ -145,9 +179,9 @@ impl Machine {
             // processors were tens of milliseconds apart, and vCPUs hung on timers.
             machine.accel.push_str(",thread=single");
         }
-        let mut qemu = machine.command();
+        let mut qemu = machine.command()?;
         qemu.arg("-kernel").arg(image).args(["-initrd", &initrd, "-append", &append]);
-        qemu
+        Ok(qemu)
     }
 }
 
@@ -552,10 +586,13 @@ mod tests {
     #[test]
     fn hands_the_command_lines_over_verbatim() {
         let machine = Machine::default();
-        let line = sh::line(&machine.xenolith(Path::new("hv"), Path::new("dom0"), "loglvl=all", "a  --- b"));
+        let line = sh::line(
+            &machine.xenolith(Path::new("hv"), Path::new("dom0"), "loglvl=all", "a  --- b").unwrap(),
+        );
         assert!(line.contains("'debug-exit=0xf4 loglvl=all --- a  --- b'"), "{line}");
-        let line =
-            sh::line(&machine.xen(Path::new("xen"), Path::new("k,1"), Some(Path::new("m")), "", "x=1,2"));
+        let line = sh::line(
+            &machine.xen(Path::new("xen"), Path::new("k,1"), Some(Path::new("m")), "", "x=1,2").unwrap(),
+        );
         assert!(line.contains("'k,,1 x=1,,2,m'"), "{line}");
     }
 }

@@ -50,6 +50,14 @@ pub struct Scenario {
     pub cpu: Option<String>,
     /// Whether the clock counts instructions.
     pub icount: bool,
+    /// Disks of dom0's, made for this run.
+    pub disks: Vec<DiskFile>,
+    /// More options for each disk's device.
+    pub disk_options: String,
+    /// A network card of dom0's, as for `cargo xtask run --net`.
+    pub net: Option<String>,
+    /// A console port for dom0's management channel, on a socket in the scenario's folder.
+    pub channel: bool,
     /// More words for QEMU.
     pub qemu_args: Vec<String>,
     /// Commands for dom0's shell.
@@ -93,6 +101,10 @@ impl Default for Scenario {
             debug: false,
             cpu: None,
             icount: false,
+            disks: Vec::new(),
+            disk_options: String::new(),
+            net: None,
+            channel: false,
             qemu_args: Vec::new(),
             exec: Vec::new(),
             kernels: Vec::new(),
@@ -133,6 +145,63 @@ impl PackagedKernel {
         let text = format!("name = {name:?}\nimage = {name:?}\nmemory = {memory:?}\n");
         sh::write(&description, text.as_bytes())?;
         Ok([image, description])
+    }
+}
+
+/// A file that is a disk of dom0's: sector N begins with the line `sector N of NAME`, and the rest of it is the byte N.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskFile {
+    /// Its name.
+    pub name: String,
+    /// How many sectors of 512 bytes it has.
+    pub sectors: u64,
+    /// Whether dom0 may only read it.
+    #[serde(default)]
+    pub readonly: bool,
+    /// What sectors must begin with in the file once the run is over: their numbers, and text.
+    #[serde(default)]
+    pub after: Vec<(u64, String)>,
+}
+
+/// Bytes of a sector.
+const SECTOR: usize = 512;
+
+impl DiskFile {
+    fn path(&self, scratch: &Path) -> PathBuf {
+        scratch.with_extension(format!("{}.img", self.name))
+    }
+
+    /// Writes it anew, and says how QEMU's machine gets it.
+    fn make(&self, scratch: &Path) -> Result<String> {
+        let mut bytes = Vec::new();
+        for sector in 0..self.sectors {
+            let line = format!("sector {sector} of {}\n", self.name);
+            bytes.extend_from_slice(line.as_bytes());
+            bytes.resize((sector as usize + 1) * SECTOR, sector as u8);
+        }
+        let path = self.path(scratch);
+        sh::write(&path, &bytes)?;
+        Ok(format!("{}{}", path.display(), if self.readonly { ":ro" } else { "" }))
+    }
+
+    /// What is not in it that should be.
+    fn missing(&self, scratch: &Path) -> Result<String> {
+        let bytes = sh::read(&self.path(scratch))?;
+        let mut missing = String::new();
+        for (sector, text) in &self.after {
+            let start = usize::try_from(*sector)?.saturating_mul(SECTOR);
+            let found = bytes.get(start..start.saturating_add(text.len())).unwrap_or_default();
+            if found != text.as_bytes() {
+                let found = String::from_utf8_lossy(found);
+                _ = writeln!(
+                    missing,
+                    "sector {sector} of disk {} begins with {found:?}, not {text:?}",
+                    self.name
+                );
+            }
+        }
+        Ok(missing)
     }
 }
 
@@ -307,7 +376,14 @@ impl Scenario {
         let timeout = Some(Duration::from_secs(self.timeout));
         let watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &steps })?;
         sh::write(&scratch.with_extension("log"), watched.text.as_bytes())?;
-        let (outcome, cases) = self.judge(&watched.text, watched.end);
+        let (mut outcome, cases) = self.judge(&watched.text, watched.end);
+        for disk in &self.disks {
+            let missing = disk.missing(&scratch)?;
+            if !missing.is_empty() {
+                let before = if let Outcome::Failed(why) = &outcome { why.as_str() } else { "" };
+                outcome = Outcome::Failed(format!("{before}{missing}"));
+            }
+        }
         Ok(Report { outcome, cases, text: watched.text, line, took: watched.took })
     }
 
@@ -322,6 +398,10 @@ impl Scenario {
             mem: self.mem.clone(),
             smp: self.smp,
             icount: self.icount,
+            disks: self.disks.iter().map(|disk| disk.make(scratch)).collect::<Result<_>>()?,
+            disk_options: self.disk_options.clone(),
+            net: self.net.clone(),
+            channel: self.channel.then(|| scratch.with_extension("socket")),
             qemu_args: self.qemu_args.clone(),
             ..Machine::default()
         };
@@ -522,6 +602,22 @@ mod tests {
         assert_eq!(judge(&scenario, "free 5\nfree 5\n", End::Poweroff), "passed");
         assert!(judge(&scenario, "free 5\nfree 4\n", End::Poweroff).contains(r#"["5", "4"]"#));
         assert!(judge(&scenario, "free 5\n", End::Poweroff).contains("same"), "once is no comparison");
+    }
+
+    #[test]
+    fn a_disk_is_looked_at_after_the_run() -> Result<()> {
+        let scratch = std::env::temp_dir().join(format!("xtask-disk-{}", std::process::id()));
+        let text = "name = 'a'\nsectors = 3\nreadonly = true\nafter = [[2, \"sector 2 of a\\n\x02\"]]";
+        let mut disk: DiskFile = toml::from_str(&text.replace('\x02', "\\u0002"))?;
+        assert!(disk.make(&scratch)?.ends_with(".a.img:ro"));
+        assert_eq!(sh::read(&disk.path(&scratch))?.len(), 3 * SECTOR);
+        assert_eq!(disk.missing(&scratch)?, "");
+        disk.after = vec![(1, "sector 2".into()), (9, "x".into())];
+        let missing = disk.missing(&scratch)?;
+        assert!(
+            missing.contains("sector 1 of disk a begins with \"sector 1\"") && missing.contains("sector 9")
+        );
+        Ok(std::fs::remove_file(disk.path(&scratch))?)
     }
 
     #[test]

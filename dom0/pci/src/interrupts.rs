@@ -98,6 +98,14 @@ impl Msix {
         self.entries
     }
 
+    /// Machine address where the memory begins that the table is somewhere in: how Xen wants to be told of it.
+    pub fn base<C: Config>(&self, config: &C) -> Option<u64> {
+        match self.function.bar(config, self.bar)? {
+            Bar::Memory { address, .. } => Some(address),
+            Bar::Ports { .. } => None,
+        }
+    }
+
     /// Machine address of the table, and its size in bytes: what to map for [`Msix::table`]. `None` when the function says nonsense.
     pub fn place<C: Config>(&self, config: &C) -> Option<(u64, u64)> {
         let Bar::Memory { address, bytes } = self.function.bar(config, self.bar)? else { return None };
@@ -118,7 +126,9 @@ impl Msix {
     /// Turns it on, or off: then the function uses its line.
     pub fn enable<C: Config>(&self, config: &C, on: bool) {
         let head = config.read(self.function.address, self.at) & !(MSIX_MASKED | MSIX_ENABLE);
-        config.write(self.function.address, self.at, head | if on { MSIX_ENABLE } else { 0 });
+        let head = head | if on { MSIX_ENABLE } else { 0 };
+        // Its half alone: Xen, where it keeps the table itself, lets nothing else of the capability be written.
+        config.write16(self.function.address, self.at + 2, (head >> 16) as u16);
     }
 }
 

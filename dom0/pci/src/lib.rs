@@ -38,14 +38,24 @@ pub trait Config {
     fn read(&self, at: Address, offset: u8) -> u32;
     /// Writes them.
     fn write(&self, at: Address, offset: u8, value: u32);
+    /// Writes the 16 bits at byte `offset`, a multiple of 2 below 256: registers that a hypervisor watches are written alone.
+    fn write16(&self, at: Address, offset: u8, value: u16);
 }
 
-/// Registers of a device in memory.
+/// Registers of a device in memory. A field is accessed in its own width.
 pub trait Registers {
     /// Reads the 32 bits at byte `offset`, a multiple of 4 inside.
     fn read(&self, offset: u64) -> u32;
     /// Writes them.
     fn write(&self, offset: u64, value: u32);
+    /// Reads the 16 bits at byte `offset`, a multiple of 2 inside.
+    fn read16(&self, offset: u64) -> u16;
+    /// Writes them.
+    fn write16(&self, offset: u64, value: u16);
+    /// Reads the byte at `offset`.
+    fn read8(&self, offset: u64) -> u8;
+    /// Writes it.
+    fn write8(&self, offset: u64, value: u8);
 }
 
 impl Config for ConfigPorts {
@@ -55,6 +65,9 @@ impl Config for ConfigPorts {
     fn write(&self, at: Address, offset: u8, value: u32) {
         ConfigPorts::write(self, at.selector(offset), value);
     }
+    fn write16(&self, at: Address, offset: u8, value: u16) {
+        ConfigPorts::write16(self, at.selector(offset), offset & 2 != 0, value);
+    }
 }
 
 impl Registers for hardware::Registers {
@@ -63,6 +76,18 @@ impl Registers for hardware::Registers {
     }
     fn write(&self, offset: u64, value: u32) {
         hardware::Registers::write(self, offset, value);
+    }
+    fn read16(&self, offset: u64) -> u16 {
+        hardware::Registers::read16(self, offset)
+    }
+    fn write16(&self, offset: u64, value: u16) {
+        hardware::Registers::write16(self, offset, value);
+    }
+    fn read8(&self, offset: u64) -> u8 {
+        hardware::Registers::read8(self, offset)
+    }
+    fn write8(&self, offset: u64, value: u8) {
+        hardware::Registers::write8(self, offset, value);
     }
 }
 
@@ -79,6 +104,12 @@ impl Address {
     #[must_use]
     pub const fn new(bus: u8, device: u8, function: u8) -> Address {
         Address { bus, device: device & 31, function: function & 7 }
+    }
+
+    /// Its bus, and its device and function as one byte: how hypercalls name it.
+    #[must_use]
+    pub const fn numbers(self) -> (u8, u8) {
+        (self.bus, self.device << 3 | self.function)
     }
 
     /// What selects a register of it at the address port.

@@ -31,6 +31,11 @@ impl Config for Bus {
             fake.words[index] = fake.words[index] & !writable | value & writable;
         }
     }
+    fn write16(&self, at: Address, offset: u8, value: u16) {
+        let shift = if offset & 2 != 0 { 16 } else { 0 };
+        let others = self.read(at, offset) & !(0xffff << shift);
+        self.write(at, offset & !3, others | u32::from(value) << shift);
+    }
 }
 
 impl Bus {
@@ -170,6 +175,18 @@ impl Registers for &Table {
         self.writes.borrow_mut().push((offset, value));
         self.words.borrow_mut()[offset as usize / 4] = value;
     }
+    fn read16(&self, _: u64) -> u16 {
+        unreachable!("a table has words")
+    }
+    fn write16(&self, _: u64, _: u16) {
+        unreachable!("a table has words")
+    }
+    fn read8(&self, _: u64) -> u8 {
+        unreachable!("a table has words")
+    }
+    fn write8(&self, _: u64, _: u8) {
+        unreachable!("a table has words")
+    }
 }
 
 #[test]
@@ -177,6 +194,7 @@ fn an_entry_is_masked_while_it_changes() {
     let bus = Bus::with(&[(NET, with_capabilities(false))]);
     let msix = Msix::find(&bus, Function::at(&bus, NET).unwrap()).unwrap();
     assert_eq!((msix.entries(), msix.place(&bus)), (5, Some((0xfebd_1000, 80))));
+    assert_eq!(msix.base(&bus), Some(0xfebd_0000));
     let memory = Table { words: RefCell::new(vec![0xff00; 20]), writes: RefCell::default() };
     let table = msix.table(&memory);
     for index in 0..5 {

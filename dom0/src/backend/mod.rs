@@ -11,6 +11,7 @@ use block::Block;
 pub use block::Vbd;
 use net::Card;
 pub use net::Vif;
+pub use pages::Page;
 
 use crate::archive::Archive;
 use crate::cards::CardSpec;

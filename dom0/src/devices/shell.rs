@@ -1,0 +1,223 @@
+//! What the shell does with devices: shows them, and reads, writes and measures disks.
+
+use super::{Device, Storage, all, storage};
+use crate::hypervisor;
+use crate::say;
+use crate::table::{Align, Table};
+use crate::units::Bytes;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use guest_sdk::sync::Bell;
+use guest_sdk::{executor, time};
+use virtio::block::SECTOR;
+
+/// Most sectors that are shown, or read at once.
+const AT_ONCE: u64 = 256;
+
+/// All devices, as a table.
+pub fn table() -> String {
+    let mut table = Table::new([
+        ("NAME", Align::Left),
+        ("PLACE", Align::Left),
+        ("KIND", Align::Left),
+        ("STATE", Align::Left),
+        ("IN", Align::Right),
+        ("OUT", Align::Right),
+        ("REQUESTS", Align::Right),
+        ("ERRORS", Align::Right),
+        ("KICKS", Align::Right),
+        ("INTERRUPTS", Align::Right),
+    ]);
+    for device in all() {
+        match device {
+            Device::Disk(disk) => {
+                let (counters, (_, interrupts)) = (disk.counters(), disk.interrupts());
+                table.row([
+                    disk.name().to_string(),
+                    disk.place().to_string(),
+                    format!("disk: {}", disk.about()),
+                    if disk.is_broken() { "broken".into() } else { "up".into() },
+                    Bytes::new(counters.sectors_read * SECTOR).to_string(),
+                    Bytes::new(counters.sectors_written * SECTOR).to_string(),
+                    counters.requests.to_string(),
+                    counters.errors.to_string(),
+                    counters.kicks.to_string(),
+                    interrupts.to_string(),
+                ]);
+            }
+        }
+    }
+    table.to_string()
+}
+
+/// Runs `device WORDS`.
+///
+/// # Errors
+/// What to say; none when the words are no command of it.
+pub async fn run(words: &[&str]) -> Result<(), Option<String>> {
+    let number = |text: &str| text.parse::<u64>().map_err(|_| Some(format!("{text:?} is no number")));
+    match words {
+        ["read", disk, sector] => show(&storage(disk)?, number(sector)?).await?,
+        ["crc", disk] => {
+            let storage = storage(disk)?;
+            let sectors = storage.geometry().sectors;
+            say!("{disk}: CRC-32 {:08x} of {sectors} sectors", checksum(&storage, 0, sectors).await?);
+        }
+        ["crc", disk, sector, count] => {
+            let (sector, count) = (number(sector)?, number(count)?);
+            say!("{disk}: CRC-32 {:08x} of {count} sectors", checksum(&storage(disk)?, sector, count).await?);
+        }
+        ["write", disk, sector, text] => write(&storage(disk)?, number(sector)?, text).await?,
+        ["fill", disk, sector, count, byte] => {
+            let byte = u8::try_from(number(byte)?).map_err(|_| Some("a byte is 0 to 255".to_string()))?;
+            fill(&storage(disk)?, number(sector)?, number(count)?, byte).await?;
+        }
+        ["zero", disk, sector, count] => {
+            let (sector, count) = (number(sector)?, number(count)?);
+            storage(disk)?.write_zeroes(sector, count).await.map_err(|error| error.to_string())?;
+        }
+        ["discard", disk, sector, count] => {
+            let (sector, count) = (number(sector)?, number(count)?);
+            storage(disk)?.discard(sector, count).await.map_err(|error| error.to_string())?;
+        }
+        ["flush", disk] => storage(disk)?.flush().await.map_err(|error| error.to_string())?,
+        ["measure", disk, depth, count] => measure(&storage(disk)?, number(depth)?, number(count)?).await?,
+        _ => return Err(None),
+    }
+    Ok(())
+}
+
+/// Shows a sector, 16 bytes a line; lines that repeat are left out.
+async fn show(storage: &Storage, sector: u64) -> Result<(), String> {
+    let mut bytes = [0; SECTOR as usize];
+    storage.read(sector, &mut bytes).await.map_err(|error| error.to_string())?;
+    let mut before: Option<&[u8]> = None;
+    let mut left_out = false;
+    for (number, line) in bytes.chunks(16).enumerate() {
+        if before == Some(line) {
+            if !left_out {
+                say!("*");
+            }
+            left_out = true;
+            continue;
+        }
+        (before, left_out) = (Some(line), false);
+        let hex: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        let printable = |byte: &u8| if (0x20..0x7f).contains(byte) { char::from(*byte) } else { '.' };
+        let text: String = line.iter().map(printable).collect();
+        say!("{:08x}  {}  {text}", sector * SECTOR + number as u64 * 16, hex.join(" "));
+    }
+    Ok(())
+}
+
+/// CRC-32 (IEEE 802.3) of sectors, as `crc32` or `cksum -a crc32b` of a file on the host give it.
+async fn checksum(storage: &Storage, sector: u64, count: u64) -> Result<u32, String> {
+    let mut crc = u32::MAX;
+    let mut bytes = alloc::vec![0; (AT_ONCE * SECTOR) as usize];
+    let (mut sector, end) = (sector, sector.checked_add(count).ok_or("no disk is so large")?);
+    while sector < end {
+        let now = (end - sector).min(AT_ONCE);
+        let part = bytes.get_mut(..(now * SECTOR) as usize).unwrap_or_default();
+        storage.read(sector, part).await.map_err(|error| format!("sector {sector}: {error}"))?;
+        crc = part.iter().fold(crc, |crc, byte| crc32(crc, *byte));
+        sector += now;
+    }
+    Ok(!crc)
+}
+
+fn crc32(crc: u32, byte: u8) -> u32 {
+    const POLYNOMIAL: u32 = 0xedb8_8320;
+    (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ if crc & 1 != 0 { POLYNOMIAL } else { 0 })
+}
+
+/// Writes a text to the start of a sector, zeros behind it, and has it durable.
+async fn write(storage: &Storage, sector: u64, text: &str) -> Result<(), String> {
+    let mut bytes = [0; SECTOR as usize];
+    let text = text.as_bytes();
+    bytes.get_mut(..text.len()).ok_or("a sector has 512 bytes")?.copy_from_slice(text);
+    storage.write(sector, &bytes).await.map_err(|error| error.to_string())?;
+    storage.flush().await.map_err(|error| error.to_string())
+}
+
+async fn fill(storage: &Storage, sector: u64, count: u64, byte: u8) -> Result<(), String> {
+    let bytes = alloc::vec![byte; (AT_ONCE.min(count) * SECTOR) as usize];
+    let (mut sector, end) = (sector, sector.checked_add(count).ok_or("no disk is so large")?);
+    while sector < end {
+        let now = (end - sector).min(AT_ONCE);
+        let part = bytes.get(..(now * SECTOR) as usize).unwrap_or_default();
+        storage.write(sector, part).await.map_err(|error| format!("sector {sector}: {error}"))?;
+        sector += now;
+    }
+    Ok(())
+}
+
+/// Reads `count` times 4 KiB, `depth` at a time, here and there, and says what one cost.
+async fn measure(storage: &Storage, depth: u64, count: u64) -> Result<(), String> {
+    const SECTORS: u64 = 8;
+    let places = storage.geometry().sectors / SECTORS;
+    if places == 0 || count == 0 || !(1..=64).contains(&depth) {
+        return Err("at least one read, 1 to 64 at a time, of a disk of at least 8 sectors".into());
+    }
+    let busy = || -> Result<(u64, u64), String> {
+        let below = hypervisor::get();
+        let idle = below.idle_ns().map_err(|errno| format!("the hypervisor answers {errno}"))?;
+        let own = below.domain(guest_sdk::id()).map_err(|errno| format!("the hypervisor answers {errno}"))?;
+        Ok((idle.iter().sum(), own.cpu_time_ns))
+    };
+    let next = Arc::new(AtomicU64::new(0));
+    let failed = Arc::new(AtomicU64::new(0));
+    let left = Arc::new((AtomicU64::new(depth), Bell::new()));
+    let (interrupts, kicks) = (storage.device().interrupts().1, storage.device().counters().kicks);
+    let (start, before) = (time::now_ns(), busy()?);
+    for _ in 0..depth {
+        let (storage, next, failed, left) =
+            (storage.clone(), Arc::clone(&next), Arc::clone(&failed), Arc::clone(&left));
+        executor::spawn(async move {
+            let mut bytes = alloc::vec![0; (SECTORS * SECTOR) as usize];
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    break;
+                }
+                // Places that are far apart, and each of them in the end.
+                let place = number.wrapping_mul(7919) % places;
+                if storage.read(place * SECTORS, &mut bytes).await.is_err() {
+                    failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            left.0.fetch_sub(1, Ordering::AcqRel);
+            left.1.ring();
+        });
+    }
+    loop {
+        let rings = left.1.rings();
+        if left.0.load(Ordering::Acquire) == 0 {
+            break;
+        }
+        left.1.after(rings).await;
+    }
+    let (took, after) = (time::now_ns() - start, busy()?);
+    let (interrupts, kicks) =
+        (storage.device().interrupts().1 - interrupts, storage.device().counters().kicks - kicks);
+    let idle = after.0.saturating_sub(before.0);
+    let own = after.1.saturating_sub(before.1);
+    say!(
+        "{count} reads of 4 KiB, {depth} at a time: {} ns each of dom0's time ({took} ns in all, {idle} idle), {interrupts} interrupts, \
+         {kicks} kicks, {} failed",
+        own / count,
+        failed.load(Ordering::Relaxed)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_checksum_is_the_one_that_everybody_has() {
+        let crc = b"123456789".iter().fold(u32::MAX, |crc, byte| super::crc32(crc, *byte));
+        assert_eq!(!crc, 0xcbf4_3926);
+    }
+}

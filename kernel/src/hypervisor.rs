@@ -27,6 +27,8 @@ pub struct CpuShared {
     pub reschedule: AtomicBool,
     /// A timer is due.
     pub timer_due: AtomicBool,
+    /// TSC at which this CPU entered ring 0, never 0; 0 while it is in a guest or sleeps. It alone writes it.
+    pub entered: AtomicU64,
     /// The longest entry from a guest so far, in TSC ticks from the entry to the end of its work.
     pub longest_ticks: AtomicU64,
     /// What it was: a hypercall number with bit 16 set, or an exception vector.
@@ -79,6 +81,7 @@ impl<P: Platform> Hypervisor<P> {
                 timers: RankedMutex::new(TimerQueue::new()),
                 reschedule: AtomicBool::new(false),
                 timer_due: AtomicBool::new(false),
+                entered: AtomicU64::new(0),
                 longest_ticks: AtomicU64::new(0),
                 longest_what: AtomicU32::new(0),
                 slice_end_ns: AtomicU64::new(0),
@@ -110,6 +113,12 @@ impl<P: Platform> Hypervisor<P> {
         &self.cpus[id.0 as usize]
     }
 
+    /// This CPU has entered ring 0, from a guest or from its sleep.
+    #[inline]
+    pub fn note_entry(&self, this: CpuId) {
+        self.cpu(this).entered.store(self.platform.tsc() | 1, Ordering::Relaxed);
+    }
+
     /// Drops what other CPUs have asked this one to drop from its TLB. Called at their interrupt, and in every loop in which a
     /// CPU waits for another.
     pub fn answer_flushes(&self) {
@@ -120,7 +129,7 @@ impl<P: Platform> Hypervisor<P> {
     pub fn request_reschedule(&self, id: CpuId) {
         self.cpu(id).reschedule.store(true, Ordering::Release);
         if id != self.platform.this_cpu() {
-            self.platform.kick(id);
+            self.kick(id);
         }
     }
 

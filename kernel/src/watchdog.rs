@@ -1,19 +1,25 @@
 //! The watchdog: finds a processor that no longer comes back from ring 0.
 //!
-//! Each processor counts its *beats*: the times that it is about to return to a guest, and the times that it has woken from
-//! idling. One that runs a guest is made to beat by a kick, which guests cannot hold off (they run with interrupts on, whatever
-//! they mask), and an entry's work has an end (record 0004). So only ring 0 can make a processor miss its beats.
+//! Each processor keeps a word, [`CpuShared::entered`]: the time-stamp counter at which it entered ring 0, and 0 while it is in a guest
+//! or sleeps. There it takes any interrupt at once, whatever the guest masks, so it cannot be stuck; and an entry's work has an end
+//! (record 0004). So a processor is stuck when its word stays the same.
 //!
-//! Once a second whoever passes by looks at all of them. A processor that has not beaten since the last look gets a *strike*
-//! and a kick; with [`Watchdog::limit`] strikes in a row it is stuck. Counted are looks and not time: if the whole machine is
+//! Whoever *looks* compares all words with those of the look before. One that stays gets a *strike*; with [`Watchdog::configure`]'s limit of
+//! strikes in a row its processor is stuck. Looks are a second apart or more. Counted are looks and not time: if the whole machine is
 //! stopped and goes on (a debugger, a virtual machine below us), that costs one strike at most.
 //!
-//! There is no tick for this. A processor looks when it beats, or while it waits for another one in ring 0 (`sync::relax`), and has
-//! its timer wake it for the next look only while a strike is out. Who notices a stuck processor is who needs it: to
-//! wake a vCPU there is to kick it, and whoever waits for its lock or its flush looks in the loop.
+//! There is no tick for this, and nothing on the way back to a guest but the word. Looks are taken
+//! - with each timer interrupt and each choice of the scheduler that comes anyway;
+//! - a second after a processor was found in ring 0, by who found it, as long as it stays there;
+//! - a second after a processor was kicked, by who kicked it;
+//! - in the loops in which one processor waits for another (`sync::relax`);
+//! - by an idle processor after 2, 4, 8, ... seconds of idling: so a machine that sleeps hardly ever wakes for this, and one whose only
+//!   busy processor is stuck is found so before it has been stuck for much longer than it had run well.
 //!
-//! One that waits misses its own beats too. It is told apart by the rounds of waiting that it counts, and reported beside the one
-//! that does not move at all; alone, it is a deadlock's.
+//! A processor that waits for another one stays in ring 0 too. It is told apart by the rounds of waiting that it counts, and reported
+//! beside the one that does not move at all; alone, it is a deadlock's.
+//!
+//! [`CpuShared::entered`]: crate::hypervisor::CpuShared::entered
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
@@ -24,25 +30,28 @@ use crate::platform::{CpuId, CpuSet, Platform};
 
 /// Time between two looks.
 pub const PERIOD_NS: u64 = 1_000_000_000;
-/// Looks without a beat until a processor counts as stuck, unless the operator says otherwise: seconds, as Xen's `watchdog_timeout`.
+/// Strikes until a processor counts as stuck, unless the operator says otherwise: seconds, as Xen's `watchdog_timeout`.
 pub const DEFAULT_LIMIT: u32 = 5;
+/// After how long an idle processor looks first; then after twice that, and so on.
+const FIRST_IDLE_LOOK_NS: u64 = 2 * PERIOD_NS;
 /// When a processor that the operator named stops, on purpose, so that there is something to find.
 const WEDGE_NS: u64 = 3_000_000_000;
+/// A processor that waits looks at the clock once in so many rounds.
+const ROUNDS: u64 = 1024;
 
-/// What one processor shows of its life.
+/// What the watchdog keeps for one processor.
 #[repr(align(64))]
 #[derive(Default)]
 struct Pulse {
-    /// Beats. It alone writes it.
-    beats: AtomicU64,
-    /// Rounds of waiting for another processor. It alone writes it.
+    /// Rounds of waiting for another processor. It alone writes it, as the next three.
     waits: AtomicU64,
-    /// Time-stamp counter at which it last asked for the time. It alone writes it.
-    looked: AtomicU64,
-    /// When it wants to be woken for a look; 0 for not at all. It alone writes it.
-    wake_ns: AtomicU64,
+    /// When it owes a look; 0 for not at all.
+    owed_ns: AtomicU64,
+    /// When it looks although it idles, and how long after the look before; 0 while it runs guests.
+    idle_ns: AtomicU64,
+    idle_step_ns: AtomicU64,
     /// As of the last look, written by whoever looks.
-    seen_beats: AtomicU64,
+    seen: AtomicU64,
     seen_waits: AtomicU64,
     strikes: AtomicU32,
 }
@@ -61,16 +70,16 @@ pub struct Stuck {
 /// What a look found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
-    /// These have not beaten since the last look.
-    Late(CpuSet),
-    /// Some have not for too long.
+    /// These are in ring 0.
+    Inside(CpuSet),
+    /// Some have been for too long.
     Stuck(Stuck),
 }
 
 /// The state of the watchdog.
 pub struct Watchdog {
     pulses: Box<[Pulse]>,
-    /// When the next look is due.
+    /// When the next look may be taken.
     next_ns: AtomicU64,
     limit: AtomicU32,
     /// Number of a processor that stops on purpose, plus one; 0 for none.
@@ -88,14 +97,22 @@ impl Watchdog {
         }
     }
 
-    /// Sets after how many seconds without a beat a processor is stuck; 0: never. And which one is to stop, for a test.
+    /// Sets after how many seconds in ring 0 a processor is stuck; 0: never. And which one is to stop, for a test.
     pub fn configure(&self, seconds: u32, wedge: Option<u32>) {
         self.limit.store(seconds, Ordering::Relaxed);
         self.wedge.store(wedge.map_or(0, |cpu| cpu.saturating_add(1)), Ordering::Relaxed);
+        if let Some(pulse) = wedge.and_then(|cpu| self.pulse(CpuId(cpu))) {
+            pulse.owed_ns.store(WEDGE_NS, Ordering::Relaxed);
+        }
     }
 
     fn limit(&self) -> u32 {
         self.limit.load(Ordering::Relaxed)
+    }
+
+    /// A processor alone has nobody to look at it.
+    fn is_on(&self) -> bool {
+        self.limit() != 0 && self.pulses.len() > 1
     }
 
     // Numbers come from the platform and are in range; none is worth a panic here.
@@ -105,11 +122,44 @@ impl Watchdog {
 
     /// When this processor's timer has to fire for the watchdog.
     pub fn wake_ns(&self, cpu: CpuId) -> Option<u64> {
-        self.pulse(cpu).map(|pulse| pulse.wake_ns.load(Ordering::Relaxed)).filter(|at| *at != 0)
+        let pulse = self.pulse(cpu)?;
+        [&pulse.owed_ns, &pulse.idle_ns]
+            .into_iter()
+            .map(|at| at.load(Ordering::Relaxed))
+            .filter(|at| *at != 0)
+            .min()
     }
 
-    /// Takes the look that is due at `now`, unless another processor does.
-    fn look(&self, now: u64) -> Option<Found> {
+    /// This processor idles from now on.
+    pub fn idles(&self, cpu: CpuId, now: u64) {
+        if let Some(pulse) = self.pulse(cpu)
+            && self.is_on()
+            && pulse.idle_ns.load(Ordering::Relaxed) == 0
+        {
+            pulse.idle_step_ns.store(FIRST_IDLE_LOOK_NS, Ordering::Relaxed);
+            pulse.idle_ns.store(now.saturating_add(FIRST_IDLE_LOOK_NS), Ordering::Relaxed);
+        }
+    }
+
+    /// This processor runs guests from now on.
+    pub fn works(&self, cpu: CpuId) {
+        if let Some(pulse) = self.pulse(cpu) {
+            pulse.idle_ns.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// This processor needs another one: it owes a look in a second. Whether it did not before, and its timer is to be set.
+    fn owe(&self, cpu: CpuId, now: impl FnOnce() -> u64) -> bool {
+        let Some(pulse) = self.pulse(cpu) else { return false };
+        if !self.is_on() || pulse.owed_ns.load(Ordering::Relaxed) != 0 {
+            return false;
+        }
+        pulse.owed_ns.store(now().saturating_add(PERIOD_NS), Ordering::Relaxed);
+        true
+    }
+
+    /// Takes the look that is due at `now`, unless another processor does. `words` are those of all processors, from 0 on.
+    fn look(&self, now: u64, words: impl Iterator<Item = u64>) -> Option<Found> {
         let due = self.next_ns.load(Ordering::Relaxed);
         let next = now.saturating_add(PERIOD_NS);
         // Acquire and release: what the last one that looked has noted is seen.
@@ -118,80 +168,89 @@ impl Watchdog {
             return None;
         }
         let limit = self.limit();
-        let mut late = CpuSet::default();
+        let mut inside = CpuSet::default();
         let mut stuck = Stuck { seconds: limit, ..Stuck::default() };
-        for (cpu, pulse) in (0..).map(CpuId).zip(&self.pulses) {
-            let beats = pulse.beats.load(Ordering::Relaxed);
+        for ((cpu, pulse), word) in (0..).map(CpuId).zip(&self.pulses).zip(words) {
             let waits = pulse.waits.load(Ordering::Relaxed);
             let waited = pulse.seen_waits.swap(waits, Ordering::Relaxed) != waits;
-            if pulse.seen_beats.swap(beats, Ordering::Relaxed) != beats {
+            if pulse.seen.swap(word, Ordering::Relaxed) != word || word == 0 {
                 pulse.strikes.store(0, Ordering::Relaxed);
-                continue;
-            }
-            late = late.with(cpu);
-            if pulse.strikes.fetch_add(1, Ordering::Relaxed) + 1 > limit {
+            } else if pulse.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= limit {
                 let kind = if waited { &mut stuck.waiting } else { &mut stuck.silent };
                 *kind = kind.with(cpu);
             }
+            if word != 0 {
+                inside = inside.with(cpu);
+            }
         }
-        let found = stuck.silent.is_empty() && stuck.waiting.is_empty();
-        Some(if found { Found::Late(late) } else { Found::Stuck(stuck) })
+        let well = stuck.silent.is_empty() && stuck.waiting.is_empty();
+        Some(if well { Found::Inside(inside) } else { Found::Stuck(stuck) })
+    }
+
+    /// As [`Watchdog::look`], by processor `me`, which notes when it has to look again.
+    fn look_by(&self, me: CpuId, now: u64, words: impl Iterator<Item = u64>) -> Option<Stuck> {
+        let pulse = self.pulse(me)?;
+        let owed = pulse.owed_ns.load(Ordering::Relaxed);
+        if owed != 0 && owed <= now {
+            pulse.owed_ns.store(0, Ordering::Relaxed);
+        }
+        let idle = pulse.idle_ns.load(Ordering::Relaxed);
+        if idle != 0 && idle <= now {
+            let step = pulse.idle_step_ns.load(Ordering::Relaxed).saturating_mul(2);
+            pulse.idle_step_ns.store(step, Ordering::Relaxed);
+            pulse.idle_ns.store(now.saturating_add(step), Ordering::Relaxed);
+        }
+        match self.look(now, words)? {
+            Found::Stuck(stuck) => Some(stuck),
+            Found::Inside(inside) => {
+                if !inside.without(me).is_empty() {
+                    self.owe(me, || now);
+                }
+                None
+            }
+        }
     }
 }
 
-/// Adds one to a counter that only this processor writes.
-fn count(counter: &AtomicU64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-}
-
 impl<P: Platform> Hypervisor<P> {
-    /// This processor is about to return to a guest, or has woken.
-    /// `tsc` is the time-stamp counter, which the caller has read anyway.
-    pub fn beat(&self, cpu: CpuId, tsc: u64) {
-        let Some(pulse) = self.watchdog.pulse(cpu) else { return };
-        count(&pulse.beats);
-        self.look_around(cpu, pulse, tsc);
+    /// Looks whether the other processors live, if it is time to. The caller sets its timer afterwards.
+    pub fn look_around(&self, me: CpuId, now: u64) {
+        if self.watchdog.is_on() {
+            let words = self.cpus.iter().map(|cpu| cpu.entered.load(Ordering::Relaxed));
+            if let Some(stuck) = self.watchdog.look_by(me, now, words) {
+                self.platform.report_stuck(stuck);
+            }
+        }
+        if self.watchdog.wedge.load(Ordering::Relaxed) == me.0.wrapping_add(1) && now > WEDGE_NS {
+            if self.cpu(me).view.view(now).running.is_some() {
+                wedge();
+            }
+            // When it runs a guest.
+            if let Some(pulse) = self.watchdog.pulse(me) {
+                pulse.owed_ns.store(now.saturating_add(PERIOD_NS), Ordering::Relaxed);
+            }
+        }
     }
 
     /// One round of waiting for another processor: answers what others ask meanwhile, and looks whether they live.
     pub fn wait_round(&self) {
         self.answer_flushes();
-        let cpu = self.platform.this_cpu();
-        let Some(pulse) = self.watchdog.pulse(cpu) else { return };
-        count(&pulse.waits);
-        self.look_around(cpu, pulse, self.platform.tsc());
+        let me = self.platform.this_cpu();
+        let Some(pulse) = self.watchdog.pulse(me) else { return };
+        let waits = pulse.waits.load(Ordering::Relaxed).wrapping_add(1);
+        pulse.waits.store(waits, Ordering::Relaxed);
+        if waits.is_multiple_of(ROUNDS) {
+            self.look_around(me, self.platform.now_ns());
+        }
     }
 
-    fn look_around(&self, me: CpuId, pulse: &Pulse, tsc: u64) {
-        // The counter is cheap, the clock may not be: it is read four times in a period, or to find a look due.
-        let quarter = u64::from(self.platform.tsc_khz()) * (PERIOD_NS / 4_000_000);
-        let wakes = pulse.wake_ns.load(Ordering::Relaxed);
-        if wakes == 0 && tsc.wrapping_sub(pulse.looked.load(Ordering::Relaxed)) < quarter {
-            return;
-        }
-        pulse.looked.store(tsc, Ordering::Relaxed);
-        let now = self.platform.now_ns();
-        if self.watchdog.limit() != 0 {
-            match self.watchdog.look(now) {
-                Some(Found::Stuck(stuck)) => self.platform.report_stuck(stuck),
-                Some(Found::Late(late)) => {
-                    for cpu in late.without(me).iter() {
-                        self.platform.kick(cpu);
-                    }
-                    let again = if late.without(me).is_empty() { 0 } else { now.saturating_add(PERIOD_NS) };
-                    pulse.wake_ns.store(again, Ordering::Relaxed);
-                    if again != 0 {
-                        // The timer is set where it is known what else it is for.
-                        self.cpu(me).timer_due.store(true, Ordering::Release);
-                    }
-                }
-                // Somebody else looks.
-                None if wakes <= now => pulse.wake_ns.store(0, Ordering::Relaxed),
-                None => {}
-            }
-        }
-        if self.watchdog.wedge.load(Ordering::Relaxed) == me.0.wrapping_add(1) && now > WEDGE_NS {
-            wedge();
+    /// Makes another processor leave its guest or its sleep and look at its work; in a second, whether it did.
+    pub fn kick(&self, cpu: CpuId) {
+        self.platform.kick(cpu);
+        let me = self.platform.this_cpu();
+        if self.watchdog.owe(me, || self.platform.now_ns()) {
+            // The timer is set where it is known what else it is for.
+            self.cpu(me).timer_due.store(true, Ordering::Release);
         }
     }
 }
@@ -210,42 +269,41 @@ mod tests {
 
     const PERIOD: u64 = PERIOD_NS;
 
-    fn beat(dog: &Watchdog, cpu: u32) {
-        count(&dog.pulses[cpu as usize].beats);
+    fn wait(dog: &Watchdog, cpu: u32) {
+        dog.pulses[cpu as usize].waits.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn wait(dog: &Watchdog, cpu: u32) {
-        count(&dog.pulses[cpu as usize].waits);
+    fn inside(cpus: &[u32]) -> Option<Found> {
+        Some(Found::Inside(cpus.iter().fold(CpuSet::default(), |set, cpu| set.with(CpuId(*cpu)))))
     }
 
     #[test]
-    fn a_processor_that_misses_its_beats_is_found_after_the_limit() {
-        let dog = Watchdog::new(3);
+    fn a_processor_that_stays_in_ring_0_is_found_after_the_limit() {
+        let dog = Watchdog::new(4);
         dog.configure(4, None);
         for at in 1..=4u64 {
-            beat(&dog, 0);
             wait(&dog, 2);
-            let late = CpuSet::one(CpuId(1)).with(CpuId(2));
-            assert_eq!(dog.look(at * PERIOD), Some(Found::Late(late)), "{at}");
-            assert_eq!(dog.look(at * PERIOD + 1), None, "the look is taken");
+            // 0 comes and goes, 1 and 2 stay, 3 is in a guest.
+            let words = || [at, 77, 99, 0].into_iter();
+            assert_eq!(dog.look(at * PERIOD, words()), inside(&[0, 1, 2]), "{at}");
+            assert_eq!(dog.look(at * PERIOD + 1, words()), None, "the look is taken");
         }
         wait(&dog, 2);
         let stuck = Stuck { silent: CpuSet::one(CpuId(1)), waiting: CpuSet::one(CpuId(2)), seconds: 4 };
-        beat(&dog, 0);
-        assert_eq!(dog.look(5 * PERIOD), Some(Found::Stuck(stuck)));
+        assert_eq!(dog.look(5 * PERIOD, [5, 77, 99, 0].into_iter()), Some(Found::Stuck(stuck)));
     }
 
     #[test]
-    fn one_beat_takes_all_strikes_back() {
+    fn a_guest_between_two_looks_takes_all_strikes_back() {
         let dog = Watchdog::new(2);
         dog.configure(2, None);
         for at in 1..100u64 {
-            beat(&dog, 0);
-            if at % 3 == 0 {
-                beat(&dog, 1);
-            }
-            let found = dog.look(at * PERIOD);
-            assert!(matches!(found, Some(Found::Late(_))), "{at}: {found:?}");
+            let found = dog.look(at * PERIOD, [0, if at % 3 == 0 { 0 } else { 77 }].into_iter());
+            assert!(matches!(found, Some(Found::Inside(_))), "{at}: {found:?}");
+        }
+        for at in 100..200u64 {
+            let found = dog.look(at * PERIOD, [0, at / 2].into_iter());
+            assert!(matches!(found, Some(Found::Inside(_))), "entered anew: {at}: {found:?}");
         }
     }
 
@@ -253,10 +311,58 @@ mod tests {
     fn a_machine_that_stood_still_is_not_taken_for_stuck() {
         let dog = Watchdog::new(2);
         dog.configure(2, None);
-        beat(&dog, 0);
-        assert_eq!(dog.look(PERIOD), Some(Found::Late(CpuSet::one(CpuId(1)))));
-        beat(&dog, 0);
+        assert_eq!(dog.look(PERIOD, [0, 77].into_iter()), inside(&[1]));
         // An hour later, in which nobody looked.
-        assert_eq!(dog.look(3_600 * PERIOD), Some(Found::Late(CpuSet::one(CpuId(1)))));
+        assert_eq!(dog.look(3_600 * PERIOD, [0, 77].into_iter()), inside(&[1]));
+    }
+
+    /// Lets an idle processor sleep from one of its looks to the next until `end`; who is found stuck, and how often it woke.
+    fn sleep(dog: &Watchdog, end: u64, word: impl Fn(u64) -> u64) -> (Option<u64>, u32) {
+        let me = CpuId(0);
+        let mut wakes = 0;
+        dog.idles(me, 0);
+        while let Some(now) = dog.wake_ns(me).filter(|at| *at < end) {
+            wakes += 1;
+            if dog.look_by(me, now, [0, word(now)].into_iter()).is_some() {
+                return (Some(now), wakes);
+            }
+        }
+        (None, wakes)
+    }
+
+    #[test]
+    fn who_idles_wakes_ever_more_rarely_and_finds_who_is_stuck() {
+        let dog = |limit| {
+            let dog = Watchdog::new(2);
+            dog.configure(limit, None);
+            dog
+        };
+        let (found, wakes) = sleep(&dog(5), 3_600 * PERIOD, |_| 0);
+        assert!(found.is_none() && wakes == 10, "{wakes} times in an hour");
+        assert_eq!(sleep(&dog(0), 3_600 * PERIOD, |_| 0), (None, 0), "it is off");
+        // Stuck after a hundred seconds.
+        let (found, wakes) = sleep(&dog(5), 3_600 * PERIOD, |now| if now < 100 * PERIOD { 0 } else { 77 });
+        assert_eq!((found, wakes), (Some(131 * PERIOD), 11));
+    }
+
+    #[test]
+    fn who_kicks_another_looks_a_second_later_and_once() {
+        let dog = Watchdog::new(2);
+        let me = CpuId(0);
+        assert!(dog.owe(me, || 5) && !dog.owe(me, || 6));
+        assert_eq!(dog.wake_ns(me), Some(5 + PERIOD));
+        assert_eq!(dog.look_by(me, 5 + PERIOD, [9, 0].into_iter()), None);
+        assert_eq!(dog.wake_ns(me), None, "nobody else is in ring 0");
+        assert!(dog.owe(me, || 2 * PERIOD));
+        assert_eq!(dog.look_by(me, 3 * PERIOD, [9, 77].into_iter()), None);
+        assert_eq!(dog.wake_ns(me), Some(4 * PERIOD), "somebody is");
+    }
+
+    #[test]
+    fn an_idle_processor_that_works_again_is_not_woken() {
+        let dog = Watchdog::new(2);
+        dog.idles(CpuId(0), 0);
+        dog.works(CpuId(0));
+        assert_eq!(dog.wake_ns(CpuId(0)), None);
     }
 }

@@ -412,15 +412,15 @@ pub struct Cpu {
     pub id: CpuId,
     /// The vCPU it runs; `None` when idle.
     pub current: Option<Current>,
-    /// TSC at the last entry from a guest whose work has not ended, and what it was; for [`CpuShared::longest_ticks`].
+    /// What the entry from a guest is whose work has not ended, for [`CpuShared::longest_what`].
     ///
-    /// [`CpuShared::longest_ticks`]: crate::hypervisor::CpuShared::longest_ticks
-    pub entered: Option<(u64, u32)>,
+    /// [`CpuShared::longest_what`]: crate::hypervisor::CpuShared::longest_what
+    pub entry: Option<u32>,
 }
 
 impl Cpu {
     /// A CPU that idles.
     pub const fn new(id: CpuId) -> Cpu {
-        Cpu { id, current: None, entered: None }
+        Cpu { id, current: None, entry: None }
     }
 }

@@ -156,7 +156,7 @@ impl<P: Platform> Hypervisor<P> {
             // Read after `running`, which is set after it.
             let cpu = CpuId(vcpu.cpu.load(Ordering::SeqCst));
             if cpu != self.platform.this_cpu() {
-                self.platform.kick(cpu);
+                self.kick(cpu);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! From one vCPU to the next, and the way back to a guest.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alloc::sync::Arc;
 
@@ -36,6 +36,12 @@ enum Choice {
 fn take_due(timer: &AtomicU64, now: u64) -> bool {
     let due = |at: u64| (at != 0 && at <= now).then_some(0);
     timer.fetch_update(Ordering::AcqRel, Ordering::Acquire, due).is_ok()
+}
+
+/// Whether a flag of this CPU was set; it is not afterwards. Looked at first, for it is set rarely and an exchange is dear. Whoever
+/// sets it from another CPU sends an interrupt then, so none is overlooked.
+fn take_flag(flag: &AtomicBool) -> bool {
+    flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::AcqRel)
 }
 
 impl<P: Platform> Hypervisor<P> {
@@ -252,7 +258,7 @@ impl<P: Platform> Hypervisor<P> {
     fn program_timer(&self, cpu: CpuId) {
         if cpu != self.platform.this_cpu() {
             self.cpu(cpu).timer_due.store(true, Ordering::Release);
-            self.platform.kick(cpu);
+            self.kick(cpu);
             return;
         }
         let shared = self.cpu(cpu);
@@ -275,6 +281,7 @@ impl<P: Platform> Hypervisor<P> {
     fn run_timers(&self, cpu: CpuId) {
         let shared = self.cpu(cpu);
         let now = self.platform.now_ns();
+        self.look_around(cpu, now);
         while let Some(vcpu) = { shared.timers.lock().pop_due(now) } {
             self.fire_timers(&vcpu, now);
             let (home, changed) = self.queue_timers(&vcpu);
@@ -317,29 +324,28 @@ impl<P: Platform> Hypervisor<P> {
     /// whom to run (idling when there is nobody), and events to deliver. Afterwards `cpu.current` is what to resume.
     pub fn prepare_resume(&self, cpu: &mut Cpu) {
         let shared = self.cpu(cpu.id);
-        let tsc = self.platform.tsc();
-        self.beat(cpu.id, tsc);
-        if let Some((since, what)) = cpu.entered.take() {
-            let ticks = tsc.wrapping_sub(since);
+        if let Some(what) = cpu.entry.take() {
+            let ticks = self.platform.tsc().wrapping_sub(shared.entered.load(Ordering::Relaxed));
             if ticks > shared.longest_ticks.load(Ordering::Relaxed) {
                 shared.longest_ticks.store(ticks, Ordering::Relaxed);
                 shared.longest_what.store(what, Ordering::Relaxed);
             }
         }
         loop {
-            if shared.timer_due.swap(false, Ordering::AcqRel) {
+            if take_flag(&shared.timer_due) {
                 self.run_timers(cpu.id);
             }
             self.drain_quarantine();
             let gone = cpu.current.as_ref().is_none_or(|c| !c.vcpu.runnable() || !c.domain().may_run());
-            if shared.reschedule.swap(false, Ordering::AcqRel) || gone {
+            if take_flag(&shared.reschedule) || gone {
                 self.switch(cpu);
             }
             let Some(current) = cpu.current.as_mut() else {
                 if !shared.reschedule.load(Ordering::Acquire) && !shared.timer_due.load(Ordering::Acquire) {
                     sync::none_held();
+                    // Whatever wakes it notes that it has entered ring 0 again.
+                    shared.entered.store(0, Ordering::Relaxed);
                     self.platform.wait_for_interrupt();
-                    self.beat(cpu.id, self.platform.tsc());
                 }
                 continue;
             };
@@ -351,6 +357,7 @@ impl<P: Platform> Hypervisor<P> {
                 && !shared.timer_due.load(Ordering::Acquire)
             {
                 sync::none_held();
+                shared.entered.store(0, Ordering::Relaxed);
                 return;
             }
         }
@@ -363,6 +370,7 @@ impl<P: Platform> Hypervisor<P> {
     fn switch(&self, cpu: &mut Cpu) {
         let now = self.platform.now_ns();
         let me = cpu.id;
+        self.look_around(me, now);
         let mut stays = None;
         if let Some(current) = &cpu.current {
             let sched = &current.vcpu.sched;
@@ -485,6 +493,7 @@ impl<P: Platform> Hypervisor<P> {
     fn go_idle(&self, me: CpuId, now: u64) {
         let shared = self.cpu(me);
         shared.slice_end_ns.store(0, Ordering::Relaxed);
+        self.watchdog.idles(me, now);
         self.program_timer(me);
         self.mm.clock().enter(me, None, || self.platform.load_idle_root());
         shared.view.runs(None, now);
@@ -547,6 +556,7 @@ impl<P: Platform> Hypervisor<P> {
             self.crash_domain(vcpu.domain(), "no page tables for the mode it runs in");
             return false;
         };
+        self.watchdog.works(cpu.id);
         vcpu.sched.since_ns.store(now, Ordering::Relaxed);
         vcpu.sched.put_on_ns.store(now, Ordering::Relaxed);
         vcpu.sched.take_weight();

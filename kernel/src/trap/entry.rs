@@ -29,8 +29,8 @@ impl<P: Platform> Hypervisor<P> {
     /// SYSCALL or SYSENTER (`regs.vector` says which): a hypercall of the guest's kernel, or a system call to bounce.
     pub fn on_syscall(&self, cpu: &mut Cpu) {
         let Some(current) = cpu.current.as_mut() else { return };
-        cpu.entered =
-            Some((self.platform.tsc(), LONGEST_IS_HYPERCALL | current.state.regs.rax as u32 & 0xff));
+        cpu.entry = Some(LONGEST_IS_HYPERCALL | current.state.regs.rax as u32 & 0xff);
+        self.note_entry(cpu.id);
         let entry = current.state.regs.vector;
         if entry == ENTRY_SYSCALL && current.state.kernel_mode {
             return crate::hypercall::hypercall(self, current);
@@ -68,7 +68,8 @@ impl<P: Platform> Hypervisor<P> {
     /// names the vector. (QEMU 7.2 names twice the vector; QEMU 10 has it right.)
     pub fn on_exception(&self, cpu: &mut Cpu, detail: u64) {
         let Some(current) = cpu.current.as_mut() else { return };
-        cpu.entered = Some((self.platform.tsc(), current.state.regs.vector as u32 & 0xff));
+        cpu.entry = Some(current.state.regs.vector as u32 & 0xff);
+        self.note_entry(cpu.id);
         current.state.counts.faults.add(1);
         let error_code = current.state.regs.error_code;
         // A fault in the instruction that returns to the guest is not one of the guest's own instructions.

@@ -44,6 +44,7 @@ fn main(domain: Domain) {
             hostile_domains_take_no_more_than_their_share,
             hostile_domains_on_several_cpus,
             alone_without_a_tick,
+            idle_cpus_hardly_wake,
             soft_affinity_is_preferred,
             pause_waits_until_they_are_off,
             each_keeps_its_cpu
@@ -369,6 +370,8 @@ fn alone_without_a_tick(domain: &mut Domain) -> Verdict {
     control::set_affinity(cell.id, 0, there, there)?;
     cell.start()?;
     settled(&cell)?;
+    // A CPU that has kicked another looks a second later whether it came.
+    wait_ms(1_000);
     let (vcpu, work) = (cell.vcpu(0)?, cell.work());
     check!(vcpu.cpu != here, "it has its own CPU");
     let before = control::cpu_info(vcpu.cpu)?;
@@ -389,6 +392,26 @@ fn alone_without_a_tick(domain: &mut Domain) -> Verdict {
         control::cpu_info(vcpu.cpu)?.timer_interrupts > after.timer_interrupts + 20,
         "slices end by the timer"
     );
+    Ok(())
+}
+
+/// The watchdog's looks are all that wakes a machine that has nothing to do: after 2, 4, 8, ... seconds.
+fn idle_cpus_hardly_wake(domain: &mut Domain) -> Verdict {
+    wants_icount()?;
+    let own = control::vcpu_info(domain.id(), 0)?.cpu;
+    let cpus = control::phys_info()?.cpus;
+    let wakes = |cpu| control::cpu_info(cpu).map(|info| info.timer_interrupts);
+    let before = (0..cpus).map(wakes).collect::<Result<Vec<_>, _>>()?;
+    wait_ms(30_000);
+    let after = (0..cpus).map(wakes).collect::<Result<Vec<_>, _>>()?;
+    for (cpu, (before, after)) in (0..cpus).zip(before.iter().zip(&after)) {
+        println!("CPU {cpu}: {} timer interrupts in 30 s", after - before);
+    }
+    for (cpu, (before, after)) in (0..cpus).zip(before.iter().zip(&after)) {
+        // The sleep's own end comes on one of them.
+        check!(after - before <= 5 + u64::from(cpu == own), "CPU {cpu} woke {} times", after - before);
+    }
+    check!(after[own as usize] > before[own as usize], "timer interrupts are not counted");
     Ok(())
 }
 

@@ -7,6 +7,8 @@
 //! | `dom0_max_vcpus=N` | dom0's virtual CPUs (default 1) |
 //! | `maxcpus=N` | processors to use at most (default all) |
 //! | `sched=fair\|null` | share processors by weight (default), or leave each vCPU where it is |
+//! | `clocksource=tsc\|hpet\|acpi` | the counter that tells the time (default: the TSC where it can be trusted, else the HPET, else the PM timer) |
+//! | `calibrate=hpet\|acpi\|pit` | what the TSC is measured with (default: the first of these that is there) |
 //! | `com1=BAUD[,8n1]` | speed of the serial console (default 115200) |
 //! | `watchdog_timeout=N` | seconds until a processor that does not come out of ring 0 is reported and the host stopped (default 5; 0: never) |
 //! | `wedge=N` | processor N stops in ring 0 three seconds after boot, for a test of the watchdog |
@@ -19,6 +21,7 @@ use log::LevelFilter;
 
 use crate::sched::Sharing;
 use crate::watchdog;
+use crate::x86::clocksource::Source;
 
 /// The separator between our words and dom0's command line.
 const SEPARATOR: &str = "---";
@@ -42,6 +45,10 @@ pub struct Options<'a> {
     pub watchdog_seconds: u32,
     /// Processor that is to get stuck.
     pub wedge: Option<u32>,
+    /// The counter that is to tell the time.
+    pub clock: Option<Source>,
+    /// The counter that the TSC is to be measured with.
+    pub calibrate: Option<Source>,
     /// Speed of the serial line in baud.
     pub baud: u32,
     /// Port of the isa-debug-exit device.
@@ -68,6 +75,8 @@ pub fn parse(line: &str) -> Options<'_> {
         sharing: Sharing::Fair,
         watchdog_seconds: watchdog::DEFAULT_LIMIT,
         wedge: None,
+        clock: None,
+        calibrate: None,
         baud: 115_200,
         debug_exit: None,
         noreboot: false,
@@ -121,6 +130,12 @@ fn apply(options: &mut Options<'_>, word: &str) -> Option<()> {
         ("sched", Some("null")) => options.sharing = Sharing::Null,
         ("watchdog_timeout", Some(value)) => options.watchdog_seconds = value.parse().ok()?,
         ("wedge", Some(value)) => options.wedge = Some(value.parse().ok()?),
+        ("clocksource", Some("tsc")) => options.clock = Some(Source::Tsc),
+        ("clocksource", Some("hpet")) => options.clock = Some(Source::Hpet),
+        ("clocksource", Some("acpi")) => options.clock = Some(Source::PmTimer),
+        ("calibrate", Some("hpet")) => options.calibrate = Some(Source::Hpet),
+        ("calibrate", Some("acpi")) => options.calibrate = Some(Source::PmTimer),
+        ("calibrate", Some("pit")) => options.calibrate = Some(Source::Pit),
         ("com1", Some(value)) => {
             let (speed, format) = value.split_once(',').unwrap_or((value, "8n1"));
             let speed = speed.parse().ok().filter(|b| (50..=115_200).contains(b))?;
@@ -156,12 +171,14 @@ mod tests {
     #[test]
     fn every_option() {
         let line = "loglvl=all dom0_mem=128M com1=57600,8n1 dom0_max_vcpus=2 maxcpus=3 sched=null \
-                    watchdog_timeout=9 wedge=1 debug-exit=0xf4 noreboot --- a  --- b ";
+                    watchdog_timeout=9 wedge=1 clocksource=hpet calibrate=pit debug-exit=0xf4 noreboot --- a  --- b ";
         let o = parse(line);
         assert_eq!(o.log_level, LevelFilter::Trace);
         assert_eq!(o.dom0_mem, Some(128 << 20));
         assert_eq!((o.baud, o.dom0_max_vcpus, o.debug_exit, o.noreboot), (57600, 2, Some(0xf4), true));
         assert_eq!((o.max_cpus, o.sharing, o.watchdog_seconds, o.wedge), (3, Sharing::Null, 9, Some(1)));
+        assert_eq!((o.clock, o.calibrate), (Some(Source::Hpet), Some(Source::Pit)));
+        assert_eq!(parse("clocksource=acpi clocksource=tsc calibrate=acpi").clock, Some(Source::Tsc));
         assert_eq!(o.dom0, "a  --- b ", "dom0's part is verbatim, another separator included");
         assert!(o.unknown.is_empty());
     }
@@ -178,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_reported_and_changes_nothing() {
-        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 maxcpus=0 sched=rr watchdog_timeout=x wedge= \
+        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 maxcpus=0 sched=rr watchdog_timeout=x wedge= clocksource=pit \
                    debug-exit=0x10000 noreboot=1 iommu=on é";
         let o = parse(bad);
         assert_eq!(o.unknown.len(), bad.split_ascii_whitespace().count());

@@ -21,6 +21,7 @@ use hv::domain::Cpu;
 use hv::hypervisor::Hypervisor;
 use hv::mm::Memory;
 use hv::platform::{CpuId, Platform};
+use hv::x86::clocksource::TscFacts;
 use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{Mfn, PAGE_SIZE};
 
@@ -78,14 +79,12 @@ fn start(calibration: Calibration) -> ! {
     for (start, end) in machine.free.iter() {
         memory.add_free(Mfn::new(start >> 12), (end - start) >> 12, false);
     }
-    clock::finish_calibration(calibration, &machine.acpi.power);
-    log::info!(
-        "TSC {} kHz{}",
-        clock::hz() / 1000,
-        if features.invariant_tsc { "" } else { ", not marked invariant" }
-    );
+    let counters = clock::finish_calibration(calibration, options.calibrate, &machine.acpi.power, features);
     log::info!("free memory: {} KiB; heap: {} KiB", memory.free_frames() * 4, heap::usage().1 >> 10);
-    boot::smp::start_others(options.max_cpus);
+    let agree = boot::smp::start_others(options.max_cpus, !counters.may_be_clock(options.clock));
+    let facts =
+        TscFacts { invariant: features.invariant_tsc, virtual_machine: cpu::is_virtual_machine(), agree };
+    clock::choose(&counters, options.clock, facts);
     let hv =
         HYPERVISOR.call_once(|| Hypervisor { policy: options.sharing, ..Hypervisor::new(Machine, memory) });
     hv.command_line.call_once(|| options.words);
@@ -154,13 +153,13 @@ fn dom0_rights() -> Rights {
         fits &= rights.ports.remove(first, last);
     }
     let ioapics = acpi.ioapics.iter().map(|chip| chip.address);
-    for address in ioapics.chain([acpi.local_apic]) {
+    for address in ioapics.chain([acpi.local_apic]).chain(acpi.hpet) {
         fits &= rights.iomem.remove(address >> 12, address >> 12);
     }
     // What the processor cannot address; a guest that uses such an entry is crashed.
     let end = 1u64 << (cpu::physical_address_bits() - 12);
     fits &= rights.iomem.remove(end, u64::MAX);
-    assert!(fits, "too many interrupt controllers to keep them from dom0");
+    assert!(fits, "too many interrupt controllers and timers to keep them from dom0");
     rights
 }
 
@@ -173,6 +172,9 @@ fn console_pin() -> u32 {
 
 /// Work that an interrupt brought.
 pub fn on_interrupt(cause: Cause) {
+    if let Some(hv) = HYPERVISOR.get() {
+        hv.note_entry(hv.platform.this_cpu());
+    }
     match cause {
         Cause::Timer => hypervisor().on_timer(),
         Cause::Flush => hypervisor().answer_flushes(),

@@ -179,12 +179,20 @@ pub trait Platform: Sync + 'static {
 
     /// Nanoseconds since boot; never steps back.
     fn now_ns(&self) -> u64;
-    /// The time-stamp counter, as a guest reads it.
+    /// The time-stamp counter of this CPU.
     fn tsc(&self) -> u64;
-    /// The instant from which time is counted, in nanoseconds and in ticks: [`Platform::now_ns`] is the first and the scaled ticks
-    /// since the second. It never changes.
+    /// Whether RDTSC of guests traps, because the clock is another counter. Then they are shown [`Platform::guest_tsc`].
+    fn emulates_tsc(&self) -> bool {
+        false
+    }
+    /// The time-stamp counter as a guest on this CPU is shown it.
+    fn guest_tsc(&self) -> u64 {
+        self.tsc()
+    }
+    /// The instant from which time is counted, in nanoseconds and in ticks of a guest's TSC on this CPU: [`Platform::now_ns`] is the first
+    /// and the scaled ticks since the second. For one CPU it never changes.
     fn clock_origin(&self) -> (u64, u64);
-    /// How guests turn TSC ticks into nanoseconds.
+    /// How guests turn ticks of their TSC into nanoseconds.
     fn time_scale(&self) -> TimeScale;
     /// Wall-clock time at boot in nanoseconds since 1970.
     fn boot_wallclock_ns(&self) -> u64;

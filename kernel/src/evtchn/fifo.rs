@@ -36,7 +36,8 @@
 //! The guest may write anything to these words at any time. No access here waits for a value or follows a link, so it can only
 //! lose its own events by that.
 //!
-//! Generic over the word, so that tests run the very same code in every interleaving (`interleavings`).
+//! Generic over the word, so that tests run the very same code in every interleaving (`interleavings`), and under every order that the
+//! memory model allows (`models`).
 
 use hypercall_abi::Port;
 use hypercall_abi::evtchn::{
@@ -73,18 +74,22 @@ impl<'a, W: Word> Half<'a, W> {
         Half { word, shift: (index as u32 & 1) * 32 }
     }
     /// Sets bits; returns the value before.
+    #[cfg_attr(all(loom, test), track_caller)]
     pub fn set(self, bits: u32) -> u32 {
         (self.word.set_bits(u64::from(bits) << self.shift) >> self.shift) as u32
     }
     /// Clears bits; returns the value before.
+    #[cfg_attr(all(loom, test), track_caller)]
     pub fn clear(self, bits: u32) -> u32 {
         (self.word.clear_bits(u64::from(bits) << self.shift) >> self.shift) as u32
     }
     /// Reads it.
+    #[cfg_attr(all(loom, test), track_caller)]
     pub fn read(self) -> u32 {
         (self.word.read() >> self.shift) as u32
     }
     /// Stores `value` in one access. What others store at the same time is mixed with it bit by bit.
+    #[cfg_attr(all(loom, test), track_caller)]
     fn write(self, value: u32) {
         self.word.flip_bits(u64::from(self.read() ^ value) << self.shift);
     }

@@ -28,36 +28,48 @@
 //!
 //! The guest may write anything to these words at any time. It can only lose its own events by that.
 //!
-//! Generic over the word, so that tests run the very same code in every interleaving (`interleavings`).
+//! Generic over the word, so that tests run the very same code in every interleaving (`interleavings`), and under every order that the
+//! memory model allows (`models`).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// A 64-bit word shared with a guest; every operation is one sequentially consistent access.
 pub trait Word {
     /// Sets bits; returns the value before.
+    #[cfg_attr(all(loom, test), track_caller)]
     fn set_bits(&self, bits: u64) -> u64;
     /// Clears bits; returns the value before.
+    #[cfg_attr(all(loom, test), track_caller)]
     fn clear_bits(&self, bits: u64) -> u64;
     /// Inverts bits.
+    #[cfg_attr(all(loom, test), track_caller)]
     fn flip_bits(&self, bits: u64);
     /// Reads the word.
+    #[cfg_attr(all(loom, test), track_caller)]
     fn read(&self) -> u64;
 }
 
-impl Word for AtomicU64 {
-    fn set_bits(&self, bits: u64) -> u64 {
-        self.fetch_or(bits, Ordering::SeqCst)
-    }
-    fn clear_bits(&self, bits: u64) -> u64 {
-        self.fetch_and(!bits, Ordering::SeqCst)
-    }
-    fn flip_bits(&self, bits: u64) {
-        self.fetch_xor(bits, Ordering::SeqCst);
-    }
-    fn read(&self) -> u64 {
-        self.load(Ordering::SeqCst)
-    }
+macro_rules! word {
+    ($word:ty) => {
+        impl Word for $word {
+            fn set_bits(&self, bits: u64) -> u64 {
+                self.fetch_or(bits, Ordering::SeqCst)
+            }
+            fn clear_bits(&self, bits: u64) -> u64 {
+                self.fetch_and(!bits, Ordering::SeqCst)
+            }
+            fn flip_bits(&self, bits: u64) {
+                self.fetch_xor(bits, Ordering::SeqCst);
+            }
+            fn read(&self) -> u64 {
+                self.load(Ordering::SeqCst)
+            }
+        }
+    };
 }
+word!(AtomicU64);
+#[cfg(all(loom, test))]
+word!(crate::sync::atomic::AtomicU64);
 
 /// The words of one port.
 #[derive(Clone, Copy)]

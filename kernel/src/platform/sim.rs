@@ -4,7 +4,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use hypercall_abi::Mfn;
 use hypercall_abi::subops::SegmentBase;
@@ -26,6 +26,8 @@ pub struct SimMachine {
     root: AtomicU64,
     now: AtomicU64,
     timer: AtomicU64,
+    /// The clock is not the TSC: guests are shown 1000 more than its time.
+    pub tsc_emulated: AtomicBool,
     /// A data selector that cannot be loaded; 0 for none.
     pub bad_selector: AtomicU8,
     /// Everything written to the console.
@@ -47,6 +49,7 @@ impl SimMachine {
             root: AtomicU64::new(u64::MAX),
             now: AtomicU64::new(1),
             timer: AtomicU64::new(u64::MAX),
+            tsc_emulated: AtomicBool::new(false),
             bad_selector: AtomicU8::new(0),
             console: Mutex::new(Vec::new()),
             flushes: Mutex::new(Vec::new()),
@@ -172,6 +175,12 @@ impl Platform for SimMachine {
     }
     fn tsc(&self) -> u64 {
         self.now_ns()
+    }
+    fn emulates_tsc(&self) -> bool {
+        self.tsc_emulated.load(Ordering::Relaxed)
+    }
+    fn guest_tsc(&self) -> u64 {
+        self.tsc() + if self.emulates_tsc() { 1000 } else { 0 }
     }
     fn clock_origin(&self) -> (u64, u64) {
         (0, 0)

@@ -8,9 +8,9 @@
 //! needs, since without them its model fails.
 
 #[cfg(not(all(loom, test)))]
-pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 #[cfg(all(loom, test))]
-pub use model::{AtomicU32, AtomicU64, Ordering};
+pub use model::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(all(loom, test))]
 pub mod model {
@@ -88,7 +88,7 @@ pub mod model {
     }
 
     macro_rules! atomic {
-        ($name:ident, $value:ty) => {
+        ($name:ident, $value:ty, $($exchange:ident)*) => {
             /// As core's.
             #[derive(Debug)]
             pub struct $name(modelled::$name);
@@ -114,23 +114,54 @@ pub mod model {
                         other => self.0.store(value, other),
                     }
                 }
+                $(
+                    #[track_caller]
+                    pub fn $exchange(&self, value: $value, o: Ordering) -> $value {
+                        self.exchange(order(Location::caller(), o), |word, o| word.$exchange(value, o))
+                    }
+                )*
                 #[track_caller]
-                pub fn fetch_add(&self, value: $value, o: Ordering) -> $value {
-                    self.exchange(order(Location::caller(), o), |word, o| word.fetch_add(value, o))
+                pub fn compare_exchange(
+                    &self,
+                    old: $value,
+                    new: $value,
+                    o: Ordering,
+                    failed: Ordering,
+                ) -> Result<$value, $value> {
+                    let o = order(Location::caller(), o);
+                    let failed = if o == Ordering::Relaxed { o } else { failed };
+                    self.exchange(o, |word, o| word.compare_exchange(old, new, o, failed))
+                }
+                /// Never fails for nothing: that would only be one more round.
+                #[track_caller]
+                pub fn compare_exchange_weak(
+                    &self,
+                    old: $value,
+                    new: $value,
+                    o: Ordering,
+                    failed: Ordering,
+                ) -> Result<$value, $value> {
+                    self.compare_exchange(old, new, o, failed)
                 }
                 #[track_caller]
-                pub fn fetch_max(&self, value: $value, o: Ordering) -> $value {
-                    self.exchange(order(Location::caller(), o), |word, o| word.fetch_max(value, o))
-                }
-                #[track_caller]
-                pub fn swap(&self, value: $value, o: Ordering) -> $value {
-                    self.exchange(order(Location::caller(), o), |word, o| word.swap(value, o))
-                }
-                fn exchange(
+                pub fn fetch_update(
                     &self,
                     o: Ordering,
-                    act: impl FnOnce(&modelled::$name, Ordering) -> $value,
-                ) -> $value {
+                    failed: Ordering,
+                    mut next: impl FnMut($value) -> Option<$value>,
+                ) -> Result<$value, $value> {
+                    let o = order(Location::caller(), o);
+                    let failed = if o == Ordering::Relaxed { o } else { failed };
+                    let mut old = self.0.load(failed);
+                    while let Some(new) = next(old) {
+                        match self.exchange(o, |word, o| word.compare_exchange(old, new, o, failed)) {
+                            Ok(_) => return Ok(old),
+                            Err(now) => old = now,
+                        }
+                    }
+                    Err(old)
+                }
+                fn exchange<T>(&self, o: Ordering, act: impl FnOnce(&modelled::$name, Ordering) -> T) -> T {
                     if o != Ordering::SeqCst {
                         return act(&self.0, o);
                     }
@@ -142,6 +173,8 @@ pub mod model {
             }
         };
     }
-    atomic!(AtomicU32, u32);
-    atomic!(AtomicU64, u64);
+    atomic!(AtomicBool, bool, swap);
+    atomic!(AtomicU32, u32, swap fetch_add fetch_sub fetch_or fetch_and fetch_xor fetch_max);
+    atomic!(AtomicU64, u64, swap fetch_add fetch_sub fetch_or fetch_and fetch_xor fetch_max);
+    atomic!(AtomicUsize, usize, swap fetch_add fetch_sub);
 }

@@ -68,6 +68,8 @@ pub struct Context {
     pub tsc_khz: u32,
     /// How its ticks become nanoseconds.
     pub tsc_scale: TimeScale,
+    /// Whether reading the counter traps.
+    pub tsc_emulated: bool,
     /// Width in bits of the machine addresses that guests can meet.
     pub machine_address_bits: u32,
 }
@@ -290,8 +292,10 @@ fn hypervisor(index: u32, subleaf: u32, c: Context, host: impl Fn(u32, u32) -> L
             let has = |leaf, bit| extended >= leaf && host(leaf, 0)[3] & bit != 0;
             let reliable = u32::from(has(0x8000_0007, INVARIANT_TSC)) << 1;
             let flags = reliable | u32::from(has(0x8000_0001, RDTSCP)) << 2;
-            // Mode 2 is never to emulate it. The first domain is told none of this: its time is the machine's.
-            if c.hardware { [flags, 0, 0, 0] } else { [flags, 2, c.tsc_khz, 1] }
+            let flags = flags | u32::from(c.tsc_emulated);
+            // Mode 2 is never to emulate it, 0 if need be. The first domain is told none of this: its time is the machine's.
+            let mode = if c.tsc_emulated { 0 } else { 2 };
+            if c.hardware { [flags, 0, 0, 0] } else { [flags, mode, c.tsc_khz, 1] }
         }
         // No offset; how ticks become nanoseconds.
         (3, 1) if !c.hardware => [0, 0, c.tsc_scale.mul, c.tsc_scale.shift as i32 as u32],
@@ -315,6 +319,7 @@ mod tests {
         hardware_kernel: false,
         tsc_scale: TimeScale { mul: 1 << 31, shift: 1 },
         tsc_khz: 1_000_000,
+        tsc_emulated: false,
         machine_address_bits: 40,
     };
 

@@ -201,6 +201,11 @@ impl<P: Platform> Hypervisor<P> {
                 self.guest_cpuid(current, false);
                 return Ok(0);
             }
+            // It traps for the hypervisor's sake: the guest has not closed it to its user mode.
+            Op::Rdtsc | Op::Rdtscp if self.platform.emulates_tsc() && current.state.cr4 & CR4_TSD == 0 => {
+                self.read_tsc(&mut current.state, op);
+                return Ok(0);
+            }
             _ => {}
         }
         let state = &mut current.state;
@@ -244,17 +249,20 @@ impl<P: Platform> Hypervisor<P> {
                     return Err(Emulated::Raise(Exception::GP));
                 }
             }
-            Op::Rdtsc => set_pair(&mut state.regs, self.platform.tsc()),
-            Op::Rdtscp => {
-                set_pair(&mut state.regs, self.platform.tsc());
-                state.regs.rcx = u64::from(state.tsc_aux);
-            }
+            Op::Rdtsc | Op::Rdtscp => self.read_tsc(state, op),
             Op::Xsetbv => self.xsetbv(state)?,
             // Guests have cached memory only, and a cache emptied by one would cost all.
             Op::Wbinvd => {}
             Op::In { .. } | Op::Out { .. } | Op::Ins(_) | Op::Outs(_) | Op::Cli | Op::Sti | Op::Cpuid => {}
         }
         Ok(0)
+    }
+
+    fn read_tsc(&self, state: &mut VcpuState, op: Op) {
+        set_pair(&mut state.regs, self.platform.guest_tsc());
+        if matches!(op, Op::Rdtscp) {
+            state.regs.rcx = u64::from(state.tsc_aux);
+        }
     }
 
     /// Writes a debug register of the running vCPU, in its state and in the processor.
@@ -277,6 +285,7 @@ impl<P: Platform> Hypervisor<P> {
             hardware,
             tsc_khz: tsc_khz(self.platform.time_scale()),
             tsc_scale: self.platform.time_scale(),
+            tsc_emulated: self.platform.emulates_tsc(),
             machine_address_bits: u64::BITS - self.mm.max_frame().saturating_sub(1).leading_zeros() + 12,
         };
         let [a, b, c, d] =
@@ -348,7 +357,7 @@ impl<P: Platform> Hypervisor<P> {
             Msr::FsBase => Ok(state.fs_base),
             Msr::GsBase => Ok(state.gs_base_kernel),
             Msr::UserGsBase => Ok(state.gs_base_user),
-            Msr::Tsc => Ok(self.platform.tsc()),
+            Msr::Tsc => Ok(self.platform.guest_tsc()),
             Msr::TscAux => Ok(u64::from(state.tsc_aux)),
             Msr::McgStatus => Ok(state.mcg_status),
             Msr::Machine(machine) => {

@@ -414,6 +414,49 @@ fn control_registers() {
 }
 
 #[test]
+fn a_tsc_that_traps_for_our_sake_is_shown_to_user_mode_unless_the_guest_closed_it() {
+    const TSD: u64 = 1 << 2;
+    let mut g = guest();
+    g.handle(GP, 0);
+    g.hv.platform.advance(0x5_0000_0000);
+    for emulated in [false, true] {
+        g.hv.platform.tsc_emulated.store(emulated, Ordering::Relaxed);
+        for tsd in [0, TSD] {
+            for user in [false, true] {
+                for (code, rdtscp) in [(&[0x0f, 0x31][..], false), (&[0x0f, 0x01, 0xf9], true)] {
+                    g.state().cr4 = tsd;
+                    g.state().tsc_aux = 7;
+                    let regs = &mut g.state().regs;
+                    (regs.rax, regs.rcx, regs.rdx, regs.rsp) = (1, 1, 1, STACK);
+                    if user {
+                        g.drop_to_user();
+                    }
+                    let time = g.hv.platform.guest_tsc();
+                    g.privileged(code);
+                    let what = (emulated, tsd, user, rdtscp);
+                    let r = g.state().regs;
+                    if user && (!emulated || tsd != 0) {
+                        assert_eq!((r.rip, r.rax), (HANDLER + 13, 1), "{what:?}");
+                    } else {
+                        assert_eq!(
+                            (r.rip, r.rax | r.rdx << 32),
+                            (CODE + code.len() as u64, time),
+                            "{what:?}"
+                        );
+                        assert_eq!(r.rcx, if rdtscp { 7 } else { 1 }, "{what:?}");
+                    }
+                    if user {
+                        let root = g.state().kernel_root.unwrap();
+                        g.state().kernel_mode = true;
+                        g.hv.platform.load_root(root);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn cr3_switches_to_another_root_of_the_guests_and_to_nothing_else() {
     let mut g = guest();
     g.handle(GP, 0);

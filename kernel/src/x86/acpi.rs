@@ -1,5 +1,5 @@
 //! The few ACPI facts ring 0 needs: processors, interrupt controllers and overrides (MADT), PM timer, power-off and reset
-//! (FADT and the `_S5` object). ACPI specification 6.5, sections 5.2.5 to 5.2.12.
+//! (FADT and the `_S5` object), the HPET. ACPI specification 6.5, sections 5.2.5 to 5.2.12; IA-PC HPET 1.0a, 3.2.4.
 //!
 //! Everything else of ACPI is dom0's. The crate `acpi` allocates and interprets AML; a scan for one constant package does
 //! not earn that in ring 0.
@@ -83,6 +83,8 @@ pub struct AcpiInfo {
     pub overrides: ArrayVec<Override, 16>,
     /// Power and reset.
     pub power: Power,
+    /// Machine address of the first HPET's registers, if there is one.
+    pub hpet: Option<u64>,
 }
 
 /// Why the tables could not be used.
@@ -162,6 +164,8 @@ pub fn parse<M: PhysMemory>(memory: &M, rsdp: u64) -> Result<AcpiInfo, AcpiError
                     (info.power, fadt) = (power, true);
                 }
             }
+            // A damaged one is no HPET.
+            Some(b"HPET") if info.hpet.is_none() => info.hpet = read_hpet(bytes),
             _ => {}
         }
     }
@@ -232,15 +236,28 @@ fn read_fadt<M: PhysMemory>(memory: &M, bytes: &[u8]) -> Option<Power> {
         .then(|| Some((u16::try_from(u64_at(bytes, 120)?).ok()?, *bytes.get(128)?)))
         .flatten();
     let dsdt = u64_at(bytes, 140).filter(|&at| at != 0).or_else(|| u32_at(bytes, 40).map(u64::from))?;
+    // X_PM_TMR_BLK, for firmware that fills only the new field; in I/O space, as the old one is.
+    let new_timer =
+        || u64_at(bytes, 212).filter(|_| bytes.get(208) == Some(&1)).and_then(|at| u16::try_from(at).ok());
     Some(Power {
         pm1a_control: port(64)?,
         pm1b_control: port(68)?,
-        pm_timer: port(76)?,
+        // What is beyond the ports is no timer; the rest of the table may still be right.
+        pm_timer: port(76).filter(|port| *port != 0).or_else(new_timer).unwrap_or(0),
         pm_timer_32: flags & (1 << 8) != 0,
         s5: table(memory, dsdt).and_then(find_s5),
         reset,
         century: bytes.get(108).copied().unwrap_or(0),
     })
+}
+
+/// Address of the registers, in memory and where there can be some.
+fn read_hpet(bytes: &[u8]) -> Option<u64> {
+    // A generic address: space, width, offset, access size, address. Then number, least period, page protection.
+    bytes.get(..56)?;
+    let at = u64_at(bytes, 44)?;
+    // 1 KiB of registers, in a page that page-table entries can name.
+    (bytes.get(40) == Some(&0) && at != 0 && at % 1024 == 0 && at < 1 << 52).then_some(at)
 }
 
 /// The constant package `Name (_S5, Package () {a, b, ...})` in AML, without interpreting anything else.
@@ -358,6 +375,85 @@ mod tests {
         assert_eq!(parse(&broken, 0x9000).unwrap_err(), AcpiError::NoRootPointer);
         broken.0[1].1[36] ^= 1;
         assert_eq!(parse(&broken, 0x1000).unwrap_err(), AcpiError::BadRoot);
+    }
+
+    /// A machine with one more table, `extra`.
+    fn machine_with(extra: Vec<u8>) -> Blocks {
+        let mut machine = machine(madt(&[]), S5);
+        let pointers = [0x3000u32, 0x6000, 0x4000].map(u32::to_le_bytes).concat();
+        machine.0[1].1 = seal(b"RSDT", &pointers);
+        machine.0.push((0x6000, extra));
+        machine
+    }
+
+    fn hpet(space: u8, at: u64) -> Vec<u8> {
+        let mut body = 0x8086_a201u32.to_le_bytes().to_vec();
+        body.extend([space, 64, 0, 0]);
+        body.extend(at.to_le_bytes());
+        body.extend([0, 0, 0, 0]);
+        seal(b"HPET", &body)
+    }
+
+    #[test]
+    fn a_hpet_is_found_and_a_bad_one_is_none() {
+        let found = |table: Vec<u8>| parse(&machine_with(table), 0x1000).unwrap().hpet;
+        assert_eq!(found(hpet(0, 0xfed0_0000)), Some(0xfed0_0000));
+        assert_eq!(parse(&machine(madt(&[]), S5), 0x1000).unwrap().hpet, None);
+        assert_eq!(found(hpet(1, 0xfed0)), None, "in I/O space");
+        for bad in [0, 0xfed0_0001, 1 << 52, u64::MAX] {
+            assert_eq!(found(hpet(0, bad)), None, "{bad:#x}");
+        }
+        let whole = hpet(0, 0xfed0_0000);
+        for len in 0..whole.len() {
+            // Cut short, and its length as it was or as it is.
+            assert_eq!(found(whole[..len].to_vec()), None, "{len} bytes");
+            if len >= 36 {
+                assert_eq!(found(seal(b"HPET", &whole[36..len])), None, "{len} bytes, sealed");
+            }
+        }
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 0x40;
+            assert_eq!(found(bad), None, "byte {at} is spoilt");
+        }
+        let mut huge = whole;
+        huge[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(found(huge), None);
+    }
+
+    #[test]
+    fn a_pm_timer_may_stand_in_either_field_or_none() {
+        let fadt = |old: u32, new: Option<(u8, u64)>| {
+            let mut body = fadt()[36..].to_vec();
+            body[76 - 36..80 - 36].copy_from_slice(&old.to_le_bytes());
+            if let Some((space, at)) = new {
+                body.resize(220 - 36, 0);
+                body[208 - 36] = space;
+                body[212 - 36..].copy_from_slice(&at.to_le_bytes());
+            }
+            let mut machine = machine(madt(&[]), S5);
+            machine.0[3].1 = seal(b"FACP", &body);
+            let power = parse(&machine, 0x1000).unwrap().power;
+            assert_eq!(power.pm1a_control, 0x604, "the rest is read");
+            power.pm_timer
+        };
+        assert_eq!(fadt(0x608, Some((1, 0x708))), 0x608);
+        assert_eq!(fadt(0, Some((1, 0x708))), 0x708);
+        assert_eq!(fadt(0, None), 0);
+        assert_eq!(fadt(0, Some((0, 0xfed8_0008))), 0, "in memory");
+        assert_eq!(fadt(0x1_0608, Some((1, 0x1_0000))), 0, "no ports");
+    }
+
+    #[test]
+    fn a_fadt_cut_anywhere_is_none_and_no_panic() {
+        let whole = fadt();
+        for len in 36..whole.len() {
+            let mut machine = machine(madt(&[]), S5);
+            machine.0[3].1 = seal(b"FACP", &whole[36..len]);
+            let _ = parse(&machine, 0x1000);
+            machine.0[3].1 = whole[..len].to_vec();
+            assert_eq!(parse(&machine, 0x1000).unwrap_err(), AcpiError::NoFadt, "{len} bytes");
+        }
     }
 
     #[test]

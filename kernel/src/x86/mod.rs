@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+pub mod apic_timer;
 pub mod clock;
+pub mod clocksource;
 pub mod exit;
 pub mod layout;
 pub mod phys;

@@ -5,7 +5,8 @@
 
 use super::{msr, paging};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use hv::x86::{clock, layout};
+use hv::x86::apic_timer::{Timer, TimerRegisters};
+use hv::x86::layout;
 use x86_64::registers::model_specific::Msr;
 
 /// Timer of this CPU.
@@ -39,12 +40,18 @@ const LEVEL_ASSERT: u32 = 1 << 14;
 const ALL_OTHERS: u32 = 3 << 18;
 
 const MASKED: u32 = 1 << 16;
-/// Timer input divided by 1.
+/// Timer input divided by 1, for calibration; and by 16, else: at 1 GHz it counts a minute instead of four seconds, and what an idle
+/// machine waits for is further off than those.
 const DIVIDE_BY_1: u32 = 0xb;
+const DIVIDE_BY_16: u32 = 3;
+/// What the timer's input is divided by when it is used.
+pub const TIMER_DIVISOR: u64 = 16;
 
 /// The boot processor's APIC is on.
 static READY: AtomicBool = AtomicBool::new(false);
 static X2APIC: AtomicBool = AtomicBool::new(false);
+/// How the timers are used: by deadline or by count, and ticks per second of what they count.
+static BY_DEADLINE: AtomicBool = AtomicBool::new(false);
 static TIMER_HZ: AtomicU64 = AtomicU64::new(1_000_000_000);
 
 /// Where the registers are mapped (xAPIC).
@@ -100,8 +107,8 @@ pub fn init_secondary() {
     init();
     // The one NMI line leads to the boot processor.
     write(LVT_LINT1, MASKED | 4 << 8);
-    write(INITIAL_COUNT, 0);
-    write(LVT_TIMER, u32::from(VECTOR_TIMER));
+    write(DIVIDE, DIVIDE_BY_16);
+    timer().start(&mut Registers, VECTOR_TIMER);
 }
 
 /// Hardware id of this CPU's APIC.
@@ -126,18 +133,49 @@ pub fn counted() -> u32 {
     u32::MAX - read(CURRENT_COUNT)
 }
 
-/// Sets the frequency that calibration found, and stops the timer.
-pub fn set_frequency(hz: u64) {
+/// The registers of this CPU's timer.
+struct Registers;
+
+impl TimerRegisters for Registers {
+    fn write_entry(&mut self, value: u32) {
+        write(LVT_TIMER, value);
+    }
+    fn write_count(&mut self, value: u32) {
+        write(INITIAL_COUNT, value);
+    }
+    fn write_deadline(&mut self, value: u64) {
+        // SAFETY: only with a timer by deadline, which only processors with this register get; any value is legal.
+        unsafe { msr::write(msr::TSC_DEADLINE, value) };
+    }
+    fn fence(&mut self) {
+        // SAFETY: fences have no effect on memory.
+        unsafe { core::arch::asm!("mfence", options(nostack, preserves_flags)) };
+    }
+    fn tsc(&self) -> u64 {
+        super::clock::tsc()
+    }
+}
+
+fn timer() -> Timer {
+    let hz = TIMER_HZ.load(Ordering::Relaxed);
+    if BY_DEADLINE.load(Ordering::Relaxed) { Timer::Deadline { tsc_hz: hz } } else { Timer::Count { hz } }
+}
+
+/// Uses all CPUs' timers in this way from now on, and readies this one's. Once, while booting.
+pub fn use_timer(timer: Timer) {
+    let (by_deadline, hz) = match timer {
+        Timer::Count { hz } => (false, hz),
+        Timer::Deadline { tsc_hz } => (true, tsc_hz),
+    };
+    BY_DEADLINE.store(by_deadline, Ordering::Relaxed);
     TIMER_HZ.store(hz.max(1), Ordering::Relaxed);
-    write(INITIAL_COUNT, 0);
-    write(LVT_TIMER, u32::from(VECTOR_TIMER));
+    write(DIVIDE, DIVIDE_BY_16);
+    self::timer().start(&mut Registers, VECTOR_TIMER);
 }
 
 /// Fires the timer in `ns` nanoseconds from now, or sooner when that is further off than it can count; None stops it.
 pub fn set_timer(ns: Option<u64>) {
-    let count = ns
-        .map_or(0, |ns| clock::ticks_in(ns, TIMER_HZ.load(Ordering::Relaxed)).clamp(1, u64::from(u32::MAX)));
-    write(INITIAL_COUNT, count as u32);
+    timer().set(&mut Registers, ns);
 }
 
 /// Words of 32 vectors that may be in use, a bit each: our own at the top, pins from 0x40 to 0x7f.

@@ -282,6 +282,12 @@ pub fn load_cr4(state: &VcpuState) {
     }
 }
 
+/// Lets RDTSC of guests trap on this CPU, whatever they want, or leaves it to them.
+pub fn trap_tsc(on: bool) {
+    // CR4 itself follows at the next resume.
+    info().base_cr4.set(Cr4Flags::TIMESTAMP_DISABLE, on);
+}
+
 /// Saves what this CPU still holds of `state`. Nothing of the vCPU is left in the registers that matter.
 pub fn leave(state: &mut VcpuState) {
     read_segments(state);

@@ -103,6 +103,11 @@ pub fn physical_address_bits() -> u32 {
     (leaf(0x8000_0008).eax & 0xff).clamp(36, 52)
 }
 
+/// Whether there is a hypervisor below us.
+pub fn is_virtual_machine() -> bool {
+    leaf(1).ecx & 1 << 31 != 0
+}
+
 /// Whether there is TSC_AUX: for RDTSCP, or for RDPID.
 pub fn has_tsc_aux() -> bool {
     let rdtscp = cpuid(0x8000_0000, 0).eax > 0x8000_0000 && cpuid(0x8000_0001, 0).edx & 1 << 27 != 0;

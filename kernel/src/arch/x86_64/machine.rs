@@ -151,6 +151,14 @@ impl Platform for Machine {
         clock::tsc()
     }
 
+    fn emulates_tsc(&self) -> bool {
+        clock::emulates_tsc()
+    }
+
+    fn guest_tsc(&self) -> u64 {
+        clock::guest_tsc()
+    }
+
     fn clock_origin(&self) -> (u64, u64) {
         (0, clock::epoch())
     }
@@ -164,6 +172,9 @@ impl Platform for Machine {
     }
 
     fn set_timer(&self, deadline_ns: Option<u64>) {
+        // The first CPU keeps a counter that wraps from doing so unseen.
+        let look = if self.this_cpu() == CpuId(0) { clock::look_before_ns() } else { None };
+        let deadline_ns = deadline_ns.into_iter().chain(look).min();
         apic::set_timer(deadline_ns.map(|at| at.saturating_sub(clock::now_ns())));
     }
 

@@ -25,6 +25,8 @@ pub const SYSENTER_ESP: u32 = 0x175;
 pub const SYSENTER_EIP: u32 = 0x176;
 /// What RDTSCP and RDPID give beside the time stamp.
 pub const TSC_AUX: u32 = 0xc000_0103;
+/// TSC at which the local APIC's timer fires.
+pub const TSC_DEADLINE: u32 = 0x6e0;
 /// Local APIC base and mode.
 pub const APIC_BASE: u32 = 0x1b;
 

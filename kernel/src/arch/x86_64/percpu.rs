@@ -38,6 +38,8 @@ pub struct CpuInfo {
     pub tsc_aux: u32,
     /// See `tsc_aux`.
     pub has_tsc_aux: bool,
+    /// What its time-stamp counter is ahead of the boot processor's, modulo 2^64.
+    pub tsc_offset: u64,
     /// Policy's part: the vCPU that runs here, owned. None until policy starts on this CPU.
     pub cpu: Option<Cpu>,
     /// Task state: interrupt stacks, and the stack on which ring 3 enters.

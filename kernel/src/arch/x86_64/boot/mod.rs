@@ -6,7 +6,7 @@ pub mod smp;
 use super::cpu::{self, Features};
 use super::paging::{self, Space};
 use super::percpu::{self, CpuInfo, INFO_OFFSET};
-use super::{apic, clock, context, fpu, interrupts, ioapic, serial, tables};
+use super::{apic, clock, context, fpu, hpet, interrupts, ioapic, serial, tables};
 use arrayvec::ArrayVec;
 use core::cell::UnsafeCell;
 use core::ops::Range;
@@ -178,6 +178,9 @@ extern "C" fn start(info: u32) -> ! {
     let m2p = map_frame_tables(&mut space, frames);
     apic::map(&mut space, acpi.local_apic);
     ioapic::map(&mut space, &acpi);
+    if let Some(address) = acpi.hpet {
+        hpet::map(&mut space, address);
+    }
     let root = space.root;
     MACHINE.call_once(|| Machine {
         regions: info.regions,
@@ -307,7 +310,7 @@ extern "C" fn on_cpu_stack() -> ! {
     unsafe { prepare_info(&machine().cpus[0]) };
     interrupts::silence_pics();
     apic::init();
-    let calibration = clock::start_calibration(&machine().acpi.power);
+    let calibration = clock::start_calibration(&machine().acpi);
     context::init_syscall();
     fpu::init();
     // SAFETY: this CPU's data; the reference given to `tables::load` is gone.

@@ -5,9 +5,10 @@
 //! one boot stack: a processor takes the *ticket* first, which the boot processor puts there once for each start. One
 //! that finds none (it was given up, and wakes late) halts for good.
 //!
-//! A processor is left out, with a line in the log, if it does not answer in time, if it lacks a feature that the boot
-//! processor has, or if its time-stamp counter does not agree with the boot processor's: so that one scale and one origin
-//! make time that never steps back, wherever a vCPU goes.
+//! A processor is left out, with a line in the log, if it does not answer in time, or if it lacks a feature that the boot
+//! processor has. Its time-stamp counter is compared with the boot processor's (`clocksource::Exchanges`). If it is off by one
+//! amount, that is taken into account; if it does not run alike, another counter has to be the clock, and where there is none the
+//! processor is left out: so that time never steps back, wherever a vCPU goes.
 
 use super::super::{apic, clock, context, cpu, entry, fpu, percpu};
 use super::{CpuMemory, machine};
@@ -15,6 +16,7 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use hv::domain::Cpu;
 use hv::platform::{CpuId, Platform};
+use hv::x86::clocksource::{Exchanges, Skew};
 use hv::x86::layout::{self, MAX_CPUS, PAGE_SIZE};
 use x86_64::PhysAddr;
 use x86_64::registers::control::{Cr3, Cr3Flags};
@@ -168,15 +170,18 @@ fn low_page() -> Option<u64> {
 }
 
 /// Starts the other processors, until `limit` are up. Once, when time is known and before policy asks how many there are.
-pub fn start_others(limit: u32) {
+/// Whether the time-stamp counters of all that are up run alike; they do if `must_agree`.
+pub fn start_others(limit: u32, must_agree: bool) -> bool {
+    let mut agree = true;
     let own = apic::id();
     APIC_IDS[0].store(own, Ordering::Relaxed);
     let others = machine().acpi.cpus.iter().map(|cpu| cpu.apic_id).filter(|id| *id != own);
     if limit <= 1 || others.clone().next().is_none() {
-        return;
+        return agree;
     }
     let Some(page) = low_page() else {
-        return log::warn!("no RAM below 640 KiB: the other processors cannot be started");
+        log::warn!("no RAM below 640 KiB: the other processors cannot be started");
+        return agree;
     };
     let code = &raw const ap_start;
     // SAFETY: the assembly above puts both symbols around its instructions.
@@ -189,8 +194,21 @@ pub fn start_others(limit: u32) {
             log::info!("processor with APIC id {id} is not used");
             continue;
         }
-        match start(number, id, page) {
-            Ok(()) => {
+        match start(number, id, page, must_agree) {
+            Ok(skew) => {
+                match skew {
+                    Skew::None => {}
+                    Skew::Offset { ticks, within } => {
+                        let ticks = ticks as i64;
+                        log::warn!(
+                            "CPU {number}: its TSC is {ticks} ticks ahead of the first one's, within {within}"
+                        );
+                    }
+                    Skew::Unsteady => {
+                        log::warn!("CPU {number}: its TSC does not run as the first one's does");
+                        agree = false;
+                    }
+                }
                 APIC_IDS[number as usize].store(id, Ordering::Relaxed);
                 ONLINE.store(number + 1, Ordering::Relaxed);
             }
@@ -198,9 +216,9 @@ pub fn start_others(limit: u32) {
             Err(Failed::Different) => {
                 log::warn!("processor with APIC id {id} lacks features of the first: it is left out");
             }
-            Err(Failed::OutOfTime(by)) => {
+            Err(Failed::OutOfTime) => {
                 log::warn!(
-                    "the TSC of the processor with APIC id {id} is off by {by} or more: it is left out"
+                    "the TSC of the processor with APIC id {id} does not run as the first one's, and is the only clock: it is left out"
                 );
             }
             Err(Failed::Stuck) => {
@@ -210,6 +228,7 @@ pub fn start_others(limit: u32) {
         }
     }
     log::info!("{} processors", online());
+    agree
 }
 
 enum Failed {
@@ -218,8 +237,8 @@ enum Failed {
     /// It began and did not finish: it may still use what it was given.
     Stuck,
     Different,
-    /// Its counter was before or behind by so many ticks.
-    OutOfTime(u64),
+    /// Its counter does not run as the boot processor's.
+    OutOfTime,
 }
 
 /// Waits until `done`, at most `ns` nanoseconds; whether it is.
@@ -234,7 +253,7 @@ fn wait(ns: u64, done: impl Fn() -> bool) -> bool {
     true
 }
 
-fn start(number: u32, id: u32, page: u64) -> Result<(), Failed> {
+fn start(number: u32, id: u32, page: u64, must_agree: bool) -> Result<Skew, Failed> {
     // SAFETY: a word of the image that is accessed as an atomic only.
     let ticket = unsafe { &ap_ticket };
     STARTING.store(number, Ordering::Relaxed);
@@ -256,19 +275,21 @@ fn start(number: u32, id: u32, page: u64) -> Result<(), Failed> {
     if ANSWER.load(Ordering::SeqCst) == DIFFERENT {
         return Err(Failed::Different);
     }
-    let off = compare_counters().ok_or(Failed::Stuck)?;
-    if off != 0 {
+    let skew = compare_counters().ok_or(Failed::Stuck)?;
+    if skew == Skew::Unsteady && must_agree {
         apic::send_init(id);
-        return Err(Failed::OutOfTime(off));
+        return Err(Failed::OutOfTime);
     }
-    if wait(PATIENCE_NS, || ANSWER.load(Ordering::SeqCst) == READY) { Ok(()) } else { Err(Failed::Stuck) }
+    if let Skew::Offset { ticks, .. } = skew {
+        clock::set_offset(CpuId(number), ticks);
+    }
+    if wait(PATIENCE_NS, || ANSWER.load(Ordering::SeqCst) == READY) { Ok(skew) } else { Err(Failed::Stuck) }
 }
 
-/// Asks the other processor for its counter many times: each answer has to lie between our own readings before and after.
-/// By how many ticks one did not, at most; `None` if the other stopped answering.
-fn compare_counters() -> Option<u64> {
+/// Asks the other processor for its counter many times. `None` if it stopped answering.
+fn compare_counters() -> Option<Skew> {
     let first = ROUND.load(Ordering::SeqCst);
-    let mut off = 0;
+    let mut exchanges = Exchanges::new();
     for round in 0..TSC_ROUNDS {
         let asked = first + 2 * round + 1;
         let before = clock::tsc_ordered();
@@ -278,9 +299,9 @@ fn compare_counters() -> Option<u64> {
         }
         let theirs = THEIR_TSC.load(Ordering::SeqCst);
         let after = clock::tsc_ordered();
-        off = off.max(before.saturating_sub(theirs)).max(theirs.saturating_sub(after));
+        exchanges.add(before, theirs, after);
     }
-    Some(off)
+    Some(exchanges.skew())
 }
 
 /// The other side of [`compare_counters`].
@@ -339,5 +360,7 @@ extern "C" fn on_cpu_stack(number: usize) -> ! {
     while !GO.load(Ordering::SeqCst) {
         super::super::machine::Machine.wait_for_interrupt();
     }
+    // SAFETY: this CPU's data, of which no reference exists.
+    unsafe { (*percpu::this()).tsc_offset = clock::offset_of(CpuId(number as u32)) };
     entry::run_guests(Cpu::new(CpuId(number as u32)))
 }

@@ -80,6 +80,7 @@ fn resume(cpu: &mut Cpu) -> *mut VcpuState {
 pub fn run_guests(cpu: Cpu) -> ! {
     // SAFETY: this CPU's own data, of which no reference exists here.
     unsafe { (*percpu::this()).cpu = Some(cpu) };
+    context::trap_tsc(super::clock::emulates_tsc());
     let state = resume(policy());
     // SAFETY: `resume_guest` takes a state that `enter_vcpu` prepared; it leaves this stack for good.
     unsafe { core::arch::asm!("jmp resume_guest", in("rax") state, options(noreturn)) }

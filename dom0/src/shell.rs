@@ -121,11 +121,13 @@ commands! {
          `card detach NAME 1 [force]` takes it away; `card restart NAME 1` lets its back end fail and come back."
     "devices" "" devices "show the machine's own devices"
         "IN and OUT are what was read and written; KICKS are the times that a device was told of requests."
-    "device" "read|write|fill|zero|discard|crc|flush|measure DISK ..." device "read or change a disk of the machine's"
+    "device" "read|write|fill|zero|discard|crc|flush|measure|arp|echo NAME ..." device "try a device of the machine's"
         "`device read vda SECTOR` shows a sector, `device crc vda [SECTOR COUNT]` its CRC-32 or that of the whole disk;\n\
          `device write vda SECTOR TEXT` writes a text there; `fill vda SECTOR COUNT BYTE`, `zero vda SECTOR COUNT` and\n\
          `discard vda SECTOR COUNT` change many; `flush vda` has all of it durable. Guests that use the disk are not asked.\n\
-         `device measure vda DEPTH COUNT` reads COUNT times 4 KiB, DEPTH at a time, and says what one cost."
+         `device measure vda DEPTH COUNT` reads COUNT times 4 KiB, DEPTH at a time, and says what one cost.\n\
+         `device arp net0 10.0.2.2 10.0.2.15` asks a card's network who has the first address, in the name of the second;\n\
+         `device echo PORT LINES` sends back what comes in by a console's port."
     "xenstore" "ls|read|write|rm|watch PATH [...]" xenstore "look into xenstore, or change it"
         "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\
          `watch PATH [SECONDS]` shows what changes, until a key is pressed. PATH begins with / or is below dom0's own."

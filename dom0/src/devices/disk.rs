@@ -423,6 +423,15 @@ impl Storage {
         if bytes.is_multiple_of(SECTOR) { Ok(bytes / SECTOR) } else { Err(DiskError::Unsupported) }
     }
 
+    /// Fills pages with sectors, without a copy, and gives them back.
+    ///
+    /// # Errors
+    /// As [`Storage::read`]; the pages are freed then.
+    pub async fn read_pages(&self, sector: u64, pages: Vec<DmaPage>) -> Result<Vec<DmaPage>, DiskError> {
+        let bytes = pages.len() * PAGE;
+        self.run(Action::Read, sector, bytes as u64 / SECTOR, pages, bytes).await
+    }
+
     /// Reads whole sectors.
     ///
     /// # Errors

@@ -3,14 +3,20 @@
 //! | I want to… | go to |
 //! |---|---|
 //! | use a disk | [`storage`] by its name, then [`Storage`]: `read`, `write`, `flush`; jobs of back ends |
+//! | use a network card | [`card`], then [`NetDevice`]: `frame`, `send` |
+//! | talk to somebody on the host | [`port`] by its name, then [`Port`]: `connected`, `read`, `write` |
 //! | see what there is | [`all`] |
 //! | know how a device is driven | the package `virtio` |
 
+mod console;
 mod disk;
 mod machine;
+mod net;
 pub mod shell;
 
+pub use console::{ConsoleDevice, Port};
 pub use disk::{Device as DiskDevice, Storage};
+pub use net::NetDevice;
 
 use crate::say;
 use alloc::format;
@@ -27,6 +33,10 @@ use virtio::{Kind, Platform as _, Transport};
 pub enum Device {
     /// A disk.
     Disk(Arc<DiskDevice>),
+    /// A network card.
+    Net(Arc<NetDevice>),
+    /// A console.
+    Console(Arc<ConsoleDevice>),
 }
 
 static DEVICES: Mutex<Vec<Device>> = Mutex::new(Vec::new());
@@ -37,18 +47,32 @@ pub fn start(events: &Events) {
         Ok(machine) => machine,
         Err(errno) => return say!("dom0: no devices: its ports are not for us ({errno})"),
     };
-    let mut disks = 0u8;
+    let mut numbers = [0u8; 3];
+    let mut next = |kind: usize, name_of: &str| {
+        let number =
+            numbers.get_mut(kind).map_or(0, |number| core::mem::replace(number, number.saturating_add(1)));
+        name(name_of, number)
+    };
     for (function, kind) in virtio::find(machine.config()) {
         let at = function.address;
+        let open = || Transport::open(machine, function);
         let started = match kind {
             Kind::Block => {
-                let name = name("vd", disks);
-                disks = disks.saturating_add(1);
-                let started = Transport::open(machine, function)
-                    .and_then(|transport| DiskDevice::start(&name, transport, events));
+                let name = next(0, "vd");
+                let started = open().and_then(|transport| DiskDevice::start(&name, transport, events));
                 started.map(|disk| (format!("disk {name}: {}", disk.about()), Device::Disk(disk)))
             }
-            _ => continue,
+            Kind::Net => {
+                let name = next(1, "net");
+                let started = open().and_then(|transport| NetDevice::start(&name, transport, events));
+                started.map(|card| (format!("network card {name}: {}", card.about()), Device::Net(card)))
+            }
+            Kind::Console => {
+                let name = next(2, "console");
+                let started = open().and_then(|transport| ConsoleDevice::start(&name, transport, events));
+                started.map(|console| (format!("{name}: {}", console.about()), Device::Console(console)))
+            }
+            Kind::Other(_) => continue,
         };
         match started {
             Ok((line, device)) => {
@@ -60,10 +84,10 @@ pub fn start(events: &Events) {
     }
 }
 
-/// The name of a device of its kind: `a` to `z`, then numbers.
+/// The name of a device of its kind: disks have letters, as long as there are some.
 fn name(kind: &str, number: u8) -> String {
     match number {
-        0..26 => format!("{kind}{}", char::from(b'a' + number)),
+        0..26 if kind == "vd" => format!("{kind}{}", char::from(b'a' + number)),
         _ => format!("{kind}{number}"),
     }
 }
@@ -79,7 +103,10 @@ pub fn all() -> Vec<Device> {
 /// What to say.
 pub fn storage(wanted: &str) -> Result<Storage, String> {
     let devices = all();
-    let disks = devices.iter().map(|Device::Disk(disk)| disk);
+    let disks = devices.iter().filter_map(|device| match device {
+        Device::Disk(disk) => Some(disk),
+        _ => None,
+    });
     let mut names = Vec::new();
     for disk in disks {
         if disk.name() == wanted {
@@ -89,4 +116,31 @@ pub fn storage(wanted: &str) -> Result<Storage, String> {
     }
     let there = if names.is_empty() { "none".to_string() } else { names.join(", ") };
     Err(format!("the machine has no disk {wanted}: there is {there}"))
+}
+
+/// A network card, by its name.
+///
+/// # Errors
+/// What to say.
+pub fn card(wanted: &str) -> Result<Arc<NetDevice>, String> {
+    let devices = all();
+    let mut cards = devices.into_iter().filter_map(|device| match device {
+        Device::Net(card) => Some(card),
+        _ => None,
+    });
+    cards
+        .find(|card| card.name() == wanted)
+        .ok_or_else(|| format!("the machine has no network card {wanted}"))
+}
+
+/// The port `name` of the machine's first console; it may not be there yet, or ever.
+///
+/// # Errors
+/// What to say when there is no console.
+pub fn port(name: &str) -> Result<Port, String> {
+    let consoles = all().into_iter().find_map(|device| match device {
+        Device::Console(console) => Some(Port::new(&console, name)),
+        _ => None,
+    });
+    consoles.ok_or_else(|| "the machine has no console but the serial line".to_string())
 }

@@ -1,18 +1,22 @@
 //! What the shell does with devices: shows them, and reads, writes and measures disks.
 
-use super::{Device, Storage, all, storage};
+use super::{Device, NetDevice, Port, Storage, all, card, port, storage};
 use crate::hypervisor;
 use crate::say;
 use crate::table::{Align, Table};
 use crate::units::Bytes;
+use crate::waiting::{First, first};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use guest_sdk::hardware::DmaPage;
 use guest_sdk::sync::Bell;
 use guest_sdk::{executor, time};
 use virtio::block::SECTOR;
+use virtio::net::About;
 
 /// Most sectors that are shown, or read at once.
 const AT_ONCE: u64 = 256;
@@ -33,13 +37,43 @@ pub fn table() -> String {
     ]);
     for device in all() {
         match device {
+            Device::Net(card) => {
+                let (counters, (_, interrupts)) = (card.counters(), card.interrupts());
+                table.row([
+                    card.name().to_string(),
+                    card.place().to_string(),
+                    format!("network card: {}", card.about()),
+                    state(card.is_broken()),
+                    Bytes::new(counters.received_bytes).to_string(),
+                    Bytes::new(counters.sent_bytes).to_string(),
+                    (counters.received + counters.sent).to_string(),
+                    counters.bad.to_string(),
+                    "-".into(),
+                    interrupts.to_string(),
+                ]);
+            }
+            Device::Console(console) => {
+                let (counters, (_, interrupts)) = (console.counters(), console.interrupts());
+                table.row([
+                    console.name().to_string(),
+                    console.place().to_string(),
+                    format!("console: {}", console.about()),
+                    state(console.is_broken()),
+                    Bytes::new(counters.received_bytes).to_string(),
+                    Bytes::new(counters.sent_bytes).to_string(),
+                    "-".into(),
+                    "-".into(),
+                    "-".into(),
+                    interrupts.to_string(),
+                ]);
+            }
             Device::Disk(disk) => {
                 let (counters, (_, interrupts)) = (disk.counters(), disk.interrupts());
                 table.row([
                     disk.name().to_string(),
                     disk.place().to_string(),
                     format!("disk: {}", disk.about()),
-                    if disk.is_broken() { "broken".into() } else { "up".into() },
+                    state(disk.is_broken()),
                     Bytes::new(counters.sectors_read * SECTOR).to_string(),
                     Bytes::new(counters.sectors_written * SECTOR).to_string(),
                     counters.requests.to_string(),
@@ -51,6 +85,10 @@ pub fn table() -> String {
         }
     }
     table.to_string()
+}
+
+fn state(broken: bool) -> String {
+    if broken { "broken".into() } else { "up".into() }
 }
 
 /// Runs `device WORDS`.
@@ -83,6 +121,8 @@ pub async fn run(words: &[&str]) -> Result<(), Option<String>> {
             let (sector, count) = (number(sector)?, number(count)?);
             storage(disk)?.discard(sector, count).await.map_err(|error| error.to_string())?;
         }
+        ["arp", name, wanted, own] => arp(&*card(name)?, address(wanted)?, address(own)?).await?,
+        ["echo", name, lines] => echo(&port(name)?, number(lines)?).await?,
         ["flush", disk] => storage(disk)?.flush().await.map_err(|error| error.to_string())?,
         ["measure", disk, depth, count] => measure(&storage(disk)?, number(depth)?, number(count)?).await?,
         _ => return Err(None),
@@ -154,6 +194,65 @@ async fn fill(storage: &Storage, sector: u64, count: u64, byte: u8) -> Result<()
     Ok(())
 }
 
+/// An IPv4 address.
+fn address(text: &str) -> Result<[u8; 4], String> {
+    let mut bytes = text.split('.').map(str::parse::<u8>);
+    let address = core::array::from_fn(|_| bytes.next().and_then(Result::ok));
+    match (address, bytes.next()) {
+        ([Some(a), Some(b), Some(c), Some(d)], None) => Ok([a, b, c, d]),
+        _ => Err(format!("{text:?} is no address, as in 10.0.2.2")),
+    }
+}
+
+/// How long somebody has to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Asks who has an address (RFC 826), as long as nobody else uses the card.
+async fn arp(card: &NetDevice, wanted: [u8; 4], own: [u8; 4]) -> Result<(), String> {
+    let mac = card.mac();
+    // Ethernet, IPv4, lengths of their addresses, a request.
+    let what = [8, 6, 0, 1, 8, 0, 6, 4, 0, 1];
+    let request = [&[0xff; 6][..], &mac, &what, &mac, &own, &[0; 6], &wanted, &[0; 18]].concat();
+    if !card.send(About::default(), &request) {
+        return Err("the card has no room".into());
+    }
+    card.kick();
+    let answer = async {
+        let mut frame = [0; 1600];
+        loop {
+            let (count, _) = card.receive(&mut frame).await;
+            let field = |from: usize, to: usize| frame.get(from..to).unwrap_or_default();
+            // A reply from the one that was asked for.
+            if count >= 42 && field(12, 14) == [8, 6] && field(20, 22) == [0, 2] && field(28, 32) == wanted {
+                let bytes: Vec<String> = field(22, 28).iter().map(|byte| format!("{byte:02x}")).collect();
+                return bytes.join(":");
+            }
+        }
+    };
+    match first(answer, time::after(PATIENCE)).await {
+        First::One(found) => say!("it is at {found}"),
+        First::Other(()) => return Err("nobody answers".into()),
+    }
+    Ok(())
+}
+
+/// Sends back so many lines that come in by a port.
+async fn echo(port: &Port, lines: u64) -> Result<(), String> {
+    port.connected().await;
+    let mut left = lines;
+    let mut bytes = [0; 512];
+    while left > 0 {
+        let count = port.read(&mut bytes).await;
+        if count == 0 {
+            return Err(format!("nobody is there any more, {left} lines too early"));
+        }
+        let part = bytes.get(..count).unwrap_or_default();
+        port.write(part).await;
+        left = left.saturating_sub(part.iter().filter(|byte| **byte == b'\n').count() as u64);
+    }
+    Ok(())
+}
+
 /// Reads `count` times 4 KiB, `depth` at a time, here and there, and says what one cost.
 async fn measure(storage: &Storage, depth: u64, count: u64) -> Result<(), String> {
     const SECTORS: u64 = 8;
@@ -176,7 +275,7 @@ async fn measure(storage: &Storage, depth: u64, count: u64) -> Result<(), String
         let (storage, next, failed, left) =
             (storage.clone(), Arc::clone(&next), Arc::clone(&failed), Arc::clone(&left));
         executor::spawn(async move {
-            let mut bytes = alloc::vec![0; (SECTORS * SECTOR) as usize];
+            let mut page = None;
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= count {
@@ -184,8 +283,13 @@ async fn measure(storage: &Storage, depth: u64, count: u64) -> Result<(), String
                 }
                 // Places that are far apart, and each of them in the end.
                 let place = number.wrapping_mul(7919) % places;
-                if storage.read(place * SECTORS, &mut bytes).await.is_err() {
+                let Some(free) = page.take().or_else(|| DmaPage::new().ok()) else {
                     failed.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                };
+                match storage.read_pages(place * SECTORS, [free].into()).await {
+                    Ok(mut pages) => page = pages.pop(),
+                    Err(_) => _ = failed.fetch_add(1, Ordering::Relaxed),
                 }
             }
             left.0.fetch_sub(1, Ordering::AcqRel);

@@ -92,6 +92,15 @@ struct Control<D> {
     waiting: VecDeque<[u8; MESSAGE]>,
 }
 
+/// What the device says about a port.
+struct Message {
+    port: u32,
+    event: u16,
+    value: u16,
+    /// What is behind it.
+    name: Vec<u8>,
+}
+
 /// What went through a console.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -249,7 +258,7 @@ impl<D: DmaPage> Control<D> {
     }
 
     /// The next message, with a name if it has one.
-    fn take(&mut self) -> Result<Option<(u32, u16, u16, Vec<u8>)>, Fault> {
+    fn take(&mut self) -> Result<Option<Message>, Fault> {
         while let Some((head, _)) = self.transmit.take()? {
             self.free.extend(self.sending.get(usize::from(head)));
         }
@@ -261,8 +270,12 @@ impl<D: DmaPage> Control<D> {
         self.lend(part);
         let name = if text.len() < MESSAGE { return Err(Fault::Message) } else { text.split_off(MESSAGE) };
         let word = |at: usize| text.get(at).copied().unwrap_or(0);
-        let port = u32::from_le_bytes([word(0), word(1), word(2), word(3)]);
-        Ok(Some((port, u16::from_le_bytes([word(4), word(5)]), u16::from_le_bytes([word(6), word(7)]), name)))
+        Ok(Some(Message {
+            port: u32::from_le_bytes([word(0), word(1), word(2), word(3)]),
+            event: u16::from_le_bytes([word(4), word(5)]),
+            value: u16::from_le_bytes([word(6), word(7)]),
+            name,
+        }))
     }
 }
 
@@ -380,7 +393,7 @@ impl<P: Platform> Console<P> {
 
     /// Says that somebody is at this end of a port, or nobody any more. The host does not send before.
     pub fn set_open(&mut self, number: u32, open: bool) {
-        if let Some(port) = self.ports.get_mut(number as usize) {
+        if let Some(port) = self.ports.get_mut(number as usize).filter(|port| port.open != open) {
             port.open = open;
             if let Some(control) = self.control.as_mut().filter(|_| port.there) {
                 control.say(number, PORT_OPEN, open.into());
@@ -410,7 +423,7 @@ impl<P: Platform> Console<P> {
     fn take(&mut self) -> Result<bool, Fault> {
         let mut news = false;
         if let Some(control) = &mut self.control {
-            while let Some((number, event, value, name)) = control.take()? {
+            while let Some(Message { port: number, event, value, name }) = control.take()? {
                 news = true;
                 // Of a port beyond those that are used, nobody wants to know.
                 let Some(port) = self.ports.get_mut(number as usize) else { continue };

@@ -488,7 +488,7 @@ fn devices_that_cannot_be_used_are_told_apart() {
     assert_eq!(all(&|machine| machine.device(|device| device.vectors = 1)), Some(Error::Messages));
     assert_eq!(all(&|machine| machine.device(|device| device.gone = true)), Some(Error::Reset));
     assert_eq!(
-        all(&|machine| machine.device(|device| (device.never_resets, device.status) = (true, 1)).into()),
+        all(&|machine| machine.device(|device| (device.never_resets, device.status) = (true, 1))),
         Some(Error::Reset)
     );
     assert_eq!(all(&|machine| machine.limit_pages(2)), Some(Error::Memory));

@@ -149,9 +149,12 @@ fn a_console_without_messages_has_one_port() {
     assert_eq!(read(&mut console, 0, 30), b"ed");
 }
 
+/// What is wrong, and how it comes to be so.
+type Spoiled = (Fault, fn(&Machine));
+
 #[test]
 fn nonsense_starts_it_again_and_it_learns_its_ports_anew() {
-    let faults: [(Fault, fn(&Machine)); 4] = [
+    let faults: [Spoiled; 4] = [
         (Fault::Message, |machine| {
             let chain = machine.pop(2).unwrap();
             machine.push(2, chain.head.into(), 7);

@@ -477,7 +477,10 @@ mod tests {
         let two = "[[disk]]\nname = 'xvda'\nkind = 'ram'\nsize = '8M'\n[[disk]]\nname = 'xvdb'\nkind = 'image'\nfile = 'a.img'\n";
         let disks = with(two).unwrap().disks;
         assert_eq!((disks.len(), disks[0].device, disks[0].readonly), (2, 51712, false));
-        assert_eq!((disks[1].device, disks[1].readonly, disks[1].file()), (51728, true, Some("a.img")));
+        assert_eq!(
+            (disks[1].device, disks[1].readonly, disks[1].kind.to_string().as_str()),
+            (51728, true, "image a.img")
+        );
         for (old, new, message) in [
             ("xvdb", "xvda", "line 14: disk xvda: there are two of this name"),
             ("xvda", "sda", "line 10: disk \"sda\": disks are called xvda"),

@@ -6,7 +6,7 @@ use crate::backend;
 use crate::cards::CardSpec;
 use crate::description::{Description, OWN_NAME};
 use crate::devices;
-use crate::disks::{DiskSpec, Kind};
+use crate::disks::DiskSpec;
 use crate::editor::{Action, LineEditor};
 use crate::guests::{self, Follow, State};
 use crate::hypervisor::{self, DomainInfo, VcpuInfo, VcpuUsage};
@@ -112,10 +112,12 @@ commands! {
     "shutdown" "NAME [SECONDS]" shutdown "ask a domain to power itself off (it has 10 seconds unless said)"
         "It is asked through xenstore (control/shutdown). If it does not listen, or does not end in time, it is switched off as\n\
          if it had powered itself off. Its on_poweroff is applied either way."
-    "disk" "[list|attach|detach|resize|restart] ..." disk "show the disks of domains, or change them"
-        "`disk attach NAME xvdb:ram:8M` adds a disk (also xvdb:image:FILE, xvdb:overlay:FILE[:SIZE], and :readonly behind them);\n\
+    "disk" "[list|attach|detach|resize|restart|format] ..." disk "show the disks of domains, or change them"
+        "`disk attach NAME xvdb:ram:8M` adds a disk (also xvdb:image:FILE, xvdb:overlay:FILE[:CHANGES][:SIZE], xvdb:device:vda1,\n\
+         xvdb:file:vda1/FILE[:SIZE], and :readonly behind them);\n\
          `disk detach NAME xvdb [force]` takes it away; `disk resize NAME xvdb 16M` makes it larger;\n\
-         `disk restart NAME xvdb` lets its back end fail and come back."
+         `disk restart NAME xvdb` lets its back end fail and come back;\n\
+         `disk format vda1 [force]` makes a FAT file system on a disk of dom0's."
     "card" "[list|attach|detach|restart] ..." card "show the network cards of domains, or change them"
         "`card attach NAME lan` adds a card on the switch lan (also lan:mac=ADDRESS, lan:isolated, lan:rate=10M);\n\
          `card detach NAME 1 [force]` takes it away; `card restart NAME 1` lets its back end fail and come back."
@@ -523,7 +525,7 @@ impl Shell {
         match words.as_slice() {
             [] | ["list"] => print_block(&disk_table()),
             ["attach", name, disk] => {
-                guests::devices(&guests::resolve(name)?)?.attach(&DiskSpec::parse(disk)?)?
+                guests::devices(&guests::resolve(name)?)?.attach(&DiskSpec::parse(disk)?).await?
             }
             ["detach", name, disk] => guests::devices(&guests::resolve(name)?)?.detach(disk, false).await?,
             ["detach", name, disk, "force"] => {
@@ -534,6 +536,10 @@ impl Shell {
                 guests::devices(&guests::resolve(name)?)?.disk(disk)?.resize(bytes)?;
             }
             ["restart", name, disk] => guests::devices(&guests::resolve(name)?)?.disk(disk)?.restart(),
+            ["format", disk] | ["format", disk, "force"] => {
+                backend::format_drive(disk, words.len() == 3).await?;
+                say!("{disk}: formatted");
+            }
             _ => return Err(usage("disk")),
         }
         Ok(Next::Go)
@@ -1165,11 +1171,7 @@ fn disk_table() -> String {
         let (State::Running(run) | State::Ended(run) | State::Kept(run, _)) = view.state else { continue };
         for vbd in run.devices.disks() {
             let (spec, status) = (&vbd.kind.spec, vbd.kind.status());
-            let kind = match &spec.kind {
-                Kind::Ram(_) => "ram".to_string(),
-                Kind::Image(file) => format!("image {file}"),
-                Kind::Overlay(file, _) => format!("overlay {file}"),
-            };
+            let kind = spec.kind.to_string();
             table.row([
                 view.name.clone(),
                 spec.name.clone(),

@@ -17,6 +17,7 @@ mod devices;
 mod docs;
 mod doctor;
 mod images;
+mod kill;
 mod qemu;
 mod recipe;
 mod run;
@@ -61,6 +62,8 @@ enum Command {
     Audit(audit::Args),
     /// Run the conformance cases on Xenolith and on real Xen, as dom0 and as unprivileged domain
     Conformance(conformance::Args),
+    /// Kill QEMU again and again while a guest writes to its disks, and look for what is lost
+    Kill(kill::Args),
     /// Boot any 64-bit PV ELF kernel as dom0 of Xenolith, or of Debian's Xen
     Boot(boot::Args),
 }
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Docs(args) => docs::main(args),
         Command::Audit(args) => audit::main(args),
         Command::Conformance(args) => conformance::main(args),
+        Command::Kill(args) => kill::main(args),
         Command::Boot(args) => boot::main(args),
     };
     result.unwrap_or_else(|error| {

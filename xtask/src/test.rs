@@ -6,7 +6,7 @@ use crate::images::{Kind, Workspace};
 use crate::qemu::{self, Host};
 use crate::scenario::{self, Outcome, Scenario};
 use crate::setup::Need;
-use crate::{audit, doctor, setup, sh, tidy};
+use crate::{audit, doctor, kill, setup, sh, tidy};
 use anyhow::{Context, Result};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -90,6 +90,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
         for (host, scenario) in &scenarios {
             println!("{:<44} {}", name(*host, scenario), scenario.about);
         }
+        if KILLS.contains(&args.filter) && args.on.is_none() && !args.quick {
+            println!("{KILLS:<44} QEMU is killed {KILL_ROUNDS} times while a guest writes to its disks; no flush is lost.");
+        }
         if suite_filter(&workspace, &args.filter).is_some() {
             let about = "The conformance suite: `cargo xtask conformance --list` names its cases.";
             println!("{SUITE:<44} {about}");
@@ -103,7 +106,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     let audits = args.on.is_none() && ("audit".contains(&args.filter) || args.filter.starts_with("audit"));
     let suite = suite_filter(&workspace, &args.filter);
-    if audits || suite.is_some() || !scenarios.is_empty() {
+    let kills = args.on.is_none() && !args.quick && KILLS.contains(&args.filter);
+    if audits || kills || suite.is_some() || !scenarios.is_empty() {
         match build::everything(&workspace) {
             Ok(built) => {
                 if audits {
@@ -111,6 +115,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
                 }
                 if let Some(filter) = suite {
                     conformance_suite(&args, filter, &workspace, &built, &mut tally)?;
+                }
+                if kills {
+                    kill_tests(&workspace, &built, &mut tally);
                 }
                 boot_all(&args, &workspace, &built, scenarios, &mut tally);
             }
@@ -242,6 +249,21 @@ fn host_counts(text: &str) -> [usize; 3] {
         }
     }
     total
+}
+
+/// The name of the test that kills QEMU.
+const KILLS: &str = "kill";
+/// How often it does so here; `cargo xtask kill` does it a hundred times.
+const KILL_ROUNDS: u32 = 10;
+
+fn kill_tests(workspace: &Workspace, built: &Built, tally: &mut Tally) {
+    if let Err(why) = qemu::require() {
+        return tally.skipped(KILLS, &format!("{why:#}"));
+    }
+    match kill::rounds(workspace, built, KILL_ROUNDS, 1, false) {
+        Ok(summary) => tally.passed(KILLS, &format!(" ({summary})")),
+        Err(error) => tally.failed(KILLS, &format!("{error:#}")),
+    }
 }
 
 /// What the names of the conformance suite's cases begin with here.

@@ -1,6 +1,6 @@
 //! A connected back end: its rings, the pages of its front end, and the disk below.
 
-use crate::disk::{Disk, Properties};
+use crate::disk::{Action, Disk, Job, Properties};
 use crate::grants::{MOST, Mapper};
 use crate::queue::{Closed, Counters, Queue};
 use crate::request::{Fault, Identity};
@@ -29,7 +29,12 @@ pub struct Backend<M, G: Mapper, D> {
     queues: Vec<Queue<M, G::Page>>,
     mapper: G,
     disk: D,
+    /// The last flush is under way.
+    flushing: bool,
 }
+
+/// Owner of the last flush: no queue.
+const LAST: (u32, u32) = (MOST_QUEUES, 0);
 
 impl<M, G: Mapper, D> core::fmt::Debug for Backend<M, G, D> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -43,7 +48,7 @@ impl<M: SharedPage, G: Mapper, D: Disk<G::Page>> Backend<M, G, D> {
         let most = if persistent { MOST / rings.len().clamp(1, MOST_QUEUES as usize) } else { 0 };
         let queues = (0..MOST_QUEUES).zip(rings);
         let queues = queues.map(|(number, page)| Queue::new(number, page, identity, most)).collect();
-        Self { queues, mapper, disk }
+        Self { queues, mapper, disk, flushing: false }
     }
 
     /// Takes what the disk has done and what the front end wants. The waker of `context` is told when the disk has done more.
@@ -63,6 +68,30 @@ impl<M: SharedPage, G: Mapper, D: Disk<G::Page>> Backend<M, G, D> {
             turn.fault = turn.fault.or(queue.take_fault());
         }
         Ok(turn)
+    }
+
+    /// Ends: no more requests are taken, what the disk works on is waited for, and what was written is made durable. Only then may the
+    /// disk be used for another connection: what it gives back would be taken for theirs.
+    pub fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            while let Poll::Ready(done) = self.disk.poll_done(context) {
+                if done.job.owner == LAST {
+                    // It fails when the disk does: nobody is left to hear of it.
+                    return Poll::Ready(());
+                }
+                if let Some(queue) = self.queues.get_mut(done.job.owner.0 as usize) {
+                    queue.land(done);
+                }
+            }
+            if self.flushing || self.queues.iter().any(Queue::is_open) {
+                return Poll::Pending;
+            }
+            let job = Job { owner: LAST, action: Action::Flush, sector: 0, pieces: Vec::new() };
+            if self.disk.submit(job).is_some() {
+                return Poll::Ready(());
+            }
+            self.flushing = true;
+        }
     }
 
     /// Asks for notifications of the next requests; true when there are some already, so that sleeping would be wrong.

@@ -385,7 +385,13 @@ impl<M: SharedPage, P: GuestPage> Queue<M, P> {
         }
     }
 
-    fn land(&mut self, done: Done<P>) {
+    /// Whether the disk works on something.
+    pub fn is_open(&self) -> bool {
+        self.open > 0
+    }
+
+    /// Takes a job that is done; what waited for it goes on waiting.
+    pub fn land(&mut self, done: Done<P>) {
         let number = done.job.owner.1;
         let Some(flight) = self.flights.get_mut(number as usize).and_then(Option::take) else { return };
         self.free.push(number);

@@ -508,3 +508,26 @@ proptest! {
 fn the_device_number_is_the_handle() {
     assert_eq!(rw(READ, 1, 0, &[]).handle, DEVICE as u16);
 }
+
+#[test]
+fn a_disk_is_given_back_when_it_has_done_all_and_is_flushed() {
+    let mut host = Host::new(1, true, Late::new(ram(64)));
+    let page = host.grant(true);
+    host.push(&rw(WRITE, 1, 0, &[segment(page, 0, 7)]));
+    host.push(&rw(WRITE, 2, 8, &[segment(page, 0, 7)]));
+    host.push(&rw(FLUSH, 3, 0, &[]));
+    host.turn().expect("an honest front");
+    assert!(!host.finish());
+    host.push(&rw(WRITE, 4, 16, &[segment(page, 0, 7)]));
+    host.disk().finish(0, Ok(()));
+    assert!(!host.finish());
+    assert_eq!(host.disk().actions(), [Action::Write], "nothing new, and the flush not before its time");
+    host.disk().finish(0, Err(DiskError::Failed));
+    assert!(!host.finish());
+    assert_eq!(host.disk().actions(), [Action::Flush]);
+    assert!(!host.finish());
+    assert_eq!(host.disk().actions(), [Action::Flush], "once");
+    host.disk().finish(0, Ok(()));
+    assert!(host.finish());
+    host.close();
+}

@@ -229,6 +229,8 @@ async fn serve(vbd: Arc<Vbd>, mut backend: Served, mut channels: Vec<Channel>, l
     }
     note(&vbd, &backend, before);
     vbd.kind.status.lock().kept_pages = 0;
+    // Pages of the guest stay mapped until the disk lets go of them.
+    poll_fn(|context| backend.poll_finish(context)).await;
     drop(backend.close());
     drop(channels);
     link.end();

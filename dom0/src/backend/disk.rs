@@ -1,8 +1,10 @@
 //! The disks that there are, opened from what descriptions say.
 
-use super::pages::Page;
-use crate::disks::{DiskSpec, Kind};
+use super::drives::{self, Claim, Place};
+use super::pages::{Page, own_page};
+use crate::disks::{DiskSpec, Kind, Path, Source};
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -11,24 +13,31 @@ use blkback::memory::{BadDisk, MemoryDisk};
 use core::task::{Context, Poll};
 use guest_sdk::memory;
 use spin::Mutex;
+use storage::blocks::Blocks;
+use storage::overlay::{self, Header, Overlay};
+use storage::{AnyDisk, SECTOR};
 
 /// What disks leave of dom0's memory for all else.
 const RESERVE: u64 = 8 << 20;
 
-/// Any disk.
-pub enum AnyDisk {
+/// Any disk. Those in memory answer at once, and are named so that nothing is between.
+enum Below {
     /// Memory.
     Ram(MemoryDisk<[u8; 0]>),
     /// A file of the boot archive, perhaps with memory over it.
     File(MemoryDisk<&'static [u8]>),
+    /// Something on a device.
+    Stored(AnyDisk<Page>),
 }
 
 /// A disk of one guest, for the task that serves it and for those who change it.
 #[derive(Clone)]
 pub struct Handle {
     // One vCPU, and never held over an await: never waited for.
-    disk: Arc<Mutex<AnyDisk>>,
+    disk: Arc<Mutex<Below>>,
     readonly: bool,
+    /// What it uses of dom0's disks.
+    _claims: Arc<Vec<Claim>>,
 }
 
 /// Memory for a disk, as long as enough is left.
@@ -50,31 +59,137 @@ fn allocate(bytes: usize) -> Option<Box<[u8]>> {
 /// What is wrong.
 pub fn check(spec: &DiskSpec) -> Result<(), String> {
     match &spec.kind {
-        // Its memory may be there by then, or not any more.
-        Kind::Ram(_) => Ok(()),
-        Kind::Image(_) | Kind::Overlay(..) => open(spec).map(drop),
+        // Memory, drives and their files may be there by then, or not any more.
+        Kind::Ram(_) | Kind::Device(_) | Kind::File(..) => Ok(()),
+        Kind::Image(Source::Archive(file)) => image(file).map(drop),
+        Kind::Overlay { base: Source::Archive(file), changes: None, size } => {
+            memory_overlay(file, *size).map(drop)
+        }
+        Kind::Overlay { base: Source::Archive(file), .. } => image(file).map(drop),
+        Kind::Image(_) | Kind::Overlay { .. } => Ok(()),
     }
 }
 
-/// Opens a disk.
+fn image(file: &str) -> Result<MemoryDisk<&'static [u8]>, String> {
+    MemoryDisk::image(super::file(file)?).map_err(|bad| format!("{file}: {bad}"))
+}
+
+fn memory_overlay(file: &str, size: Option<u64>) -> Result<MemoryDisk<&'static [u8]>, String> {
+    let base = super::file(file)?;
+    let size = size.unwrap_or(base.len() as u64);
+    MemoryDisk::overlay(base, size, allocate).map_err(|bad| format!("{file}: {bad}"))
+}
+
+fn ram(bytes: u64) -> Result<MemoryDisk<[u8; 0]>, String> {
+    MemoryDisk::ram(bytes, allocate).map_err(|bad: BadDisk| bad.to_string())
+}
+
+/// Opens a disk for somebody, who is named to others that want the same.
 ///
 /// # Errors
 /// What is wrong.
-pub fn open(spec: &DiskSpec) -> Result<Handle, String> {
-    let say = |bad: BadDisk| match spec.file() {
-        Some(file) => alloc::format!("{file}: {bad}"),
-        None => bad.to_string(),
-    };
+pub async fn open(spec: &DiskSpec, by: &str) -> Result<Handle, String> {
+    let mut claims = Vec::new();
     let disk = match &spec.kind {
-        Kind::Ram(bytes) => AnyDisk::Ram(MemoryDisk::ram(*bytes, allocate).map_err(say)?),
-        Kind::Image(file) => AnyDisk::File(MemoryDisk::image(super::file(file)?).map_err(say)?),
-        Kind::Overlay(file, bytes) => {
-            let base = super::file(file)?;
-            let bytes = bytes.unwrap_or(base.len() as u64);
-            AnyDisk::File(MemoryDisk::overlay(base, bytes, allocate).map_err(say)?)
+        Kind::Ram(bytes) => Below::Ram(ram(*bytes)?),
+        Kind::Image(Source::Archive(file)) => Below::File(image(file)?),
+        Kind::Image(Source::Volume(path)) => {
+            let (place, _) = drives::file(path, None).await?;
+            Below::Stored(claimed(&place, false, by, &path.to_string(), &mut claims)?)
+        }
+        Kind::Overlay { base: Source::Archive(file), changes: None, size } => {
+            Below::File(memory_overlay(file, *size)?)
+        }
+        Kind::Overlay { base, changes, size } => {
+            Below::Stored(stored_overlay(base, changes.as_ref(), *size, by, &mut claims).await?)
+        }
+        Kind::Device(name) => {
+            let place = drives::find(name).await?;
+            Below::Stored(claimed(&place, !spec.readonly, by, name, &mut claims)?)
+        }
+        Kind::File(path, size) => {
+            let (place, _) = drives::file(path, *size).await?;
+            let there = place.sectors() * SECTOR as u64;
+            if let Some(size) = size.filter(|size| *size != there) {
+                return Err(format!(
+                    "{path}: it has {there} bytes, not {size}: leave its size out, or remove it"
+                ));
+            }
+            Below::Stored(claimed(&place, !spec.readonly, by, &path.to_string(), &mut claims)?)
         }
     };
-    Ok(Handle { disk: Arc::new(Mutex::new(disk)), readonly: spec.readonly })
+    Ok(Handle { disk: Arc::new(Mutex::new(disk)), readonly: spec.readonly, _claims: Arc::new(claims) })
+}
+
+fn claimed(
+    place: &Place,
+    write: bool,
+    by: &str,
+    name: &str,
+    claims: &mut Vec<Claim>,
+) -> Result<AnyDisk<Page>, String> {
+    claims.push(place.claim(write, by).map_err(|why| format!("{name}: {why}"))?);
+    Ok(Box::new(place.disk()))
+}
+
+/// A base, with what is written over it in a file of its own or, if there is none, in memory for all of it.
+async fn stored_overlay(
+    base: &Source,
+    changes: Option<&Path>,
+    size: Option<u64>,
+    by: &str,
+    claims: &mut Vec<Claim>,
+) -> Result<AnyDisk<Page>, String> {
+    let below: AnyDisk<Page> = match base {
+        Source::Archive(file) => Box::new(image(file)?),
+        Source::Volume(path) => {
+            let (place, _) = drives::file(path, None).await?;
+            claimed(&place, false, by, &path.to_string(), claims)?
+        }
+    };
+    let base_sectors = below.properties().sectors;
+    let wanted = Header {
+        sectors: size.map_or(base_sectors, |bytes| bytes / SECTOR as u64),
+        base_sectors,
+        base: overlay::name_number(&base.to_string()),
+    };
+    wanted.check().map_err(|bad| bad.to_string())?;
+    let bytes = wanted.file_sectors() * SECTOR as u64;
+    let Some(path) = changes else {
+        let table = alloc::vec![0; overlay::table_bytes(&wanted)];
+        let made = Overlay::new(below, ram(bytes)?, wanted, &table, own_page);
+        return Ok(Box::new(made.map_err(|error| error.to_string())?));
+    };
+    let say = |what: &dyn core::fmt::Display| format!("{path}: {what}");
+    let (place, _) = drives::file(path, Some(bytes)).await?;
+    claims.push(place.claim(true, by).map_err(|why| say(&why))?);
+    let mut file = Blocks::new(place.disk(), own_page).map_err(|error| say(&error))?;
+    let mut first = [0; SECTOR];
+    file.read(0, &mut first).await.map_err(|error| say(&error))?;
+    let header = match Header::decode(&first, file.sectors()).map_err(|bad| say(&bad))? {
+        Some(header) => header,
+        // It was made just so, or its making was cut off before this. Only the header says that its table is one.
+        None if file.sectors() == wanted.file_sectors() => {
+            let table = alloc::vec![0; overlay::table_bytes(&wanted)];
+            file.write(overlay::TABLE_SECTOR, &table).await.map_err(|error| say(&error))?;
+            file.make_durable().await.map_err(|error| say(&error))?;
+            file.write(0, &wanted.encode()).await.map_err(|error| say(&error))?;
+            file.make_durable().await.map_err(|error| say(&error))?;
+            wanted
+        }
+        None => return Err(say(&"it is not as large as its disk needs it: remove it")),
+    };
+    if (header.base, header.base_sectors) != (wanted.base, wanted.base_sectors) {
+        return Err(say(&overlay::BadOverlay::Base));
+    }
+    if size.is_some() && header.sectors != wanted.sectors {
+        let there = header.sectors * SECTOR as u64;
+        return Err(say(&format!("its disk has {there} bytes: leave its size out, or remove it")));
+    }
+    let mut table = alloc::vec![0; overlay::table_bytes(&header)];
+    file.read(overlay::TABLE_SECTOR, &mut table).await.map_err(|error| say(&error))?;
+    let made = Overlay::new(below, file.into_disk(), header, &table, own_page);
+    Ok(Box::new(made.map_err(|error| say(&error))?))
 }
 
 impl Handle {
@@ -89,11 +204,11 @@ impl Handle {
     /// What to say.
     pub fn resize(&self, bytes: u64) -> Result<(), String> {
         match &mut *self.disk.lock() {
-            AnyDisk::Ram(disk) => disk.resize(bytes).map_err(|bad| match bad {
+            Below::Ram(disk) => disk.resize(bytes).map_err(|bad| match bad {
                 BadDisk::Base(_) => "it can only become larger".to_string(),
                 bad => bad.to_string(),
             }),
-            AnyDisk::File(_) => Err("only a disk of kind ram can become larger".into()),
+            Below::File(_) | Below::Stored(_) => Err("only a disk of kind ram can become larger".into()),
         }
     }
 }
@@ -101,8 +216,9 @@ impl Handle {
 impl Disk<Page> for Handle {
     fn properties(&self) -> Properties {
         let properties = match &*self.disk.lock() {
-            AnyDisk::Ram(disk) => Disk::<Page>::properties(disk),
-            AnyDisk::File(disk) => Disk::<Page>::properties(disk),
+            Below::Ram(disk) => Disk::<Page>::properties(disk),
+            Below::File(disk) => Disk::<Page>::properties(disk),
+            Below::Stored(disk) => disk.properties(),
         };
         let readonly = properties.readonly || self.readonly;
         let discard_granularity = properties.discard_granularity.filter(|_| !readonly);
@@ -111,15 +227,17 @@ impl Disk<Page> for Handle {
 
     fn submit(&mut self, job: Job<Page>) -> Option<Done<Page>> {
         match &mut *self.disk.lock() {
-            AnyDisk::Ram(disk) => disk.submit(job),
-            AnyDisk::File(disk) => disk.submit(job),
+            Below::Ram(disk) => disk.submit(job),
+            Below::File(disk) => disk.submit(job),
+            Below::Stored(disk) => disk.submit(job),
         }
     }
 
     fn poll_done(&mut self, context: &mut Context<'_>) -> Poll<Done<Page>> {
         match &mut *self.disk.lock() {
-            AnyDisk::Ram(disk) => disk.poll_done(context),
-            AnyDisk::File(disk) => disk.poll_done(context),
+            // All is done when it is submitted.
+            Below::Ram(_) | Below::File(_) => Poll::Pending,
+            Below::Stored(disk) => disk.poll_done(context),
         }
     }
 }

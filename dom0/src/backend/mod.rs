@@ -4,6 +4,7 @@
 mod block;
 mod device;
 mod disk;
+mod drives;
 mod net;
 mod pages;
 
@@ -56,6 +57,8 @@ fn file(name: &str) -> Result<&'static [u8], String> {
     })
 }
 
+pub use drives::format as format_drive;
+
 /// What is wrong with disks, as far as it can be said before their domain is made.
 ///
 /// # Errors
@@ -86,7 +89,13 @@ impl Devices {
             disks: Mutex::new(Vec::new()),
             cards: Mutex::new(Vec::new()),
         });
-        let made = disks.iter().try_for_each(|spec| devices.attach(spec));
+        let mut made = Ok(());
+        for spec in disks {
+            made = devices.attach(spec).await;
+            if made.is_err() {
+                break;
+            }
+        }
         let made = made.and_then(|()| cards.iter().try_for_each(|spec| devices.attach_card(spec).map(drop)));
         if let Err(error) = made {
             devices.stop().await;
@@ -147,11 +156,16 @@ impl Devices {
     ///
     /// # Errors
     /// What to say.
-    pub fn attach(&self, spec: &DiskSpec) -> Result<(), String> {
+    pub async fn attach(&self, spec: &DiskSpec) -> Result<(), String> {
         if let Ok(vbd) = self.find(spec.device) {
             return Err(format!("disk {}: {} has it already", vbd.kind.spec.name, self.guest));
         }
-        let disk = disk::open(spec).map_err(|why| format!("disk {}: {why}", spec.name))?;
+        let by = format!("{}'s {}", self.guest, spec.name);
+        let disk = disk::open(spec, &by).await.map_err(|why| format!("disk {}: {why}", spec.name))?;
+        // Somebody may have been faster while it was opened.
+        if self.find(spec.device).is_ok() {
+            return Err(format!("disk {}: {} has it already", spec.name, self.guest));
+        }
         let vbd = Vbd::start(self.domain, &self.guest, Block::new(spec.clone(), disk))
             .map_err(|error| format!("disk {}: xenstore answers {error}", spec.name))?;
         self.disks.lock().push(vbd);

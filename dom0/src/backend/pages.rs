@@ -6,32 +6,62 @@ use blkback::disk::GuestPage;
 use blkback::grants::{Mapper, Wanted};
 use core::sync::atomic::AtomicU32;
 use guest_sdk::grants::{MapPool, MappedPage};
+use guest_sdk::hardware::DmaPage;
 use guest_sdk::memory::Access;
 use guest_sdk::ring::SharedPage;
 use hypercall_abi::{DomId, MachAddr};
 
-/// A page of a guest's.
+/// A page that disks read and write.
 #[derive(Clone)]
-pub struct Page(Arc<MappedPage>);
+pub enum Page {
+    /// A guest's.
+    Guest(Arc<MappedPage>),
+    /// Our own.
+    Own(Arc<DmaPage>),
+}
+
+impl Page {
+    fn shared(&self) -> &dyn SharedPage {
+        match self {
+            Self::Guest(page) => &**page,
+            Self::Own(page) => &**page,
+        }
+    }
+}
+
+/// A page of our own; none when there is no memory.
+pub fn own_page() -> Option<Page> {
+    DmaPage::new().ok().map(|page| Page::Own(Arc::new(page)))
+}
 
 impl SharedPage for Page {
     fn size(&self) -> usize {
-        self.0.size()
+        self.shared().size()
     }
     fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        self.0.read_bytes(offset, to);
+        match self {
+            // Without a look at a table of functions: all that goes to a disk in memory comes through here.
+            Self::Guest(page) => page.read_bytes(offset, to),
+            Self::Own(page) => page.read_bytes(offset, to),
+        }
     }
     fn write_bytes(&self, offset: usize, from: &[u8]) {
-        self.0.write_bytes(offset, from);
+        match self {
+            Self::Guest(page) => page.write_bytes(offset, from),
+            Self::Own(page) => page.write_bytes(offset, from),
+        }
     }
     fn word(&self, offset: usize) -> &AtomicU32 {
-        self.0.word(offset)
+        self.shared().word(offset)
     }
 }
 
 impl GuestPage for Page {
     fn machine_address(&self) -> MachAddr {
-        self.0.machine_address()
+        match self {
+            Self::Guest(page) => page.machine_address(),
+            Self::Own(page) => page.machine_address(),
+        }
     }
 }
 
@@ -56,12 +86,15 @@ impl Mapper for Pages {
         let access = |writable| if writable { Access::ReadWrite } else { Access::Read };
         let wanted = wanted.iter().map(|wanted| (wanted.reference, access(wanted.writable)));
         self.pool.map(wanted, &mut self.mapped);
-        mapped.extend(self.mapped.drain(..).map(|page| page.map(|page| Page(Arc::new(page)))));
+        mapped.extend(self.mapped.drain(..).map(|page| page.map(|page| Page::Guest(Arc::new(page)))));
     }
 
     fn unmap(&mut self, pages: &mut Vec<Page>) {
         // One that somebody else has, too, ends with the last of them.
-        self.unused.extend(pages.drain(..).filter_map(|page| Arc::into_inner(page.0)));
+        self.unused.extend(pages.drain(..).filter_map(|page| match page {
+            Page::Guest(page) => Arc::into_inner(page),
+            Page::Own(_) => None,
+        }));
         self.pool.unmap(&mut self.unused);
     }
 }

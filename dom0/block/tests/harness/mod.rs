@@ -39,6 +39,12 @@ pub struct Mapped {
     _alive: Rc<Alive>,
 }
 
+/// A page that no front end has granted.
+pub fn own_page() -> Option<Mapped> {
+    let alive = Rc::new(Alive(Arc::new(AtomicUsize::new(1))));
+    Some(Mapped { page: HostPages::new(1, FILL), writable: true, _alive: alive })
+}
+
 struct Alive(Arc<AtomicUsize>);
 
 impl Drop for Alive {
@@ -150,6 +156,11 @@ impl<D: Disk<Mapped>> Host<D> {
         }
     }
 
+    /// Fills the beginning of a page.
+    pub fn put(&self, grant: u32, bytes: &[u8]) {
+        self.page(grant).expect("granted").write_bytes(0, bytes);
+    }
+
     pub fn bytes(&self, grant: u32) -> Vec<u8> {
         let mut bytes = vec![0; 4096];
         self.page(grant).expect("granted").read_bytes(0, &mut bytes);
@@ -176,6 +187,11 @@ impl<D: Disk<Mapped>> Host<D> {
             assert_eq!(self.mapped(), 0);
         }
         turn
+    }
+
+    /// Ends the connection; true when nothing is under way any more.
+    pub fn finish(&mut self) -> bool {
+        self.back.poll_finish(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     pub fn check_unmapped_at_publish(&mut self) {

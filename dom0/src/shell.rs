@@ -537,7 +537,7 @@ impl Shell {
             }
             ["restart", name, disk] => guests::devices(&guests::resolve(name)?)?.disk(disk)?.restart(),
             ["format", disk] | ["format", disk, "force"] => {
-                backend::format_drive(disk, words.len() == 3).await?;
+                Box::pin(backend::format_drive(disk, words.len() == 3)).await?;
                 say!("{disk}: formatted");
             }
             _ => return Err(usage("disk")),

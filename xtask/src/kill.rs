@@ -180,7 +180,11 @@ fn watch(mut qemu: Command, kill: Option<Duration>) -> Result<Said> {
                 child.kill().context("cannot kill QEMU")?;
                 if when.is_none() {
                     let _ = child.wait();
-                    bail!("it said nothing for {} s:\n{}", PATIENCE.as_secs(), String::from_utf8_lossy(&seen));
+                    bail!(
+                        "it said nothing for {} s:\n{}",
+                        PATIENCE.as_secs(),
+                        String::from_utf8_lossy(&seen)
+                    );
                 }
                 killed = true;
                 // What it had said before.
@@ -210,11 +214,15 @@ mod tests {
 
     #[test]
     fn only_whole_lines_are_acknowledgements() -> Result<()> {
-        let all = "journal 51712: boot 1; entry 0 was \"\"\njournal 51728: boot 1; x\njournal 51744: boot 1; x\n";
+        let all =
+            "journal 51712: boot 1; entry 0 was \"\"\njournal 51728: boot 1; x\njournal 51744: boot 1; x\n";
         let mut acked = BTreeMap::new();
         judge(&said(&format!("{all}journal 51712: flushed 5\r\njournal 51712: flushed 10")), &mut acked)?;
         assert_eq!(acked, BTreeMap::from([(51712, 5)]));
-        assert!(judge(&said(&format!("{all}journal 51712: flushed 5\n")), &mut acked).is_err(), "it goes back");
+        assert!(
+            judge(&said(&format!("{all}journal 51712: flushed 5\n")), &mut acked).is_err(),
+            "it goes back"
+        );
         assert!(judge(&said("journal 51712: boot 1; x\n"), &mut acked).is_err(), "two disks are missing");
         let lost = format!("{all}journal 51728: 2 of the flushed entries 1 to 9 are lost: [8, 9]\n");
         assert!(judge(&said(&lost), &mut acked).unwrap_err().to_string().contains("lost"));

@@ -91,7 +91,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
             println!("{:<44} {}", name(*host, scenario), scenario.about);
         }
         if KILLS.contains(&args.filter) && args.on.is_none() && !args.quick {
-            println!("{KILLS:<44} QEMU is killed {KILL_ROUNDS} times while a guest writes to its disks; no flush is lost.");
+            println!(
+                "{KILLS:<44} QEMU is killed {KILL_ROUNDS} times while a guest writes to its disks; no flush is lost."
+            );
         }
         if suite_filter(&workspace, &args.filter).is_some() {
             let about = "The conformance suite: `cargo xtask conformance --list` names its cases.";

@@ -11,10 +11,10 @@ use alloc::vec::Vec;
 use blkback::disk::Disk as _;
 use guest_sdk::sync::Lock;
 use spin::Mutex;
+use storage::SECTOR;
 use storage::blocks::Blocks;
 use storage::extents::{Extents, Window};
 use storage::partitions;
-use storage::SECTOR;
 use storage::volume::{self, BadFile, Volume};
 
 /// A part of a disk of dom0's as a disk.

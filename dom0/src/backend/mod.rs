@@ -17,6 +17,7 @@ pub use pages::Page;
 use crate::archive::Archive;
 use crate::cards::CardSpec;
 use crate::disks::DiskSpec;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -161,7 +162,9 @@ impl Devices {
             return Err(format!("disk {}: {} has it already", vbd.kind.spec.name, self.guest));
         }
         let by = format!("{}'s {}", self.guest, spec.name);
-        let disk = disk::open(spec, &by).await.map_err(|why| format!("disk {}: {why}", spec.name))?;
+        // Of its own: what it takes to look into a file system is much, and most domains need none of it.
+        let opened = Box::pin(disk::open(spec, &by)).await;
+        let disk = opened.map_err(|why| format!("disk {}: {why}", spec.name))?;
         // Somebody may have been faster while it was opened.
         if self.find(spec.device).is_ok() {
             return Err(format!("disk {}: {} has it already", spec.name, self.guest));

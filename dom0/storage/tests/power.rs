@@ -137,7 +137,10 @@ enum Step {
     /// Several writes and then a flush on their way at once.
     Burst(Vec<u64>),
     /// The same, and after so many turns power fails.
-    PowerFailure { places: Vec<u64>, turns: u8 },
+    PowerFailure {
+        places: Vec<u64>,
+        turns: u8,
+    },
     /// The back end goes away and comes back.
     Reconnect,
 }

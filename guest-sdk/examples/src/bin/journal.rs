@@ -84,7 +84,8 @@ async fn keep(disk: &Disk, name: &str, acked: u64, record: bool) -> Result<(), S
     }
     // What came behind the last flush that was heard of may be there or not, and was written over the oldest: half of them at most.
     let first = (acked + blocks / 2).saturating_sub(blocks) + 1;
-    let lost: Vec<u64> = (first..=acked).filter(|number| found[(number % blocks) as usize] < *number).collect();
+    let lost: Vec<u64> =
+        (first..=acked).filter(|number| found[(number % blocks) as usize] < *number).collect();
     if !lost.is_empty() {
         return Err(format!("{} of the flushed entries {first} to {acked} are lost: {lost:?}", lost.len()));
     }

@@ -186,7 +186,7 @@ impl State {
                 let durable = &mut self.durable;
                 self.volatile.retain(|&sector, versions| {
                     let count = versions.iter().filter(|version| version.finished <= flying.began).count();
-                    if let Some(newest) = versions.drain(..count).last() {
+                    if let Some(newest) = versions.drain(..count).next_back() {
                         durable[sector as usize] = newest.content;
                     }
                     !versions.is_empty()

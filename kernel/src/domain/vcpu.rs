@@ -12,7 +12,7 @@ use hypercall_abi::{Mfn, VcpuId};
 
 use super::{Domain, GuestRegs};
 use crate::platform::{CpuId, Platform};
-use crate::sync::{RankedMutex, rank};
+use crate::sync::{RankedMutex, atomic as modelled, rank};
 use crate::trap::debug::DebugRegs;
 
 /// What the guest asked for, per trap vector.
@@ -262,7 +262,7 @@ pub struct Vcpu {
     /// Whether it was ever given a context.
     pub initialised: AtomicBool,
     /// Reasons not to run (`block::*`).
-    pub blocked: AtomicU32,
+    pub blocked: modelled::AtomicU32,
     /// Times it was paused by the control interface or by itself shutting down.
     pub pauses: AtomicU32,
     /// Machine address of its vcpu_info structure.
@@ -272,7 +272,7 @@ pub struct Vcpu {
     /// The CPU that runs it, or in whose queue it waits or will wait. It changes under the lock of the queue that it names.
     pub cpu: AtomicU32,
     /// Whether a CPU runs it now. Changed under the lock of that CPU's queue.
-    pub running: AtomicBool,
+    pub running: modelled::AtomicBool,
     /// The one port it polls, 0 for several: any port wakes it then.
     pub polled_port: AtomicU32,
     /// Scheduling entity, accounting and timers.
@@ -300,12 +300,12 @@ impl Vcpu {
             counts: state.counts.clone(),
             parked: RankedMutex::new(Some(state)),
             initialised: AtomicBool::new(false),
-            blocked: AtomicU32::new(block::DOWN),
+            blocked: modelled::AtomicU32::new(block::DOWN),
             pauses: AtomicU32::new(0),
             info: AtomicU64::new(0),
             info_registered: AtomicBool::new(false),
             cpu: AtomicU32::new(0),
-            running: AtomicBool::new(false),
+            running: modelled::AtomicBool::new(false),
             polled_port: AtomicU32::new(0),
             sched: crate::sched::Entity::new(),
             runstate: RankedMutex::new(crate::time::RunState::new()),

@@ -29,6 +29,8 @@ mod fifo;
 #[cfg(test)]
 mod interleavings;
 mod irq;
+#[cfg(all(loom, test))]
+mod models;
 mod ops;
 mod port;
 mod table;

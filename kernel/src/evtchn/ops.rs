@@ -15,6 +15,7 @@ use crate::hypercall::{Budget, Preempted};
 use crate::hypervisor::Hypervisor;
 use crate::page_ref::{TypedRef, Writable};
 use crate::platform::{CpuId, Platform};
+use crate::sched::wakeup;
 use crate::sync::{RankedGuard, rank};
 
 /// First word of the pending bitmap in shared_info: behind 32 vcpu_info structures of 64 bytes (public/xen.h).
@@ -152,7 +153,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Wakes a vCPU that has an upcall or an interrupt to take, or makes the CPU that runs it look.
     pub(crate) fn notify(&self, vcpu: &VcpuRef) {
         self.unblock(vcpu);
-        if vcpu.running.load(Ordering::SeqCst) {
+        if wakeup::runs(&vcpu.running) {
             // Read after `running`, which is set after it.
             let cpu = CpuId(vcpu.cpu.load(Ordering::SeqCst));
             if cpu != self.platform.this_cpu() {

@@ -11,6 +11,7 @@ use crate::access::Verbs;
 use crate::domain::{Current, block};
 use crate::hypervisor::Hypervisor;
 use crate::platform::{CpuId, Platform};
+use crate::sched::wakeup;
 
 /// Most ports one poll may name.
 const MAX_POLL_PORTS: u32 = 128;
@@ -82,10 +83,9 @@ pub fn sched_op_compat<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, a
 fn block_vcpu<P: Platform>(hv: &Hypervisor<P>, current: &Current) {
     let vcpu = &current.vcpu;
     vcpu.set_upcall_mask(&hv.platform, false);
-    vcpu.blocked.fetch_or(block::BLOCKED, Ordering::SeqCst);
-    if vcpu.upcall_due(&hv.platform) {
-        vcpu.blocked.fetch_and(!block::BLOCKED, Ordering::SeqCst);
-    }
+    let Ok(_) = wakeup::sleep(&vcpu.blocked, block::BLOCKED, || {
+        Ok::<_, core::convert::Infallible>(vcpu.upcall_due(&hv.platform))
+    });
 }
 
 /// Waits until one of some ports is pending, an event is due, or time is up. `EINVAL` too many ports, or one that is not open;
@@ -99,9 +99,8 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
     }
     let vcpu = &current.vcpu;
     vcpu.polled_port.store(0, Ordering::SeqCst);
-    vcpu.blocked.fetch_or(block::POLLING, Ordering::SeqCst);
     let mut last = Port::new(0);
-    let ready = (|| -> Result<bool, Errno> {
+    let ready = wakeup::sleep(&vcpu.blocked, block::POLLING, || -> Result<bool, Errno> {
         if vcpu.upcall_due(&hv.platform) {
             return Ok(true);
         }
@@ -112,10 +111,8 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
             }
         }
         Ok(false)
-    })();
-    if ready != Ok(false) {
-        vcpu.blocked.fetch_and(!block::POLLING, Ordering::SeqCst);
-        ready?;
+    });
+    if ready? {
         return Ok(0);
     }
     // Until here any port woke it; from here on another one does not.

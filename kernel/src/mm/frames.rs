@@ -17,10 +17,9 @@
 //! * A frame is charged to its owner until it is drained: giving memory back while keeping it mapped gains nothing.
 //! * Free frames are unowned. DIRTY says that somebody has used a frame: it is scrubbed before the next owner sees it. RAM
 //!   that nobody has used since power-on is not scrubbed.
+//! * What one domain did with a frame comes before what the next one does: `models` shows which orders of accesses that takes.
 //! * Dropping a reference is constant work and takes no lock: the quarantine is a chain that anybody may push to, linked
 //!   through the type words, which nobody can step while there is no reference. Draining it is done in bounded portions.
-
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn};
@@ -32,6 +31,7 @@ use super::tlb_clock::TlbClock;
 use super::tlb_debt::TlbDebt;
 use crate::page_ref::PageRef;
 use crate::platform::Platform;
+use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{RankedMutex, rank};
 
 /// Largest order of a block the allocator keeps: 4 MiB.
@@ -69,11 +69,12 @@ pub struct FrameRecord {
     prev: AtomicU32,
 }
 
+#[cfg(not(all(loom, test)))]
 const _: () = assert!(size_of::<FrameRecord>() == 24);
 
 impl FrameRecord {
     /// The record of a frame that is not RAM: nothing can be done with it.
-    pub const fn new() -> FrameRecord {
+    pub fn new() -> FrameRecord {
         FrameRecord {
             word: AtomicU64::new(TypeWord::NEW.bits()),
             count: AtomicU32::new(0),
@@ -134,7 +135,7 @@ pub enum Owner {
 
 impl Memory {
     /// Knows `records.len()` frames, none of them RAM yet. `m2p` is the table that guests can read.
-    pub fn new(records: &'static [FrameRecord], m2p: &'static [AtomicU64]) -> Memory {
+    pub fn new(records: &'static [FrameRecord], m2p: &'static [core::sync::atomic::AtomicU64]) -> Memory {
         Memory {
             records,
             m2p: M2p::new(m2p),

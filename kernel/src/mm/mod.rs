@@ -45,6 +45,8 @@
 pub mod domain_memory;
 pub mod frames;
 pub mod m2p;
+#[cfg(all(loom, test))]
+mod models;
 pub mod mutants;
 pub mod page_info;
 pub mod page_kind;

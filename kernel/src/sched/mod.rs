@@ -13,6 +13,7 @@ mod shared;
 #[cfg(test)]
 mod simulation;
 mod switch;
+pub mod wakeup;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -165,7 +166,7 @@ impl RunQueue {
     /// Takes the next vCPU that may run and marks it as running, under this one lock.
     pub fn pop_and_mark(&mut self) -> Option<VcpuRef> {
         let vcpu = self.pop()?;
-        vcpu.running.store(true, Ordering::SeqCst);
+        wakeup::start_running(&vcpu.running);
         Some(vcpu)
     }
 
@@ -188,7 +189,7 @@ impl RunQueue {
         let (_, vcpu) = self.fair.pop_where(may)?;
         vcpu.sched.queued.store(false, Ordering::Relaxed);
         vcpu.cpu.store(to.0, Ordering::SeqCst);
-        vcpu.running.store(true, Ordering::SeqCst);
+        wakeup::start_running(&vcpu.running);
         Some(vcpu)
     }
 

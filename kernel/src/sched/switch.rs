@@ -6,8 +6,8 @@ use alloc::sync::Arc;
 
 use hypercall_abi::{VcpuId, Virq};
 
-use super::RunQueue;
 use super::policy::{Affinity, Arrival, Policy, Preempt, View};
+use super::{RunQueue, wakeup};
 use crate::domain::{Cpu, Current, Domain, DomainError, Vcpu, VcpuRef, block, reason};
 use crate::hypervisor::Hypervisor;
 use crate::platform::{CpuId, CpuSet, Platform};
@@ -207,14 +207,14 @@ impl<P: Platform> Hypervisor<P> {
     /// The caller has changed something first that the CPU looks at; it is sequentially consistent, as `running` is: either the flag is
     /// seen here, or the CPU sees the change before it resumes the guest.
     pub fn interrupt_vcpu(&self, vcpu: &Vcpu) {
-        if vcpu.running.load(Ordering::SeqCst) {
+        if wakeup::runs(&vcpu.running) {
             self.request_reschedule(CpuId(vcpu.cpu.load(Ordering::SeqCst)));
         }
     }
 
     /// Ends the wait of a blocked or polling vCPU and queues it.
     pub fn unblock(&self, vcpu: &VcpuRef) {
-        let was = vcpu.blocked.fetch_and(!(block::BLOCKED | block::POLLING), Ordering::SeqCst);
+        let was = wakeup::end_sleep(&vcpu.blocked, block::BLOCKED | block::POLLING);
         if was & block::POLLING != 0 {
             vcpu.timers.poll_ns.store(0, Ordering::Relaxed);
             self.arm_timers(vcpu);
@@ -522,9 +522,8 @@ impl<P: Platform> Hypervisor<P> {
         let Current { vcpu, state } = old;
         *vcpu.parked.lock() = Some(state);
         let mut queue = self.cpu(me).run_queue.lock();
-        vcpu.running.store(false, Ordering::SeqCst);
         // Asked again under the lock: a wake-up that came while it still counted as running did nothing.
-        if !vcpu.runnable() || !vcpu.domain().may_run() {
+        if !wakeup::stop_running(&vcpu.running, || vcpu.runnable() && vcpu.domain().may_run()) {
             return;
         }
         if !vcpu.sched.affinity().allows(me) {

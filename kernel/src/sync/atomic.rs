@@ -52,7 +52,12 @@ pub mod model {
         let place = (at.file(), at.line());
         let mut places = places();
         places.seen.insert(place);
-        if places.weak == Weak::One(place) || places.weak == Weak::All { Ordering::Relaxed } else { order }
+        let weak = match places.weak {
+            Weak::None => false,
+            Weak::One(one) => one == place,
+            Weak::All => true,
+        };
+        if weak { Ordering::Relaxed } else { order }
     }
 
     fn explore(weak: Weak, model: fn()) {

@@ -1,0 +1,162 @@
+//! Reference counts, type counts and the quarantine of frames under every order of accesses that the memory model allows
+//! (`cargo xtask test --filter loom`). What is listed in each model are the accesses without whose order it does not hold.
+//!
+//! A frame's content is a word of its own here: what one domain wrote must be there, or gone, when the next one looks.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use hypercall_abi::{DomId, Mfn};
+use loom::sync::Arc;
+use loom::thread;
+
+use super::frames::PageList;
+use super::page_info::Event;
+use super::page_kind::Kind;
+use super::{FrameRecord, Memory};
+use crate::page_ref::Writable;
+use crate::platform::sim::SimMachine;
+use crate::sync::atomic::model::needed;
+use crate::sync::atomic::{AtomicU32, Ordering};
+
+const OLD: DomId = DomId::new(1);
+const NEW: DomId = DomId::new(2);
+const FRAME: Mfn = Mfn::new(1);
+const OTHER: Mfn = Mfn::new(2);
+
+/// A few frames, and what is written in the first.
+struct World {
+    memory: Memory,
+    machine: SimMachine,
+    content: AtomicU32,
+}
+
+impl World {
+    /// The frames `owned` are the memory of a domain, with the owner's reference only.
+    fn new(domain: DomId, owned: &[Mfn]) -> Arc<World> {
+        let records: &'static [FrameRecord] = Box::leak((0..4).map(|_| FrameRecord::new()).collect());
+        let m2p = Box::leak((0..4).map(|_| core::sync::atomic::AtomicU64::new(0)).collect());
+        let memory = Memory::new(records, m2p);
+        memory.declare_ram(Mfn::new(0), 4);
+        let mut pages = PageList::new(4);
+        for mfn in owned {
+            memory.assign(*mfn, domain, &mut pages);
+        }
+        Arc::new(World { memory, machine: SimMachine::new(4), content: AtomicU32::new(0) })
+    }
+}
+
+fn needed_for(model: fn()) -> Vec<String> {
+    needed("frames.rs", include_str!("frames.rs"), model)
+}
+
+#[test]
+fn who_gets_a_frame_that_is_being_given_away_finds_its_new_owner() {
+    let needed = needed_for(|| {
+        let world = World::new(OLD, &[]);
+        let giver = {
+            let world = world.clone();
+            thread::spawn(move || {
+                // Scrubbed; then it is the new owner's.
+                world.content.store(1, Ordering::Relaxed);
+                world.memory.assign(FRAME, NEW, &mut PageList::new(4));
+            })
+        };
+        if let Some(page) = world.memory.get_any_page(FRAME) {
+            assert_eq!(page.owner_number(), NEW.get(), "a reference to a frame of nobody's");
+            assert_eq!(world.content.load(Ordering::Relaxed), 1, "it is not scrubbed");
+            drop(page);
+        }
+        giver.join().unwrap();
+    });
+    assert_eq!(
+        needed,
+        [
+            ".fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {",
+            "record.count.store(ALLOCATED | 1, Ordering::Release);",
+        ]
+    );
+}
+
+#[test]
+fn the_last_of_two_references_frees_the_frame_after_all_that_was_done_by_both() {
+    let needed = needed_for(|| {
+        let world = World::new(OLD, &[FRAME]);
+        let [first, second] = [(); 2].map(|()| world.memory.get_any_page(FRAME).unwrap().into_pte());
+        assert!(world.memory.release(&world.memory.get_any_page(FRAME).unwrap()));
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || {
+                world.content.store(1, Ordering::Relaxed);
+                drop(world.memory.take_back(first));
+            })
+        };
+        drop(world.memory.take_back(second));
+        // Whoever finds it free may use it anew.
+        if let Some(_drained) = world.memory.pop_quarantined(&world.machine) {
+            assert_eq!(world.content.load(Ordering::Relaxed), 1, "the other one writes to it still");
+            assert!(world.memory.pop_quarantined(&world.machine).is_none(), "it was freed twice");
+            other.join().unwrap();
+        } else {
+            other.join().unwrap();
+            assert!(world.memory.pop_quarantined(&world.machine).is_some(), "it was freed by nobody");
+        }
+    });
+    assert_eq!(needed, ["let before = record.count.fetch_sub(1, Ordering::AcqRel);"]);
+}
+
+#[test]
+fn a_table_is_checked_as_the_last_writer_left_it() {
+    let needed = needed_for(|| {
+        let world = World::new(OLD, &[FRAME]);
+        let page = world.memory.get_any_page(FRAME).unwrap();
+        let Ok((writable, _)) = page.typed::<Writable>() else { panic!("a fresh frame can be written") };
+        let mfn = writable.into_pte();
+        let writer = {
+            let world = world.clone();
+            thread::spawn(move || {
+                world.content.store(1, Ordering::Relaxed);
+                drop(crate::page_ref::TypedRef::<Writable>::from_pte(&world.memory, mfn));
+            })
+        };
+        let page = world.memory.get_any_page(FRAME).unwrap();
+        if world.memory.type_step(FRAME, Event::Get(Kind::L1)).is_ok() {
+            assert_eq!(world.content.load(Ordering::Relaxed), 1, "an entry is written after the check");
+        }
+        writer.join().unwrap();
+        drop(page);
+    });
+    // The load before it is only a guess.
+    assert_eq!(
+        needed,
+        ["match record.word.compare_exchange_weak(word, next.bits(), Ordering::AcqRel, Ordering::Acquire) {"]
+    );
+}
+
+#[test]
+fn each_frame_leaves_the_quarantine_once() {
+    let needed = needed_for(|| {
+        let world = World::new(OLD, &[FRAME, OTHER]);
+        for mfn in [FRAME, OTHER] {
+            let page = world.memory.get_any_page(mfn).unwrap();
+            assert!(world.memory.release(&page));
+            let _ = page.into_pte();
+        }
+        let other = {
+            let world = world.clone();
+            thread::spawn(move || drop(world.memory.take_back(FRAME)))
+        };
+        drop(world.memory.take_back(OTHER));
+        let mut popped = usize::from(world.memory.pop_quarantined(&world.machine).is_some());
+        assert_eq!(popped, 1, "the one that was put there just now, or the other");
+        other.join().unwrap();
+        while world.memory.pop_quarantined(&world.machine).is_some() {
+            popped += 1;
+            assert!(popped <= 2, "one came out twice");
+        }
+        assert_eq!(popped, 2, "one is lost");
+    });
+    // The chain's words are published by the exchange of its head.
+    assert!(needed.iter().any(|line| line.contains("compare_exchange_weak")), "{needed:#?}");
+}

@@ -1,7 +1,7 @@
 //! Accounts of domains, vCPUs and CPUs: what `list --json` tells, and what `top` makes of two of them.
 //!
-//! Counts and times grow for as long as their domain exists. Numbers that a hypervisor does not tell are left out. What back ends
-//! move for a domain is in their own accounts.
+//! Counts and times grow for as long as their domain exists. Numbers that a hypervisor does not tell are left out, and what back
+//! ends move for a domain where dom0 runs none for it.
 
 use crate::hypervisor::{DomainUsage, VcpuUsage};
 use crate::table::{Align, Table};
@@ -9,10 +9,66 @@ use crate::units::{Bytes, count, seconds};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::ops::AddAssign;
 use serde::Serialize;
 
 /// Characters of a bar.
 const BAR: u64 = 40;
+
+/// What back ends moved for a domain through all disks and cards that it has or had; reads and receptions are the domain's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Requests to its disks.
+    pub block_requests: u64,
+    /// Bytes that it read from them.
+    pub block_read_bytes: u64,
+    /// Bytes that it wrote to them.
+    pub block_written_bytes: u64,
+    /// Requests that were answered with an error.
+    pub block_errors: u64,
+    /// Frames that it sent and that went anywhere.
+    pub net_sent_frames: u64,
+    /// Their bytes.
+    pub net_sent_bytes: u64,
+    /// Frames that went to it.
+    pub net_received_frames: u64,
+    /// Their bytes.
+    pub net_received_bytes: u64,
+}
+
+impl Traffic {
+    /// Each number, of this and another, made one.
+    fn with(self, other: Traffic, make: impl Fn(u64, u64) -> u64) -> Traffic {
+        Traffic {
+            block_requests: make(self.block_requests, other.block_requests),
+            block_read_bytes: make(self.block_read_bytes, other.block_read_bytes),
+            block_written_bytes: make(self.block_written_bytes, other.block_written_bytes),
+            block_errors: make(self.block_errors, other.block_errors),
+            net_sent_frames: make(self.net_sent_frames, other.net_sent_frames),
+            net_sent_bytes: make(self.net_sent_bytes, other.net_sent_bytes),
+            net_received_frames: make(self.net_received_frames, other.net_received_frames),
+            net_received_bytes: make(self.net_received_bytes, other.net_received_bytes),
+        }
+    }
+
+    /// Bytes to and from disks.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        self.block_read_bytes.saturating_add(self.block_written_bytes)
+    }
+
+    /// Bytes to and from cards.
+    #[must_use]
+    pub fn net_bytes(&self) -> u64 {
+        self.net_sent_bytes.saturating_add(self.net_received_bytes)
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Traffic) {
+        *self = self.with(other, u64::saturating_add);
+    }
+}
 
 /// A domain's account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +88,9 @@ pub struct DomainAccount {
     /// What only some hypervisors tell.
     #[serde(flatten)]
     pub usage: Option<DomainUsage>,
+    /// What back ends of this dom0 moved for it.
+    #[serde(flatten)]
+    pub traffic: Option<Traffic>,
     /// Each vCPU's, where wanted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub vcpu: Vec<VcpuAccount>,
@@ -91,6 +150,9 @@ pub struct Load {
     /// Upcalls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upcalls: Option<u64>,
+    /// What back ends moved for it.
+    #[serde(flatten)]
+    pub traffic: Option<Traffic>,
 }
 
 /// What the machine did between two accounts.
@@ -125,17 +187,23 @@ pub enum Key {
     Hypercalls,
     /// Exceptions in the span.
     Faults,
+    /// Bytes to and from disks in the span.
+    Disk,
+    /// Bytes to and from network cards in the span.
+    Net,
 }
 
 impl Key {
     /// All keys, with the words and the letters that choose them.
-    pub const ALL: [(Key, &'static str, u8); 8] = [
+    pub const ALL: [(Key, &'static str, u8); 10] = [
         (Key::Cpu, "cpu", b'c'),
         (Key::Stolen, "stolen", b's'),
         (Key::Time, "time", b't'),
         (Key::Memory, "memory", b'm'),
         (Key::Hypercalls, "hypercalls", b'h'),
         (Key::Faults, "faults", b'f'),
+        (Key::Disk, "disk", b'd'),
+        (Key::Net, "net", b'e'),
         (Key::Name, "name", b'n'),
         (Key::Id, "id", b'i'),
     ];
@@ -209,6 +277,10 @@ impl Report {
                 hypercalls: rate(|usage| usage.hypercalls),
                 faults: rate(|usage| usage.faults),
                 upcalls: rate(|usage| usage.upcalls),
+                traffic: now.traffic.map(|traffic| {
+                    let earlier = before.and_then(|before| before.traffic).unwrap_or_default();
+                    traffic.with(earlier, |now, before| per_second(now.saturating_sub(before), span_ns))
+                }),
             }
         };
         Report {
@@ -231,6 +303,12 @@ impl Report {
             Key::Memory => self.domains.sort_by_key(largest(|load| load.memory_bytes)),
             Key::Hypercalls => self.domains.sort_by_key(largest(|load| load.hypercalls.unwrap_or(0))),
             Key::Faults => self.domains.sort_by_key(largest(|load| load.faults.unwrap_or(0))),
+            Key::Disk => {
+                self.domains.sort_by_key(largest(|load| load.traffic.map_or(0, |its| its.block_bytes())));
+            }
+            Key::Net => {
+                self.domains.sort_by_key(largest(|load| load.traffic.map_or(0, |its| its.net_bytes())));
+            }
         }
     }
 
@@ -258,9 +336,14 @@ impl Report {
             ("CALLS/S", Align::Right),
             ("FAULTS/S", Align::Right),
             ("EVENTS/S", Align::Right),
+            ("DISK/S", Align::Right),
+            ("NET/S", Align::Right),
             ("STATE", Align::Left),
         ]);
         let number = |value: Option<u64>| value.map_or("-".into(), |value| value.to_string());
+        let bytes = |load: &Load, value: fn(&Traffic) -> u64| {
+            load.traffic.as_ref().map_or("-".into(), |its| Bytes::new(value(its)).to_string())
+        };
         for load in &self.domains {
             table.row([
                 load.name.clone(),
@@ -272,6 +355,8 @@ impl Report {
                 number(load.hypercalls),
                 number(load.faults),
                 number(load.upcalls),
+                bytes(load, Traffic::block_bytes),
+                bytes(load, Traffic::net_bytes),
                 load.state.clone(),
             ]);
         }
@@ -300,8 +385,54 @@ mod tests {
             vcpus: 1,
             cpu_time_ns,
             usage: Some(usage),
+            traffic: None,
             vcpu: vec![],
         }
+    }
+
+    /// A domain that moved so many bytes to and from its disk, and its card.
+    fn moving(name: &str, id: u16, block: u64, net: u64) -> DomainAccount {
+        let traffic = Traffic {
+            block_requests: block / 4096,
+            block_read_bytes: block / 4,
+            block_written_bytes: block - block / 4,
+            net_sent_frames: net / 1000,
+            net_sent_bytes: net / 8,
+            net_received_bytes: net - net / 8,
+            ..Traffic::default()
+        };
+        DomainAccount { traffic: Some(traffic), ..domain(name, id, 0, 0) }
+    }
+
+    #[test]
+    fn what_back_ends_move_is_told_shown_and_sorted_by() {
+        const S: u64 = 1_000_000_000;
+        let at = |system_time_ns, domains| Accounts { system_time_ns, cpu_idle_ns: vec![], domains };
+        let before =
+            at(S, vec![moving("disk", 1, 1 << 20, 0), moving("net", 2, 0, 0), domain("dom0", 0, 0, 0)]);
+        let now = at(
+            3 * S,
+            vec![moving("disk", 1, 9 << 20, 0), moving("net", 2, 4096, 64_000), domain("dom0", 0, 0, 0)],
+        );
+        let whole = json(&now);
+        assert!(whole.contains(r#""block_requests":2304,"block_read_bytes":2359296,"#), "{whole}");
+        assert!(whole.contains(r#""net_sent_frames":64,"net_sent_bytes":8000,"#), "{whole}");
+        let mut report = Report::between(&before, &now);
+        let rates: Vec<_> =
+            report.domains.iter().map(|load| load.traffic.map(|its| its.block_bytes())).collect();
+        assert_eq!(rates, [Some(4 << 20), Some(2048), None], "per second");
+        assert_eq!(report.domains[1].traffic.map(|its| its.net_bytes()), Some(32_000));
+        for (key, first) in [(Key::Net, "net"), (Key::Disk, "disk")] {
+            report.sort(key);
+            assert_eq!(report.domains[0].name, first);
+        }
+        let text = report.show(Key::Disk);
+        assert!(text.lines().any(|line| line.contains("DISK/S") && line.contains("NET/S")), "{text}");
+        assert!(text.lines().any(|line| line.contains("4 MiB    0 KiB  running")), "{text}");
+        assert!(
+            text.lines().any(|line| line.starts_with("dom0 ") && line.contains("-      -  running")),
+            "{text}"
+        );
     }
 
     fn report() -> Report {

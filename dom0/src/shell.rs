@@ -16,7 +16,7 @@ use crate::scrollback::printable;
 use crate::store;
 use crate::table::{Align, Table};
 use crate::terminal::{self, Keys};
-use crate::units::{Bytes, PAGE, cpu_bits, cpu_list, seconds};
+use crate::units::{Bytes, PAGE, cpu_bits, cpu_list, millis, seconds};
 use crate::waiting::First;
 use crate::words;
 use alloc::boxed::Box;
@@ -26,7 +26,7 @@ use alloc::vec::Vec;
 use core::pin::Pin;
 use core::time::Duration;
 use domain_builder::{Kernel, Role};
-use guest_sdk::{memory, print, time};
+use guest_sdk::{hypercall, memory, print, time};
 use hypercall_abi::DomId;
 
 /// What stands before each line.
@@ -146,9 +146,12 @@ commands! {
         "Reports of crashed domains are here, with their registers."
     "log-level" "LEVEL" log_level "set how much the hypervisor logs: off, error, warn, info, debug, trace" ""
     "top" "[TIMES] [sort=KEY] [--json]" top "what CPUs and domains do, once a second until q is pressed"
-        "KEY is cpu, stolen, time, memory, hypercalls, faults, name or id; while it runs, the first letter of one sorts by it.\n\
+        "KEY is cpu, stolen, time, memory, hypercalls, faults, disk, net, name or id; while it runs, a letter of one sorts by it.\n\
          CPU and STOLEN are time that the domain's vCPUs ran, and that they wanted to and did not. --json gives one line, once."
     "sleep" "SECONDS" sleep "wait; ctrl-c ends it" ""
+    "time" "COMMAND [ARGUMENT]..." time "run a command and say how long its answer took"
+        "From the event that woke dom0 (the last key, or the end of a `sleep` before it) to the end of the answer, and how much of\n\
+         this dom0 waited for a CPU."
     "history" "" history "show the lines typed before" ""
     "poweroff" "" poweroff "end all domains and switch the machine off" ""
     "help" "[COMMAND]" help "this list, or more about one command" ""
@@ -163,12 +166,21 @@ pub struct Shell {
     scripted: bool,
     /// Free frames when `free` was used before.
     free_before: Option<u64>,
+    /// What dom0 had used when it last began to wait for something to do.
+    idle_since: Effort,
 }
 
 impl Shell {
     /// A shell on the keyboard.
     pub fn new(keys: Keys, archive: Archive<'static>) -> Self {
-        Self { keys, archive, editor: LineEditor::new(PROMPT), scripted: false, free_before: None }
+        Self {
+            keys,
+            archive,
+            editor: LineEditor::new(PROMPT),
+            scripted: false,
+            free_before: None,
+            idle_since: Effort::default(),
+        }
     }
 
     /// Runs commands one after another, printing each before its output. Returns how many there were and how many failed;
@@ -188,7 +200,11 @@ impl Shell {
             for command in commands {
                 total += 1;
                 say!("{PROMPT}{}", words::unparse(&command));
-                match self.run(&command).await {
+                let outcome = self.run(&command).await;
+                if command.first().is_none_or(|name| name != "sleep") {
+                    self.idle_since = Effort::so_far();
+                }
+                match outcome {
                     Ok(Next::Go) => {}
                     Ok(Next::PowerOff) => return (total, failed),
                     Err(error) => {
@@ -229,6 +245,7 @@ impl Shell {
     async fn read_line(&mut self) -> String {
         terminal::show_edited(Some(self.editor.render()));
         loop {
+            self.idle_since = Effort::so_far();
             let byte = self.keys.key().await;
             let archive = self.archive;
             let action = self.editor.feed(byte, &|words, _| candidates(archive, words));
@@ -897,12 +914,27 @@ impl Shell {
 
     async fn sleep(&mut self, arguments: &[String]) -> Outcome {
         let until = deadline(duration(one("sleep", arguments)?)?);
+        self.idle_since = Effort::so_far();
         while let Some(key) = self.keys.key_before(until).await {
             if key == CTRL_C {
                 return Err("interrupted".into());
             }
         }
         Ok(Next::Go)
+    }
+
+    async fn time(&mut self, arguments: &[String]) -> Outcome {
+        if arguments.is_empty() {
+            return Err(usage("time"));
+        }
+        let (idle, start, start_ns) = (self.idle_since, Effort::so_far(), time::now_ns());
+        let outcome = Box::pin(self.run(arguments)).await;
+        let (end, took) = (Effort::so_far(), time::now_ns().saturating_sub(start_ns));
+        // Since it woke dom0 has done nothing but run and wait for a CPU.
+        let answer = start.total().saturating_sub(idle.total()).saturating_add(took);
+        let waited = end.runnable_ns.saturating_sub(idle.runnable_ns);
+        say!("answered in {}, of which dom0 waited {} for a CPU", millis(answer), millis(waited));
+        outcome
     }
 
     async fn history(&mut self, arguments: &[String]) -> Outcome {
@@ -1088,6 +1120,16 @@ fn is_paused(domain: DomId) -> bool {
     hypervisor::get().domain(domain).is_ok_and(|info| info.paused)
 }
 
+/// What back ends moved for a domain, if dom0 has made it.
+fn traffic_of(info: &DomainInfo, views: &[guests::View]) -> Option<accounts::Traffic> {
+    views.iter().find_map(|view| match &view.state {
+        State::Running(run) | State::Ended(run) | State::Kept(run, _) if run.domain == info.domain => {
+            Some(run.devices.traffic())
+        }
+        _ => None,
+    })
+}
+
 fn name_of(info: &DomainInfo, views: &[guests::View]) -> String {
     if info.domain == guest_sdk::id() {
         return OWN_NAME.into();
@@ -1231,6 +1273,7 @@ fn accounts(whole: bool) -> Result<Accounts, String> {
         vcpus: info.vcpus,
         cpu_time_ns: info.cpu_time_ns,
         usage: info.usage,
+        traffic: traffic_of(info, &views),
         vcpu: if whole { vcpus(info) } else { Vec::new() },
     };
     Ok(Accounts {
@@ -1238,6 +1281,25 @@ fn accounts(whole: bool) -> Result<Accounts, String> {
         system_time_ns: time::now_ns(),
         domains: infos.iter().map(domain).collect(),
     })
+}
+
+/// Time that dom0's vCPU has run, and wanted to.
+#[derive(Clone, Copy, Default)]
+struct Effort {
+    running_ns: u64,
+    runnable_ns: u64,
+}
+
+impl Effort {
+    fn so_far() -> Self {
+        // A vCPU may always ask about itself.
+        let [running_ns, runnable_ns, ..] = hypercall::runstate(0).map_or([0; 4], |info| info.time);
+        Self { running_ns, runnable_ns }
+    }
+
+    fn total(self) -> u64 {
+        self.running_ns.saturating_add(self.runnable_ns)
+    }
 }
 
 fn vcpu_state(vcpu: &VcpuInfo) -> &'static str {

@@ -101,6 +101,12 @@ pub fn seconds(ns: u64) -> String {
     }
 }
 
+/// A time span as `12.3 ms`.
+#[must_use]
+pub fn millis(ns: u64) -> String {
+    format!("{}.{} ms", ns / 1_000_000, ns / 100_000 % 10)
+}
+
 /// `"no guests"`, `"1 guest"`, `"2 guests"`.
 #[must_use]
 pub fn count(number: usize, thing: &str) -> String {
@@ -164,7 +170,7 @@ pub fn cpu_list(set: u64, count: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{BadSize, Bytes, count, cpu_list, cpu_set, seconds};
+    use super::{BadSize, Bytes, count, cpu_list, cpu_set, millis, seconds};
     use alloc::string::ToString;
 
     #[test]
@@ -199,6 +205,7 @@ mod tests {
         assert_eq!(seconds(1_234_000_000), "1.2s");
         assert_eq!(seconds(245_000_000_000), "4m05s");
         assert_eq!(seconds(7_380_000_000_000), "2h03m");
+        assert_eq!((millis(99_999).as_str(), millis(12_345_678).as_str()), ("0.0 ms", "12.3 ms"));
         assert_eq!((count(0, "guest").as_str(), count(1, "guest").as_str()), ("no guests", "1 guest"));
         assert_eq!(count(2, "guest"), "2 guests");
     }

@@ -89,7 +89,7 @@ pub enum Kind {
     Conformance,
     /// A guest there that only helps others to be tested.
     Helper,
-    /// A package below tests/attacks or tests/scheduling: a test that scenarios boot.
+    /// A package below tests/attacks, tests/benchmarks or tests/scheduling: a test that scenarios boot.
     Scenario,
 }
 
@@ -184,7 +184,9 @@ fn kind(manifest: &Path, target: &Target) -> Option<Kind> {
         () if !is(target, "bin") => None,
         () if room("dom0") => Some(Kind::Dom0),
         () if room("tests/conformance") => Some(Kind::Conformance),
-        () if room("tests/attacks") || room("tests/scheduling") => Some(Kind::Scenario),
+        () if room("tests/attacks") || room("tests/benchmarks") || room("tests/scheduling") => {
+            Some(Kind::Scenario)
+        }
         () => None,
     }
 }

@@ -8,6 +8,7 @@
 
 mod archive;
 mod audit;
+mod bench;
 mod boot;
 mod build;
 mod conformance;
@@ -64,6 +65,8 @@ enum Command {
     Conformance(conformance::Args),
     /// Kill QEMU again and again while a guest writes to its disks, and look for what is lost
     Kill(kill::Args),
+    /// Measure what operations cost on Xenolith and on real Xen, in instructions
+    Bench(bench::Args),
     /// Boot any 64-bit PV ELF kernel as dom0 of Xenolith, or of Debian's Xen
     Boot(boot::Args),
 }
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Command::Audit(args) => audit::main(args),
         Command::Conformance(args) => conformance::main(args),
         Command::Kill(args) => kill::main(args),
+        Command::Bench(args) => bench::main(args),
         Command::Boot(args) => boot::main(args),
     };
     result.unwrap_or_else(|error| {

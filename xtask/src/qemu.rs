@@ -19,6 +19,9 @@ const EXIT_PORT: u16 = 0xf4;
 /// Oldest QEMU whose figures and verdicts are ours; older ones have bugs that some cases touch.
 pub const WANTED_MAJOR: u32 = 10;
 
+/// CPUs of a machine for which nobody said how many.
+pub const SMP: u32 = 2;
+
 /// Who is booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,9 +47,9 @@ pub struct Machine {
     /// Memory of the machine
     #[arg(long, default_value = "512M", value_name = "SIZE")]
     pub mem: String,
-    /// Number of CPUs
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub smp: u32,
+    /// Number of CPUs (default: 2, with --icount 1)
+    #[arg(long, value_name = "N")]
+    pub smp: Option<u32>,
     /// How QEMU runs the CPU: tcg works everywhere, kvm needs /dev/kvm
     #[arg(long, default_value = "tcg", value_name = "ACCEL")]
     pub accel: String,
@@ -77,7 +80,7 @@ impl Default for Machine {
     fn default() -> Machine {
         Machine {
             mem: "512M".into(),
-            smp: 1,
+            smp: None,
             accel: "tcg".into(),
             cpu: CPU.into(),
             disks: Vec::new(),
@@ -91,6 +94,12 @@ impl Default for Machine {
 }
 
 impl Machine {
+    /// How many CPUs it has. Where instructions are counted, all CPUs count into one clock: what one executes takes time of the
+    /// others. That is for those who ask for it.
+    pub fn cpus(&self) -> u32 {
+        self.smp.unwrap_or(if self.icount { 1 } else { SMP })
+    }
+
     /// QEMU with everything but what is booted; the serial line is on stdio, with QEMU's escape character ctrl-a.
     ///
     /// # Errors
@@ -98,7 +107,7 @@ impl Machine {
     pub fn command(&self) -> Result<Command> {
         let mut qemu = Command::new(program());
         qemu.args(["-machine", "q35", "-accel", &self.accel, "-cpu", &self.cpu]);
-        qemu.args(["-m", &self.mem, "-smp", &self.smp.to_string()]);
+        qemu.args(["-m", &self.mem, "-smp", &self.cpus().to_string()]);
         qemu.args([
             "-nodefaults",
             "-no-user-config",
@@ -173,7 +182,7 @@ impl Machine {
             initrd = format!("{initrd},{}", module.to_string_lossy().replace(',', ",,"));
         }
         let mut machine = self.clone();
-        if machine.accel == "tcg" && machine.smp > 1 {
+        if machine.accel == "tcg" && machine.cpus() > 1 {
             // Without an invariant TSC, which TCG does not offer, Xen measures each processor's TSC against the platform's timer once
             // a second. A thread for each processor is now and then off the host's CPU in the middle of that: clocks of two
             // processors were tens of milliseconds apart, and vCPUs hung on timers.

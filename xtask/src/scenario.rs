@@ -42,8 +42,8 @@ pub struct Scenario {
     pub dom0_mem: String,
     /// Memory of the machine.
     pub mem: String,
-    /// CPUs of the machine.
-    pub smp: u32,
+    /// CPUs of the machine, if it matters how many.
+    pub smp: Option<u32>,
     /// Boot the hypervisor that checks itself (debug assertions, the order of locks).
     pub debug: bool,
     /// CPU model, where it is not the default one.
@@ -97,7 +97,7 @@ impl Default for Scenario {
             append: String::new(),
             dom0_mem: String::new(),
             mem: machine.mem,
-            smp: 1,
+            smp: None,
             debug: false,
             cpu: None,
             icount: false,

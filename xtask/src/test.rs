@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
     /// CPUs of the machine in scenarios that do not say how many, nor count instructions
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = qemu::SMP)]
     smp: u32,
     /// Only list the scenarios
     #[arg(long)]
@@ -80,8 +80,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
                 && !(args.quick && (scenario.slow || *host == Host::Xen))
         })
         .map(|(host, mut scenario)| {
-            if scenario.smp == 1 && !scenario.icount {
-                scenario.smp = args.smp;
+            if !scenario.icount {
+                scenario.smp.get_or_insert(args.smp);
             }
             (host, scenario)
         })

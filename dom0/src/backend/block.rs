@@ -5,6 +5,7 @@
 use super::device::{Device, Kind, Link, Nodes};
 use super::disk::Handle;
 use super::pages::Pages;
+use crate::accounts::Traffic;
 use crate::disks::DiskSpec;
 use crate::waiting::Bell;
 use alloc::format;
@@ -61,6 +62,19 @@ impl Block {
     /// How it is.
     pub fn status(&self) -> Status {
         *self.status.lock()
+    }
+
+    /// What it moved.
+    pub fn traffic(&self) -> Traffic {
+        let Counters { requests, sectors_read, sectors_written, errors } = self.status.lock().counters;
+        let bytes = |sectors: u64| sectors.saturating_mul(SECTOR_SIZE as u64);
+        Traffic {
+            block_requests: requests,
+            block_read_bytes: bytes(sectors_read),
+            block_written_bytes: bytes(sectors_written),
+            block_errors: errors,
+            ..Traffic::default()
+        }
     }
 
     /// Bytes of the disk.

@@ -14,6 +14,7 @@ use net::Card;
 pub use net::Vif;
 pub use pages::Page;
 
+use crate::accounts::Traffic;
 use crate::archive::Archive;
 use crate::cards::CardSpec;
 use crate::disks::DiskSpec;
@@ -36,6 +37,8 @@ pub struct Devices {
     guest: String,
     disks: Mutex<Vec<Arc<Vbd>>>,
     cards: Mutex<Vec<Arc<Vif>>>,
+    /// What went through those that it has no more.
+    past: Mutex<Traffic>,
 }
 
 static ARCHIVE: Once<Archive<'static>> = Once::new();
@@ -89,6 +92,7 @@ impl Devices {
             guest: guest.to_string(),
             disks: Mutex::new(Vec::new()),
             cards: Mutex::new(Vec::new()),
+            past: Mutex::default(),
         });
         let mut made = Ok(());
         for spec in disks {
@@ -150,6 +154,7 @@ impl Devices {
         }
         vif.stop().await;
         self.cards.lock().retain(|other| other.number() != vif.number());
+        *self.past.lock() += vif.kind.traffic();
         Ok(())
     }
 
@@ -215,7 +220,16 @@ impl Devices {
         }
         vbd.stop().await;
         self.disks.lock().retain(|other| other.kind.spec.device != vbd.kind.spec.device);
+        *self.past.lock() += vbd.kind.traffic();
         Ok(())
+    }
+
+    /// What went through all its disks and cards, also those that are gone.
+    pub fn traffic(&self) -> Traffic {
+        let mut all = *self.past.lock();
+        self.disks.lock().iter().for_each(|vbd| all += vbd.kind.traffic());
+        self.cards.lock().iter().for_each(|vif| all += vif.kind.traffic());
+        all
     }
 
     /// Lets go of all that is the guest's: nothing of it is mapped afterwards.
@@ -223,10 +237,12 @@ impl Devices {
         let disks = core::mem::take(&mut *self.disks.lock());
         for vbd in disks {
             vbd.stop().await;
+            *self.past.lock() += vbd.kind.traffic();
         }
         let cards = core::mem::take(&mut *self.cards.lock());
         for vif in cards {
             vif.stop().await;
+            *self.past.lock() += vif.kind.traffic();
         }
     }
 }

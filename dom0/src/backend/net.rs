@@ -4,6 +4,7 @@
 //! locked for a turn of one card, which has an end, and never over an await.
 
 use super::device::{Device, Kind, Link, Nodes};
+use crate::accounts::Traffic;
 use crate::cards::CardSpec;
 use crate::waiting::First;
 use crate::waiting::first;
@@ -97,6 +98,18 @@ impl Card {
     /// The switch that it is on.
     pub fn switch(&self) -> &str {
         &self.switch.name
+    }
+
+    /// What it moved.
+    pub fn traffic(&self) -> Traffic {
+        let (counters, _) = self.counters();
+        Traffic {
+            net_sent_frames: counters.sent_frames,
+            net_sent_bytes: counters.sent_bytes,
+            net_received_frames: counters.received_frames,
+            net_received_bytes: counters.received_bytes,
+            ..Traffic::default()
+        }
     }
 
     /// What went through it, and what its guest missed.

@@ -30,7 +30,7 @@ mod sched_op;
 mod segments;
 mod set_timer_op;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod traps;
 pub mod update_va_mapping;
 mod vcpu_op;

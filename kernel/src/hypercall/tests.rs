@@ -67,15 +67,19 @@ fn kernel() -> Vec<u8> {
     elf
 }
 
-struct World {
-    hv: Hypervisor<SimMachine>,
-    cpu: Cpu,
+/// A machine on whose one CPU dom0 runs.
+pub(crate) struct World {
+    /// The hypervisor.
+    pub(crate) hv: Hypervisor<SimMachine>,
+    /// The CPU.
+    pub(crate) cpu: Cpu,
     /// Times a hypercall was stopped and executed again.
     preempted: u32,
 }
 
 impl World {
-    fn new(steps: u32) -> World {
+    /// With `steps` in the budget of an entry.
+    pub(crate) fn new(steps: u32) -> World {
         let records: &'static [FrameRecord] = Box::leak((0..FRAMES).map(|_| FrameRecord::new()).collect());
         let m2p: &'static [AtomicU64] = Box::leak((0..FRAMES).map(|_| AtomicU64::new(0)).collect());
         let memory = Memory::new(records, m2p);

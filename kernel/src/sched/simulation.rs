@@ -343,6 +343,36 @@ fn spinners_share_by_weight() {
 }
 
 #[test]
+fn nobody_is_due_more_than_a_cpu_and_the_rest_is_shared() {
+    let mut simulation = Simulation::new(Fair, 4);
+    let weights = [1, 1, 1, 2, 2, 4, 16, 16];
+    for weight in weights {
+        simulation.add(weight, Habit::Spin);
+    }
+    simulation.run(60_000 * MS);
+    // The last two fill a CPU each; the others have 11 parts of two CPUs.
+    for (task, weight) in weights.into_iter().enumerate() {
+        let due = if weight == 16 { 60_000 * MS } else { 120_000 * MS * weight / 11 };
+        simulation.assert_share(task, due, "two of eight fill a CPU");
+    }
+}
+
+#[test]
+fn sleepers_on_several_cpus_get_their_weight() {
+    // The light half sleeps half of the time.
+    let doze = Habit::Doze { run: (MS / 10, 43 * MS / 10), sleep: (MS / 10, 43 * MS / 10) };
+    let mut simulation = Simulation::new(Fair, 4);
+    let weights = [1, 2, 3, 3, 6, 6, 7, 8];
+    for (task, weight) in weights.into_iter().enumerate() {
+        simulation.add(weight, if task < 4 { doze } else { Habit::Spin });
+    }
+    simulation.run(60_000 * MS);
+    for (task, weight) in weights.into_iter().enumerate() {
+        simulation.assert_share(task, 240_000 * MS * weight / 36, "four of eight doze");
+    }
+}
+
+#[test]
 fn sleepers_get_their_weight_too() {
     let doze = Habit::Doze { run: (MS / 10, 5 * MS), sleep: (MS / 100, MS / 10) };
     for half in 0..2 {

@@ -628,3 +628,114 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypercall::tests::World;
+
+    const MS: u64 = 1_000_000;
+
+    fn dom0(world: &World) -> Arc<Domain> {
+        world.hv.domains.get(hypercall_abi::DomId::ZERO).unwrap()
+    }
+
+    fn kind(domain: &Domain) -> RunStateKind {
+        domain.vcpus[0].runstate.lock().state
+    }
+
+    /// Lets time pass until the CPU's timer, for `most_ns` at most, and lets the CPU look at its work; returns how long dom0 ran.
+    fn step(world: &mut World, most_ns: u64) -> u64 {
+        let World { hv, cpu, .. } = world;
+        let (now, runs) = (hv.platform.now_ns(), cpu.current.is_some());
+        let due = hv.platform.timer().filter(|at| *at <= now + most_ns);
+        let passes = due.map_or(most_ns, |at| at.saturating_sub(now));
+        hv.platform.advance(passes);
+        if due.is_some() {
+            hv.on_timer();
+            hv.run_timers(CpuId(0));
+        }
+        hv.switch(cpu);
+        if runs { passes } else { 0 }
+    }
+
+    #[test]
+    fn a_capped_vcpu_is_put_off_and_comes_back() {
+        for percent in [5, 20, 75] {
+            let mut world = World::new(u32::MAX);
+            let domain = dom0(&world);
+            world.hv.set_cap(&domain, percent);
+            let (start, mut ran, mut waits) = (world.hv.platform.now_ns(), 0, 0);
+            while world.hv.platform.now_ns() < start + 5_000 * MS {
+                ran += step(&mut world, MS);
+                let runs = world.cpu.current.is_some();
+                assert_eq!(domain.cap.waits(), !runs, "it runs unless it waits");
+                waits += u32::from(!runs);
+                // The time is stolen: it wants to run.
+                assert_eq!(kind(&domain) == RunStateKind::Running, runs);
+                assert!(runs || kind(&domain) == RunStateKind::Runnable);
+                assert!(runs || world.hv.platform.timer().is_some(), "nobody ends the wait");
+            }
+            let due = (world.hv.platform.now_ns() - start) * u64::from(percent) / 100;
+            assert!(waits > 10 && ran.abs_diff(due) * 50 <= due, "{percent} %: {ran} of {due} ns");
+        }
+    }
+
+    /// Lets dom0 run until it waits for its cap.
+    fn until_it_waits(world: &mut World) -> Arc<Domain> {
+        let domain = dom0(world);
+        world.hv.set_cap(&domain, 10);
+        while world.cpu.current.is_some() {
+            step(world, MS);
+        }
+        domain
+    }
+
+    #[test]
+    fn who_waits_for_a_cap_that_is_lifted_runs_at_once() {
+        let mut world = World::new(u32::MAX);
+        let domain = until_it_waits(&mut world);
+        world.hv.set_cap(&domain, 0);
+        step(&mut world, 0);
+        assert!(world.cpu.current.is_some() && !domain.cap.waits());
+    }
+
+    #[test]
+    fn the_end_of_a_wait_wakes_nobody_who_sleeps_or_is_paused() {
+        for paused in [false, true] {
+            let mut world = World::new(u32::MAX);
+            let domain = until_it_waits(&mut world);
+            let vcpu = VcpuRef::new(&domain, VcpuId::new(0)).unwrap();
+            if paused {
+                world.hv.pause_domain(&domain).unwrap();
+            } else {
+                vcpu.blocked.fetch_or(block::BLOCKED, Ordering::SeqCst);
+            }
+            for _ in 0..1_000 {
+                step(&mut world, MS);
+            }
+            assert!(!domain.cap.waits() && world.cpu.current.is_none(), "paused: {paused}");
+            if paused {
+                world.hv.unpause_domain(&domain).unwrap();
+            } else {
+                world.hv.unblock(&vcpu);
+            }
+            step(&mut world, 0);
+            assert!(world.cpu.current.is_some(), "paused: {paused}");
+        }
+    }
+
+    #[test]
+    fn who_wakes_while_its_domain_waits_for_the_cap_waits_too() {
+        let mut world = World::new(u32::MAX);
+        let domain = until_it_waits(&mut world);
+        let vcpu = VcpuRef::new(&domain, VcpuId::new(0)).unwrap();
+        vcpu.blocked.fetch_or(block::BLOCKED, Ordering::SeqCst);
+        world.hv.unblock(&vcpu);
+        step(&mut world, 0);
+        assert!(world.cpu.current.is_none() && kind(&domain) == RunStateKind::Runnable);
+        let until = domain.cap.waits_until_ns().unwrap();
+        step(&mut world, until);
+        assert!(world.cpu.current.is_some() && world.hv.platform.now_ns() == until);
+    }
+}

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 use core::arch::global_asm;
-use guest_sdk::abi::control::{CreateDomain, VcpuInfo};
+use guest_sdk::abi::control::{CreateDomain, CreateFlags, VcpuInfo};
 use guest_sdk::abi::segment::{FLAT_KERNEL_CS, FLAT_KERNEL_SS};
 use guest_sdk::abi::vcpu::{CpuUserRegs, TrapInfo, VcpuContextFlags, VcpuGuestContext};
 use guest_sdk::abi::{DomId, Errno};
@@ -139,6 +139,8 @@ pub enum Deed {
 
 /// See [`Deed::Storm`].
 pub const DATA: u64 = u64::MAX;
+/// Where in the data page that is.
+const DATA_OFFSET: u64 = 128;
 
 fn code() -> &'static [u8] {
     let (start, end) = (&raw const __cell_start, &raw const __cell_end);
@@ -164,8 +166,17 @@ impl Cell {
     /// # Errors
     /// The hypervisor's.
     pub fn new(vcpus: u32, deed: Deed) -> Result<Cell, Errno> {
+        Cell::with_flags(vcpus, deed, CreateFlags::empty())
+    }
+
+    /// As [`Cell::new`], with flags for its making.
+    ///
+    /// # Errors
+    /// The hypervisor's.
+    pub fn with_flags(vcpus: u32, deed: Deed, flags: CreateFlags) -> Result<Cell, Errno> {
         let pages = FIRST_DATA + u64::from(vcpus);
-        let request = CreateDomain { max_vcpus: vcpus, max_pages: pages, ..CreateDomain::default() };
+        let flags = flags.bits();
+        let request = CreateDomain { flags, max_vcpus: vcpus, max_pages: pages, ..CreateDomain::default() };
         let id = control::create_domain(DomId::INVALID, request)?.domid;
         let mut cell = Cell { id, vcpus, data: None };
         let mut frames: Vec<u64> = (0..pages).collect();
@@ -204,6 +215,13 @@ impl Cell {
         let cell = Cell::new(1, deed)?;
         control::set_weight(cell.id, weight)?;
         Ok(cell)
+    }
+
+    /// Writes to where [`DATA`] leads for a vCPU.
+    pub fn put_data(&self, vcpu: u32, bytes: &[u8]) {
+        if let Some(data) = &self.data {
+            data.write_bytes((u64::from(vcpu) * PAGE + DATA_OFFSET) as usize, bytes);
+        }
     }
 
     /// Lets it run.
@@ -281,9 +299,9 @@ fn context(vcpu: u32, deed: Deed, root: u64) -> VcpuGuestContext {
         }
         Deed::Storm(calls) => {
             let (number, first, second) = calls[vcpu as usize % calls.len()];
-            let argument = |value| if value == DATA { data + 128 } else { value };
+            let argument = |value| if value == DATA { data + DATA_OFFSET } else { value };
             (regs.r14, regs.r15, regs.rbp, regs.r12) =
-                (number, argument(first), argument(second), data + 256);
+                (number, argument(first), argument(second), data + 1024);
             entry(&raw const __cell_storm)
         }
     };

@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long)]
     list: bool,
     /// CPUs of the machine; an image may want more
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = qemu::SMP)]
     smp: u32,
     /// Boots at a time (default: one for each CPU)
     #[arg(long, value_name = "N")]
@@ -554,7 +554,7 @@ impl Bench<'_> {
     fn boot(&self, what: &Boot) -> Result<qemu::Watched> {
         // Counted instructions mean something on one CPU only.
         let smp = if what.icount { 1 } else { what.smp };
-        let machine = Machine { smp, icount: what.icount, ..Machine::default() };
+        let machine = Machine { smp: Some(smp), icount: what.icount, ..Machine::default() };
         let hypervisor = match (what.hypervisor, what.host) {
             (Some(path), _) => path.to_path_buf(),
             (None, Host::Xenolith) => self.built.hypervisor.clone(),

@@ -1,5 +1,5 @@
-//! All vCPUs at once map, unmap, retype, grant, give back and take memory, at random: what an allocator, a swapper and a
-//! driver do in one.
+//! All vCPUs at once map, unmap, retype, grant, give back and take memory, at random, and go down and come up meanwhile: what an
+//! allocator, a swapper and a driver do in one.
 //!
 //! `operations=N` ends it after that many (default 20000), `seed=N` varies it, `neighbours=N` says how many domain numbers to grant
 //! to and map from (default 16), `end=crash|fault|spin` is another end than powering off. `deed=storm` is something else:
@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use guest_sdk::abi::grant::{GnttabCopy, GnttabCopyPtr, GnttabMapGrantRef, GnttabUnmapGrantRef, MapFlags};
 use guest_sdk::abi::memory::MemoryReservation;
 use guest_sdk::abi::mmu::{MmuextOp, UVMF_ALL, UVMF_INVLPG, UVMF_LOCAL, UVMF_TLB_FLUSH};
-use guest_sdk::abi::subops::{GnttabOp, MemoryOp, MmuextCmd};
+use guest_sdk::abi::subops::{GnttabOp, MemoryOp, MmuextCmd, VcpuOp};
 use guest_sdk::abi::{DomId, Errno, GrantRef, GuestHandle, Hypercall, Mfn};
 use guest_sdk::grants::Grant;
 use guest_sdk::memory::{Access, Page, Range};
@@ -46,6 +46,8 @@ static DONE: AtomicU64 = AtomicU64::new(0);
 static LIMIT: AtomicU64 = AtomicU64::new(0);
 static SEED: AtomicU64 = AtomicU64::new(0);
 static NEIGHBOURS: AtomicU64 = AtomicU64::new(0);
+/// vCPUs beside the first.
+static OTHERS: AtomicU64 = AtomicU64::new(0);
 /// vCPUs that have come to their end.
 static FINISHED: AtomicU64 = AtomicU64::new(0);
 
@@ -80,6 +82,7 @@ fn main(domain: Domain) -> Result<(), Errno> {
         window.unmap(at)?;
     }
     let others = start_others(life)?;
+    OTHERS.store(others, Ordering::Relaxed);
     println!("churn: {} vCPUs", others + 1);
     life(0);
     while FINISHED.load(Ordering::SeqCst) != others {
@@ -155,6 +158,8 @@ extern "C" fn life(id: u32) {
     let mut dice = Dice::new(id);
     while COUNT.fetch_add(1, Ordering::Relaxed) < LIMIT.load(Ordering::Relaxed) {
         let done = match dice.below(16) {
+            // Only the first: two that take each other down would stay so.
+            _ if id == 0 && dice.below(64) == 0 => replug(&mut dice),
             0..4 => map(&mut dice),
             4..7 => unmap(&mut dice),
             7 => touch(&mut dice),
@@ -175,6 +180,17 @@ extern "C" fn life(id: u32) {
     if id != 0 {
         FINISHED.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// Takes another vCPU down, wherever it is, and lets it come up again.
+fn replug(dice: &mut Dice) -> bool {
+    let other = 1 + dice.below(OTHERS.load(Ordering::Relaxed).max(1));
+    let operation = |operation: VcpuOp| call(Hypercall::VcpuOp, [operation.number().into(), other, 0, 0, 0]);
+    let down = operation(VcpuOp::Down).is_ok();
+    for _ in 0..dice.below(4) {
+        hypercall::yield_now();
+    }
+    down && operation(VcpuOp::Up).is_ok()
 }
 
 fn call(call: Hypercall, arguments: [u64; 5]) -> Result<u64, Errno> {

@@ -1,11 +1,11 @@
-//! Misbehaves in the way that `deed=` says: `jump`, `garbage`, `handler`, `flood`, `spin`, `end` (with `reason=`),
+//! Misbehaves in the way that `deed=` says: `jump`, `garbage`, `handler`, `fault`, `flood`, `spin`, `end` (with `reason=`),
 //! `random` (with `seed=`).
 //!
 //! Nothing it does may harm anybody else: dom0's shell answers, and `destroy` gets all its memory back.
 #![no_std]
 #![no_main]
 
-use core::arch::asm;
+use core::arch::{asm, global_asm};
 use core::hint::black_box;
 use guest_sdk::abi::sched::SchedShutdown;
 use guest_sdk::abi::segment::FLAT_KERNEL_CS;
@@ -38,6 +38,16 @@ fn main(domain: Domain) {
             // SAFETY: none: this is the point.
             unsafe { (black_box(0x10) as *mut u32).write_volatile(1) }
         }
+        Some("fault") => {
+            println!("faulting in the handler of the fault, without an end");
+            let address = (&raw const __rogue_fault) as u64;
+            let table =
+                [TrapInfo { vector: 6, flags: 0, cs: FLAT_KERNEL_CS, pad0: 0, address }, TrapInfo::default()];
+            // SAFETY: the table lives through the call and ends with an empty entry; the handler is below.
+            let _ = unsafe { stub::set_trap_table(table.as_ptr() as u64) };
+            // SAFETY: the handler goes on from this stack pointer and never comes back.
+            unsafe { asm!("mov [rip + {}], rsp", "ud2", sym FAULT_STACK, options(noreturn)) }
+        }
         Some("flood") => {
             for number in 0u64.. {
                 println!("flood {number}: all work and no play makes a dull guest");
@@ -58,9 +68,27 @@ fn main(domain: Domain) {
         }
         Some("random") => random(domain.command_line.number("seed").unwrap_or(1)),
         other => {
-            println!("deed= is {other:?}: there are jump, garbage, handler, flood, spin, end and random")
+            println!(
+                "deed= is {other:?}: there are jump, garbage, handler, fault, flood, spin, end and random"
+            )
         }
     }
+}
+
+/// Stack pointer with which `__rogue_fault` faults each time.
+static mut FAULT_STACK: u64 = 0;
+
+global_asm!(
+    ".pushsection .text.rogue, \"ax\"",
+    "__rogue_fault:",
+    "mov rsp, [rip + {stack}]",
+    "ud2",
+    ".popsection",
+    stack = sym FAULT_STACK,
+);
+
+unsafe extern "C" {
+    static __rogue_fault: u8;
 }
 
 /// Calls that with random arguments end the guest at once: trap table, GDT, stack, callbacks (two), the two sched_ops, iret,

@@ -5,6 +5,7 @@
 //! | `loglvl=none\|error\|warning\|info\|debug\|all` | least severe messages that are printed (default `info`) |
 //! | `dom0_mem=SIZE` | dom0's memory; SIZE with K, M or G, without one in KiB (default: half of what is free) |
 //! | `dom0_max_vcpus=N` | dom0's virtual CPUs (default 1) |
+//! | `dom0_guarantee=PERCENT` | CPU time that dom0 gets before all others, in percent of one processor, 0 to 100 (default 50) |
 //! | `maxcpus=N` | processors to use at most (default all) |
 //! | `sched=fair\|null` | share processors by weight (default), or leave each vCPU where it is |
 //! | `clocksource=tsc\|hpet\|acpi` | the counter that tells the time (default: the TSC where it can be trusted, else the HPET, else the PM timer) |
@@ -37,6 +38,8 @@ pub struct Options<'a> {
     pub dom0_mem: Option<u64>,
     /// dom0's virtual CPUs, at least 1.
     pub dom0_max_vcpus: u32,
+    /// CPU time that dom0 gets before all others, in percent of one processor.
+    pub dom0_guarantee: u32,
     /// Processors to use at most, at least 1.
     pub max_cpus: u32,
     /// How processors are shared.
@@ -71,6 +74,7 @@ pub fn parse(line: &str) -> Options<'_> {
         log_level: LevelFilter::Info,
         dom0_mem: None,
         dom0_max_vcpus: 1,
+        dom0_guarantee: 50,
         max_cpus: u32::MAX,
         sharing: Sharing::Fair,
         watchdog_seconds: watchdog::DEFAULT_LIMIT,
@@ -125,6 +129,9 @@ fn apply(options: &mut Options<'_>, word: &str) -> Option<()> {
         ("dom0_max_vcpus", Some(value)) => {
             options.dom0_max_vcpus = value.parse().ok().filter(|n| (1..=64).contains(n))?;
         }
+        ("dom0_guarantee", Some(value)) => {
+            options.dom0_guarantee = value.parse().ok().filter(|percent| *percent <= 100)?;
+        }
         ("maxcpus", Some(value)) => options.max_cpus = value.parse().ok().filter(|n| *n >= 1)?,
         ("sched", Some("fair")) => options.sharing = Sharing::Fair,
         ("sched", Some("null")) => options.sharing = Sharing::Null,
@@ -171,11 +178,16 @@ mod tests {
     #[test]
     fn every_option() {
         let line = "loglvl=all dom0_mem=128M com1=57600,8n1 dom0_max_vcpus=2 maxcpus=3 sched=null \
-                    watchdog_timeout=9 wedge=1 clocksource=hpet calibrate=pit debug-exit=0xf4 noreboot --- a  --- b ";
+                    watchdog_timeout=9 wedge=1 clocksource=hpet calibrate=pit debug-exit=0xf4 noreboot \
+                    dom0_guarantee=10 --- a  --- b ";
         let o = parse(line);
         assert_eq!(o.log_level, LevelFilter::Trace);
         assert_eq!(o.dom0_mem, Some(128 << 20));
         assert_eq!((o.baud, o.dom0_max_vcpus, o.debug_exit, o.noreboot), (57600, 2, Some(0xf4), true));
+        assert_eq!(
+            (o.dom0_guarantee, parse("").dom0_guarantee, parse("dom0_guarantee=0").dom0_guarantee),
+            (10, 50, 0)
+        );
         assert_eq!((o.max_cpus, o.sharing, o.watchdog_seconds, o.wedge), (3, Sharing::Null, 9, Some(1)));
         assert_eq!((o.clock, o.calibrate), (Some(Source::Hpet), Some(Source::Pit)));
         assert_eq!(parse("clocksource=acpi clocksource=tsc calibrate=acpi").clock, Some(Source::Tsc));
@@ -195,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_reported_and_changes_nothing() {
-        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 maxcpus=0 sched=rr watchdog_timeout=x wedge= clocksource=pit \
+        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 dom0_guarantee=101 maxcpus=0 sched=rr watchdog_timeout=x wedge= clocksource=pit \
                    debug-exit=0x10000 noreboot=1 iommu=on é";
         let o = parse(bad);
         assert_eq!(o.unknown.len(), bad.split_ascii_whitespace().count());

@@ -126,8 +126,9 @@ fn build_dom0(options: &Options<'_>) {
         vcpus: options.dom0_max_vcpus,
         rights: dom0_rights(),
     };
-    if let Err(error) = hv.build_dom0(&dom0) {
-        epitaph::refuse(format_args!("{error}"));
+    match hv.build_dom0(&dom0) {
+        Ok(domain) => domain.guarantee.set(options.dom0_guarantee),
+        Err(error) => epitaph::refuse(format_args!("{error}")),
     }
     log::info!("dom0: {} KiB, {} vCPUs; {} KiB left", pages * 4, dom0.vcpus, hv.mm.free_frames() * 4);
     log::info!("dom0 may drive devices without an IOMMU: what they can reach by DMA, it can (SECURITY.md)");

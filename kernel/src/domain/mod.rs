@@ -77,6 +77,8 @@ pub struct Domain {
     pub pauses: AtomicU32,
     /// At most so much of the CPUs.
     pub cap: crate::sched::DomainCap,
+    /// CPU time that it gets before all others.
+    pub guarantee: crate::sched::DomainGuarantee,
     /// Whether it shut down, and why (`shutdown_reason` is valid then).
     pub is_shut_down: AtomicBool,
     /// Reason given to `sched_op(shutdown)`.
@@ -129,6 +131,7 @@ impl Domain {
             cmos_index: AtomicU8::new(0),
             pauses: AtomicU32::new(1),
             cap: crate::sched::DomainCap::new(),
+            guarantee: crate::sched::DomainGuarantee::new(),
             is_shut_down: AtomicBool::new(false),
             shutdown_reason: AtomicU32::new(0),
             shutdown_code: AtomicU32::new(0),

@@ -183,6 +183,7 @@ impl Vcpu {
             .map(|w| w.load(Ordering::Acquire))
             .filter(|t| *t != 0);
         let cap = domain.cap.waits_until_ns().filter(|_| self.id.get() == 0);
-        watchdogs.chain(cap).chain(self.timers.earliest()).min()
+        let guarantee = domain.guarantee.due_ns().filter(|_| self.id.get() == 0);
+        watchdogs.chain(cap).chain(guarantee).chain(self.timers.earliest()).min()
     }
 }

@@ -8,6 +8,7 @@
 mod cap;
 mod claims;
 mod fair;
+mod guarantee;
 pub mod policy;
 mod shared;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 pub use cap::{Cap, DomainCap};
 pub use claims::Claims;
 pub use fair::FairQueue;
+pub use guarantee::{DomainGuarantee, Guarantee};
 use policy::Affinity;
 pub use policy::{SLICE_NS, WAKE_BONUS_NS};
 pub use shared::{Published, Sharing};
@@ -143,13 +145,11 @@ impl RunQueue {
         self.fair.reserve(total);
     }
 
-    /// Queues a vCPU unless it is queued already, at its virtual time.
-    pub fn push(&mut self, vcpu: VcpuRef) {
-        if vcpu.sched.queued.swap(true, Ordering::Relaxed) {
-            return;
+    /// Queues a vCPU unless it is queued already, at its standing.
+    pub fn push(&mut self, standing: u64, vcpu: VcpuRef) {
+        if !vcpu.sched.queued.swap(true, Ordering::Relaxed) {
+            self.fair.push(standing, vcpu);
         }
-        let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
-        self.fair.push(at, vcpu);
     }
 
     /// Takes the next vCPU that may run; those that may not any more leave the queue.
@@ -170,7 +170,7 @@ impl RunQueue {
         Some(vcpu)
     }
 
-    /// Virtual time of the next vCPU that may run; those before it that may not leave the queue.
+    /// Standing of the next vCPU that may run; those before it that may not leave the queue.
     pub fn first_runnable(&mut self) -> Option<u64> {
         while let Some((at, vcpu)) = self.fair.peek() {
             if vcpu.runnable() && vcpu.domain().may_run() {
@@ -193,13 +193,14 @@ impl RunQueue {
         Some(vcpu)
     }
 
-    /// Takes a vCPU out, wherever in the queue it is.
-    pub fn remove(&mut self, vcpu: &VcpuRef) {
-        if vcpu.sched.queued.load(Ordering::Relaxed)
-            && self.fair.pop_where(|other| other.same(vcpu)).is_some()
-        {
+    /// Takes a vCPU out, wherever in the queue it is; tells whether it was there.
+    pub fn remove(&mut self, vcpu: &VcpuRef) -> bool {
+        let there = vcpu.sched.queued.load(Ordering::Relaxed)
+            && self.fair.pop_where(|other| other.same(vcpu)).is_some();
+        if there {
             vcpu.sched.queued.store(false, Ordering::Relaxed);
         }
+        there
     }
 
     /// Where the next vCPU may run.
@@ -212,7 +213,7 @@ impl RunQueue {
         self.fair.len()
     }
 
-    /// Virtual time of whoever is next.
+    /// Standing of whoever is next.
     pub fn first(&self) -> Option<u64> {
         self.fair.first()
     }

@@ -2,7 +2,7 @@
 //!
 //! Nothing here takes a lock, reads a clock or knows a vCPU: the caller (the hypervisor's CPUs, or the simulation of this
 //! module's tests) keeps the queues and does as it is told. Times are nanoseconds; *virtual* times are nanoseconds of running
-//! at the default weight.
+//! at the default weight. What vCPUs are compared by is their *standing*: their virtual time, unless they go before all others.
 //!
 //! Virtual times of all CPUs are comparable: a CPU whose next vCPU is ahead of one that waits elsewhere takes that one
 //! instead ([`Policy::help`]), so three equal spinners on two CPUs get two thirds of a CPU each. Pinning and weights that one
@@ -28,9 +28,9 @@ pub const STEAL_NS: u64 = 5_000_000;
 /// What a CPU shows of itself to others: hints, true a moment ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
-    /// Virtual time of the vCPU that runs there, with what it has run until this moment; `None` for an idle CPU.
+    /// Standing of the vCPU that runs there, with what it has run until this moment; `None` for an idle CPU.
     pub running: Option<u64>,
-    /// Virtual time of the vCPU that is next there.
+    /// Standing of the vCPU that is next there.
     pub first: Option<u64>,
     /// The largest that the smallest virtual time there ever was; it never steps back ([`View::clock_after`]).
     pub clock: u64,
@@ -123,17 +123,21 @@ pub trait Policy {
     /// ran on keeps its own.
     fn join(&self, virtual_ns: u64, queue: View, arrival: Arrival) -> u64;
 
-    /// Whether one that waits at virtual time `waiting` takes the CPU from one at `running` that ran for `ran_ns`.
+    /// What a vCPU at `virtual_ns` is compared by, if guaranteed time of its domain is left or not
+    /// ([`Guarantee`](super::Guarantee)). `ran_ns` is how long it has run now; 0 for one that waits.
+    fn standing(&self, virtual_ns: u64, guaranteed: bool, ran_ns: u64) -> u64;
+
+    /// Whether one that waits at the standing `waiting` takes the CPU from one at `running` that ran for `ran_ns`.
     fn preempts(&self, waiting: u64, running: u64, ran_ns: u64) -> Preempt;
 
     /// How long a vCPU runs while others wait; `None` until it stops by itself.
     fn slice_ns(&self) -> Option<u64>;
 
-    /// The CPU from which `here` takes the next vCPU rather than run its own, whose virtual time is `own` (`None`: nobody).
+    /// The CPU from which `here` takes the next vCPU rather than run its own, whose standing is `own` (`None`: nobody).
     fn help(&self, cpus: impl Iterator<Item = (CpuId, View)>, here: CpuId, own: Option<u64>)
     -> Option<CpuId>;
 
-    /// The CPU that should be told to look around ([`Policy::help`]) because a vCPU at virtual time `first` waits at `here`.
+    /// The CPU that should be told to look around ([`Policy::help`]) because a vCPU at the standing `first` waits at `here`.
     fn call_for_help(
         &self,
         cpus: impl Iterator<Item = (CpuId, View)>,
@@ -181,6 +185,11 @@ impl Policy for Fair {
             Arrival::Moved => CLAIM_NS,
         };
         virtual_ns.clamp(floor.saturating_sub(behind), floor.saturating_add(LIMIT_NS))
+    }
+
+    /// Those with guaranteed time first, in turn.
+    fn standing(&self, virtual_ns: u64, guaranteed: bool, ran_ns: u64) -> u64 {
+        if guaranteed { u64::from(ran_ns >= SLICE_NS) } else { virtual_ns }
     }
 
     fn preempts(&self, waiting: u64, running: u64, ran_ns: u64) -> Preempt {
@@ -253,6 +262,10 @@ impl Policy for Null {
     }
 
     fn join(&self, virtual_ns: u64, _queue: View, _arrival: Arrival) -> u64 {
+        virtual_ns
+    }
+
+    fn standing(&self, virtual_ns: u64, _guaranteed: bool, _ran_ns: u64) -> u64 {
         virtual_ns
     }
 

@@ -11,7 +11,7 @@ const NONE: u64 = u64::MAX;
 
 /// A CPU's [`View`] for others. Each word is true by itself; together they are a hint.
 pub struct Published {
-    /// Virtual time of the vCPU that runs, as of `since`; `NONE` when idle.
+    /// Standing of the vCPU that runs, as of `since`; `NONE` when idle.
     running: AtomicU64,
     since: AtomicU64,
     weight: AtomicU32,
@@ -48,10 +48,9 @@ impl Published {
         }
     }
 
-    /// This vCPU runs here, charged until `now`; `None`: nobody does.
-    pub fn runs(&self, entity: Option<&Entity>, now: u64) {
-        let at = entity.map_or(NONE, |entity| {
-            let at = entity.virtual_ns.load(Ordering::Relaxed);
+    /// This vCPU runs here at a standing, charged until `now`; `None`: nobody does.
+    pub fn runs(&self, running: Option<(&Entity, u64)>, now: u64) {
+        let at = running.map_or(NONE, |(entity, at)| {
             self.since.store(now, Ordering::Relaxed);
             self.weight.store(entity.charged_weight(), Ordering::Relaxed);
             let first = Some(self.first.load(Ordering::SeqCst)).filter(|first| *first != NONE);
@@ -108,6 +107,13 @@ impl Policy for Sharing {
         match self {
             Sharing::Fair => Fair.join(virtual_ns, queue, arrival),
             Sharing::Null => Null.join(virtual_ns, queue, arrival),
+        }
+    }
+
+    fn standing(&self, virtual_ns: u64, guaranteed: bool, ran_ns: u64) -> u64 {
+        match self {
+            Sharing::Fair => Fair.standing(virtual_ns, guaranteed, ran_ns),
+            Sharing::Null => Null.standing(virtual_ns, guaranteed, ran_ns),
         }
     }
 

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::policy::{Affinity, Arrival, Fair, Null, Policy, Preempt, SHORTEST_RUN_NS, View};
-use super::{Cap, DEFAULT_WEIGHT, FairQueue};
+use super::{Cap, DEFAULT_WEIGHT, FairQueue, Guarantee};
 use crate::platform::{CpuId, CpuSet};
 
 const MS: u64 = 1_000_000;
@@ -26,6 +26,9 @@ struct Task {
     habit: Habit,
     affinity: Affinity,
     cap: Cap,
+    guarantee: Guarantee,
+    /// Whether it waits by its weight and goes before others later; which time it does that.
+    anew: u64,
     virtual_ns: u64,
     last: usize,
     /// Running still to do before it sleeps.
@@ -34,6 +37,9 @@ struct Task {
     /// Since when it waits for a CPU.
     waits_since: Option<u64>,
     longest_wait: u64,
+    /// When it woke, and the longest from there to the end of its burst.
+    woke: u64,
+    longest_answer: u64,
     moves: u64,
 }
 
@@ -54,6 +60,8 @@ struct Cpu {
 enum Event {
     Cpu(usize, u64),
     Wake(usize),
+    /// A task has guaranteed time again.
+    Anew(usize, u64),
 }
 
 struct Simulation<P> {
@@ -99,12 +107,16 @@ impl<P: Policy> Simulation<P> {
             habit,
             affinity: Affinity::ANY,
             cap: Cap::NONE,
+            guarantee: Guarantee::default(),
+            anew: 0,
             virtual_ns: 0,
             last: 0,
             burst: 0,
             ran: 0,
             waits_since: None,
             longest_wait: 0,
+            woke: 0,
+            longest_answer: 0,
             moves: 0,
         });
         self.at(self.now, Event::Wake(task));
@@ -126,13 +138,18 @@ impl<P: Policy> Simulation<P> {
     fn view(&self, cpu: &Cpu) -> View {
         // What the one who runs there has run since it was last charged counts as well.
         let uncharged = self.now.saturating_sub(cpu.charged) * u64::from(DEFAULT_WEIGHT);
-        let at = |task: &Task| task.virtual_ns + uncharged / task.weight;
+        let at = |task: &Task| self.standing(task, 0) + uncharged / task.weight;
         View {
             running: cpu.running.and_then(|task| self.tasks.get(task)).map(at),
             first: cpu.queue.first(),
             clock: cpu.clock,
             waiting: cpu.queue.len() as u32,
         }
+    }
+
+    fn standing(&self, task: &Task, ran_ns: u64) -> u64 {
+        let guaranteed = task.guarantee.percent != 0 && task.guarantee.holds(self.now);
+        self.policy.standing(task.virtual_ns, guaranteed, ran_ns)
     }
 
     fn views(&self) -> Vec<(CpuId, View)> {
@@ -154,12 +171,31 @@ impl<P: Policy> Simulation<P> {
     /// The same, and puts it into the queue.
     fn enqueue(&mut self, cpu: usize, task: usize, arrival: Option<Arrival>) {
         self.arrive(cpu, task, arrival);
-        self.cpus[cpu].queue.push(self.tasks[task].virtual_ns, task);
+        let standing = self.standing(&self.tasks[task], 0);
+        self.cpus[cpu].queue.push(standing, task);
+        let now = self.now;
+        let it = &mut self.tasks[task];
+        if it.guarantee.percent != 0 && !it.guarantee.holds(now) {
+            it.anew += 1;
+            let (again, serial) = (it.guarantee.again_ns(now), it.anew);
+            self.at(again, Event::Anew(task, serial));
+        }
+    }
+
+    /// Queues a task anew that still waits by its weight and has guaranteed time again.
+    fn anew(&mut self, task: usize, serial: u64) {
+        let (cpu, it) = (self.tasks[task].last, &self.tasks[task]);
+        if it.anew == serial && self.cpus[cpu].queue.pop_where(|other| *other == task).is_some() {
+            let standing = self.standing(&self.tasks[task], 0);
+            self.cpus[cpu].queue.push(standing, task);
+            self.choose(cpu);
+        }
     }
 
     fn wake(&mut self, task: usize) {
         if let (0, Habit::Doze { run, .. }) = (self.tasks[task].burst, self.tasks[task].habit) {
             self.tasks[task].burst = self.between(run);
+            self.tasks[task].woke = self.now;
         }
         let it = &self.tasks[task];
         let views = self.views();
@@ -177,14 +213,16 @@ impl<P: Policy> Simulation<P> {
         self.cpus[cpu].charged = self.cpus[cpu].charged.max(now);
         let it = &mut self.tasks[task];
         it.ran += ran;
-        it.virtual_ns += ran * u64::from(DEFAULT_WEIGHT) / it.weight;
+        it.virtual_ns += it.guarantee.draw(ran, now) * u64::from(DEFAULT_WEIGHT) / it.weight;
         it.cap.charge(ran, now);
-        let at = it.virtual_ns;
+        let at = self.standing(&self.tasks[task], 0);
         let on = &mut self.cpus[cpu];
         on.clock = View::clock_after(on.clock, Some(at), on.queue.first());
+        let it = &mut self.tasks[task];
         if let Habit::Doze { sleep, .. } = it.habit {
             it.burst = it.burst.saturating_sub(ran);
             if it.burst == 0 {
+                it.longest_answer = it.longest_answer.max(now - it.woke);
                 let wake = now + self.between(sleep);
                 self.at(wake, Event::Wake(task));
                 return false;
@@ -205,7 +243,9 @@ impl<P: Policy> Simulation<P> {
         let stays = self.charge(cpu);
         let current = self.cpus[cpu].running.filter(|_| stays);
         let first = self.cpus[cpu].queue.first();
-        let own = [current.map(|task| self.tasks[task].virtual_ns), first].into_iter().flatten().min();
+        let ran = self.now - self.cpus[cpu].since.min(self.now);
+        let standing = current.map(|task| self.standing(&self.tasks[task], ran));
+        let own = [standing, first].into_iter().flatten().min();
         let mut taken = None;
         if let Some(from) = self.policy.help(self.views().into_iter(), here, own) {
             let tasks = &self.tasks;
@@ -216,22 +256,19 @@ impl<P: Policy> Simulation<P> {
             }
         }
         let first = self.cpus[cpu].queue.first();
-        let ran = self.now - self.cpus[cpu].since.min(self.now);
         let mut until = u64::MAX;
         let put_off = match (current, first) {
             _ if taken.is_some() => true,
             (None, _) => true,
             (Some(_), None) => false,
-            (Some(task), Some(first)) => {
-                match self.policy.preempts(first, self.tasks[task].virtual_ns, ran) {
-                    Preempt::Now => true,
-                    Preempt::In(rest) => {
-                        until = self.now + rest;
-                        false
-                    }
-                    Preempt::No => false,
+            (Some(_), Some(first)) => match self.policy.preempts(first, standing.unwrap_or(0), ran) {
+                Preempt::Now => true,
+                Preempt::In(rest) => {
+                    until = self.now + rest;
+                    false
                 }
-            }
+                Preempt::No => false,
+            },
         };
         if put_off {
             self.cpus[cpu].running = None;
@@ -257,10 +294,12 @@ impl<P: Policy> Simulation<P> {
         on.epoch += 1;
         let (epoch, start, waiting) = (on.epoch, on.charged.max(now), !on.queue.is_empty());
         if let Some(task) = on.running {
+            let it = &mut self.tasks[task];
             if let Some(slice) = self.policy.slice_ns().filter(|_| waiting) {
+                let guaranteed = it.guarantee.percent != 0 && it.guarantee.holds(now);
+                let slice = if guaranteed { slice.min(it.guarantee.left(now)) } else { slice };
                 until = until.min(start + slice);
             }
-            let it = &mut self.tasks[task];
             if let Habit::Doze { .. } = it.habit {
                 until = until.min(start + it.burst);
             }
@@ -294,6 +333,7 @@ impl<P: Policy> Simulation<P> {
             self.now = self.now.max(time);
             match event {
                 Event::Wake(task) => self.wake(task),
+                Event::Anew(task, serial) => self.anew(task, serial),
                 Event::Cpu(cpu, epoch) if self.cpus[cpu].epoch == epoch => self.choose(cpu),
                 Event::Cpu(..) => {}
             }
@@ -362,7 +402,7 @@ fn sleepers_on_several_cpus_get_their_weight() {
     // The light half sleeps half of the time.
     let doze = Habit::Doze { run: (MS / 10, 43 * MS / 10), sleep: (MS / 10, 43 * MS / 10) };
     let mut simulation = Simulation::new(Fair, 4);
-    let weights = [1, 2, 3, 3, 6, 6, 7, 8];
+    let weights = [1, 1, 2, 2, 7, 7, 8, 8];
     for (task, weight) in weights.into_iter().enumerate() {
         simulation.add(weight, if task < 4 { doze } else { Habit::Spin });
     }
@@ -434,6 +474,64 @@ fn one_who_wakes_is_served_at_once() {
         simulation.run(30_000 * MS);
         let waited = simulation.tasks[first].longest_wait;
         assert!(waited <= SHORTEST_RUN_NS, "{cpus} CPUs: waited {} us", waited / 1000);
+    }
+}
+
+/// The longest from a wake-up to the end of what is to be done, of one that has up to `burst` to do now and then, beside a storm of
+/// 64 and two more that spin.
+fn answer(cpus: usize, burst: u64, percent: u32) -> u64 {
+    let mut simulation = Simulation::new(Fair, cpus);
+    simulation.switch_ns = 5_000;
+    let shell = simulation.add(4, Habit::Doze { run: (MS / 10, burst), sleep: (100 * MS, 400 * MS) });
+    simulation.tasks[shell].guarantee.percent = percent;
+    for _ in 0..66 {
+        simulation.add(4, Habit::Spin);
+    }
+    simulation.run(1_000 * MS);
+    simulation.tasks[shell].longest_answer = 0;
+    simulation.run(60_000 * MS);
+    simulation.tasks[shell].longest_answer
+}
+
+#[test]
+fn guaranteed_time_bounds_answers_beside_a_storm() {
+    for cpus in [1, 4] {
+        // As long as its own work takes, the run that it interrupts, and two switches.
+        for burst in [5 * MS, 30 * MS, 50 * MS] {
+            let took = answer(cpus, burst, 50);
+            assert!(took <= burst + SHORTEST_RUN_NS + 100_000, "{cpus} CPUs, {burst} ns: {} us", took / 1000);
+        }
+        // Beyond what is saved up, it gets half.
+        let took = answer(cpus, 75 * MS, 50);
+        assert!(took <= 100 * MS + 15 * MS, "{cpus} CPUs: {} us", took / 1000);
+    }
+    // Without it, the guarantee is what makes the difference.
+    assert!(answer(1, 30 * MS, 0) > 300 * MS, "shares alone do");
+}
+
+#[test]
+fn who_wants_more_than_is_guaranteed_gets_that_and_a_share_of_the_rest() {
+    for cpus in [1, 2] {
+        let mut simulation = Simulation::new(Fair, cpus);
+        let greedy = simulation.add(4, Habit::Spin);
+        simulation.tasks[greedy].guarantee.percent = 30;
+        for _ in 0..40 {
+            simulation.add(4, Habit::Spin);
+        }
+        simulation.run(60_000 * MS);
+        let all = 60_000 * MS * cpus as u64;
+        let rest = (all - 18_000 * MS) / 41;
+        let ran = simulation.tasks[greedy].ran;
+        assert!(ran >= 18_000 * MS && ran <= 18_000 * MS + 2 * rest, "{cpus} CPUs: {} ms", ran / MS);
+        for task in 1..=40 {
+            let ran = simulation.tasks[task].ran;
+            assert!(
+                ran.abs_diff(rest) * 20 <= rest,
+                "{cpus} CPUs: {task} ran {} of {} ms",
+                ran / MS,
+                rest / MS
+            );
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::time::RunStateKind;
 /// The vCPU that runs and may go on.
 #[derive(Clone, Copy)]
 struct Running {
-    virtual_ns: u64,
+    standing: u64,
     /// For how long it has run.
     ran: u64,
     /// It would rather not.
@@ -177,8 +177,33 @@ impl<P: Platform> Hypervisor<P> {
         let queue_now = view.view(now).among(self.views(now).map(|(_, view)| view));
         let at = self.policy.join(at, queue_now, Arrival::Woken);
         vcpu.sched.virtual_ns.store(at, Ordering::Relaxed);
-        queue.push(vcpu);
+        queue.push(self.standing(&vcpu, 0, now), vcpu);
         view.waits(queue);
+    }
+
+    /// What a vCPU that has run for `ran` now, or waits, is compared by.
+    fn standing(&self, vcpu: &VcpuRef, ran: u64, now: u64) -> u64 {
+        let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
+        self.policy.standing(at, vcpu.domain().guarantee.holds(now), ran)
+    }
+
+    /// A domain has guaranteed time again: the first of its vCPUs that wait by their weight goes before others.
+    fn end_guarantee_wait(&self, domain: &Arc<Domain>, now: u64) {
+        if !domain.guarantee.take_due(now) {
+            return;
+        }
+        for vcpu in &domain.vcpus {
+            let Some(vcpu) = VcpuRef::new(domain, vcpu.id) else { continue };
+            let home = CpuId(vcpu.cpu.load(Ordering::SeqCst));
+            let mut queue = self.cpu(home).run_queue.lock();
+            // One that moves meanwhile will be queued by what it has then.
+            if vcpu.cpu.load(Ordering::SeqCst) == home.0 && queue.remove(&vcpu) {
+                queue.push(self.standing(&vcpu, 0, now), vcpu);
+                self.cpu(home).view.waits(&queue);
+                drop(queue);
+                return self.request_reschedule(home);
+            }
+        }
     }
 
     /// What all CPUs show of themselves.
@@ -314,6 +339,7 @@ impl<P: Platform> Hypervisor<P> {
         }
         if vcpu.id.get() == 0 {
             self.end_cap_wait(vcpu.domain(), now);
+            self.end_guarantee_wait(vcpu.domain(), now);
         }
         if take_due(&timers.poll_ns, now) {
             self.unblock(vcpu);
@@ -375,18 +401,19 @@ impl<P: Platform> Hypervisor<P> {
         if let Some(current) = &cpu.current {
             let sched = &current.vcpu.sched;
             let ran = now.saturating_sub(sched.since_ns.swap(now, Ordering::Relaxed));
-            sched.charge(ran);
+            sched.charge(current.domain().guarantee.draw(ran, now));
             self.charge_cap(&current.vcpu, ran, now);
             if self.may_stay(me, &current.vcpu) {
                 let ran = now.saturating_sub(sched.put_on_ns.load(Ordering::Relaxed));
                 let yields = sched.yields.swap(false, Ordering::Relaxed);
-                stays = Some(Running { virtual_ns: sched.virtual_ns.load(Ordering::Relaxed), ran, yields });
+                stays = Some(Running { standing: self.standing(&current.vcpu, ran, now), ran, yields });
             }
         }
         let mut next = match self.choose(me, stays, now) {
             Choice::Stay(slice_ns) => {
                 if let Some(current) = &cpu.current {
-                    self.cpu(me).view.runs(Some(&current.vcpu.sched), now);
+                    let standing = self.standing(&current.vcpu, 0, now);
+                    self.cpu(me).view.runs(Some((&current.vcpu.sched, standing)), now);
                 }
                 return self.start_slice(cpu, slice_ns, now);
             }
@@ -430,7 +457,7 @@ impl<P: Platform> Hypervisor<P> {
         let mut queue = shared.run_queue.lock();
         let own = queue.first_runnable();
         if self.cpus.len() > 1 {
-            let nearest = own.into_iter().chain(stays.map(|running| running.virtual_ns)).min();
+            let nearest = own.into_iter().chain(stays.map(|running| running.standing)).min();
             if let Some(other) = self.policy.help(self.views(now), me, nearest) {
                 shared.view.waits(&queue);
                 drop(queue);
@@ -444,7 +471,7 @@ impl<P: Platform> Hypervisor<P> {
             (None, _) => Preempt::Now,
             (Some(_), None) => Preempt::No,
             (Some(running), Some(_)) if running.yields => Preempt::Now,
-            (Some(running), Some(first)) => self.policy.preempts(first, running.virtual_ns, running.ran),
+            (Some(running), Some(first)) => self.policy.preempts(first, running.standing, running.ran),
         };
         let choice = match preempt {
             Preempt::No => Choice::Stay(None),
@@ -531,9 +558,17 @@ impl<P: Platform> Hypervisor<P> {
             return self.wake(&vcpu);
         }
         if stays {
-            queue.push(vcpu);
+            let by_weight = !vcpu.domain().guarantee.holds(now);
+            let domain = vcpu.domain().clone();
+            queue.push(self.standing(&vcpu, 0, now), vcpu);
             self.cpu(me).view.waits(&queue);
             drop(queue);
+            if by_weight
+                && domain.guarantee.waits(now)
+                && let Some(keeper) = VcpuRef::new(&domain, VcpuId::new(0))
+            {
+                self.arm_timers(&keeper);
+            }
             return self.call_for_help(me, now);
         }
         // It woke after the choice was made.
@@ -565,7 +600,7 @@ impl<P: Platform> Hypervisor<P> {
         }
         self.cpu(cpu.id).switches.add(1);
         self.cpu(cpu.id).runstate.lock().change(RunStateKind::Running, now);
-        self.cpu(cpu.id).view.runs(Some(&vcpu.sched), now);
+        self.cpu(cpu.id).view.runs(Some((&vcpu.sched, self.standing(&vcpu, 0, now))), now);
         vcpu.runstate.lock().change(RunStateKind::Running, now);
         self.mm.clock().enter(cpu.id, Some(vcpu.domain().id), || self.platform.load_root(root));
         let wanted = state.selectors;
@@ -604,6 +639,8 @@ impl<P: Platform> Hypervisor<P> {
             let cap = &current.domain().cap;
             if cap.percent() == 0 { None } else { cap.share(running(), now) }
         });
+        let guaranteed = cpu.current.as_ref().and_then(|current| current.domain().guarantee.left(now));
+        let slice = slice.map(|slice| guaranteed.map_or(slice, |left| slice.min(left)));
         let end = slice.into_iter().chain(share).min().map_or(0, |ns| now.saturating_add(ns));
         shared.slice_end_ns.store(end, Ordering::Relaxed);
         self.program_timer(cpu.id);

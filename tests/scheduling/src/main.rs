@@ -225,7 +225,7 @@ fn weights_beyond_a_cpu_on_several_cpus(_: &mut Domain) -> Verdict {
 fn sleepers_on_several_cpus(_: &mut Domain) -> Verdict {
     wants_cpus(4)?;
     wants_icount()?;
-    shares_of_all_cpus(&[1, 2, 3, 3, 6, 6, 7, 8], 4)
+    shares_of_all_cpus(&[1, 1, 2, 2, 7, 7, 8, 8], 4)
 }
 
 fn weights_change_at_run_time(_: &mut Domain) -> Verdict {

@@ -20,7 +20,7 @@ const EXIT_PORT: u16 = 0xf4;
 pub const WANTED_MAJOR: u32 = 10;
 
 /// CPUs of a machine for which nobody said how many.
-pub const SMP: u32 = 2;
+pub const SMP: u32 = 1;
 
 /// Who is booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]

@@ -48,12 +48,13 @@ __cell_spin:
     add qword ptr [rbx], 1
     jmp 2b
 
-    // Runs for 0.1 to 4.3 ms, sleeps for as long; r14: system time minus time-stamp counter, r12: random state.
+    // Runs for rbp to rbp + r15 units, which is about 0.1 to 4.3 ms, sleeps for as long; r14: system time minus time-stamp counter,
+    // r12: random state.
 __cell_doze:
     no_tick
 3:  call 9f
-    and eax, 0x3fff
-    lea ecx, [rax + 390]
+    and eax, r15d
+    lea ecx, [rax + rbp]
 4:  .rept 253
     nop
     .endr
@@ -289,6 +290,9 @@ fn context(vcpu: u32, deed: Deed, root: u64) -> VcpuGuestContext {
             // SAFETY: every processor has the counter.
             let tsc = unsafe { core::arch::x86_64::_rdtsc() };
             regs.r14 = guest_sdk::time::now_ns().wrapping_sub(tsc);
+            // QEMU counts the instructions of all CPUs into one clock.
+            let cpus = u64::from(control::phys_info().map_or(1, |info| info.cpus)).next_power_of_two();
+            (regs.r15, regs.rbp) = (0x4000 / cpus - 1, 390 / cpus);
             entry(&raw const __cell_doze)
         }
         Deed::Fault => {

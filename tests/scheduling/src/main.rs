@@ -117,10 +117,14 @@ fn price_of_a_null_hypercall(_: &mut Domain) -> Verdict {
     Ok(())
 }
 
-/// Runs cells for `ms`, and checks that each got `due` parts of what all got, by its own count and by the hypervisor's, and that
-/// none went without for a second.
+/// Runs cells for `ms`, and checks that each got `due` parts of what all got, by the hypervisor's account and by its own count, and
+/// that none went without for a second.
+///
+/// On several CPUs the count says little: there QEMU lets one CPU execute at a time, some milliseconds long, and a nanosecond is an
+/// instruction of one of them. How long each ran, in emulated time, is true all the same.
 fn shares(cells: &[Cell], due: &[u64], ms: u64, percent: u64) -> Verdict {
     const WINDOW_MS: u64 = 1_000;
+    let exact = control::phys_info()?.cpus == 1;
     let read = |cell: &Cell| -> Result<(u64, u64), Errno> { Ok((cell.work(), cell.ran_ns()?)) };
     let before = cells.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let mut last: Vec<u64> = before.iter().map(|(work, _)| *work).collect();
@@ -138,8 +142,10 @@ fn shares(cells: &[Cell], due: &[u64], ms: u64, percent: u64) -> Verdict {
     let work: u64 = got.iter().map(|got| got.0).sum();
     let ran: u64 = got.iter().map(|got| got.1).sum();
     for (index, ((its_work, its_ran), due)) in got.iter().zip(due).enumerate() {
-        check_share(&alloc::format!("cell {index}, work"), *its_work, work, *due, total, percent)?;
         check_share(&alloc::format!("cell {index}, run time"), *its_ran, ran, *due, total, percent)?;
+        if exact {
+            check_share(&alloc::format!("cell {index}, work"), *its_work, work, *due, total, percent)?;
+        }
     }
     Ok(())
 }

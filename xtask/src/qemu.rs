@@ -19,8 +19,10 @@ const EXIT_PORT: u16 = 0xf4;
 /// Oldest QEMU whose figures and verdicts are ours; older ones have bugs that some cases touch.
 pub const WANTED_MAJOR: u32 = 10;
 
-/// CPUs of a machine for which nobody said how many.
-pub const SMP: u32 = 1;
+/// CPUs of a machine that somebody boots without saying how many.
+const SMP: u32 = 2;
+/// CPUs of a machine of a test that does not say how many.
+pub const TEST_SMP: u32 = 1;
 
 /// Who is booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]

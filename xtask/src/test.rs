@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
     /// CPUs of the machine in scenarios that do not say how many, nor count instructions
-    #[arg(long, value_name = "N", default_value_t = qemu::SMP)]
+    #[arg(long, value_name = "N", default_value_t = qemu::TEST_SMP)]
     smp: u32,
     /// Only list the scenarios
     #[arg(long)]

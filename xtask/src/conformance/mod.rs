@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long)]
     list: bool,
     /// CPUs of the machine; an image may want more
-    #[arg(long, value_name = "N", default_value_t = qemu::SMP)]
+    #[arg(long, value_name = "N", default_value_t = qemu::TEST_SMP)]
     smp: u32,
     /// Boots at a time (default: one for each CPU)
     #[arg(long, value_name = "N")]

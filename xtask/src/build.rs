@@ -2,6 +2,7 @@
 
 use crate::images::{Image, Kind, Workspace};
 use crate::recipe::Hypervisor;
+use crate::scenario::Scenario;
 use crate::{recipe, sh, symbols};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -68,6 +69,29 @@ pub fn everything(workspace: &Workspace) -> Result<Built> {
 /// When something does not build.
 pub fn for_run(workspace: &Workspace) -> Result<Built> {
     some(workspace, |image| !matches!(image.kind, Kind::Conformance | Kind::Helper | Kind::Scenario))
+}
+
+/// Builds what some scenarios boot: with our dom0 come the example guests, and whatever else its commands name.
+///
+/// # Errors
+/// When something does not build.
+pub fn for_scenarios<'a>(
+    workspace: &Workspace,
+    scenarios: impl Iterator<Item = &'a Scenario>,
+) -> Result<Built> {
+    let scenarios: Vec<&Scenario> = scenarios.collect();
+    let wanted = |image: &Image| {
+        scenarios.iter().any(|scenario| match &scenario.image {
+            Some(name) => *name == image.name,
+            None => {
+                !matches!(image.kind, Kind::Conformance | Kind::Helper | Kind::Scenario)
+                    || scenario.exec.iter().any(|command| command.contains(&image.name))
+            }
+        })
+    };
+    let built = some(workspace, wanted)?;
+    let debug = scenarios.iter().any(|scenario| scenario.debug).then(|| debug(workspace)).transpose()?;
+    Ok(Built { debug, ..built })
 }
 
 /// Builds what the conformance suite needs: the hypervisor, dom0, the images with cases and their helpers.

@@ -120,6 +120,9 @@ impl Machine {
             "mon:stdio",
         ]);
         qemu.args(["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=0x04")]);
+        // Firmware would bring up each disk to boot from it, with queues at the top of memory: with four of them it reserves memory that
+        // QEMU has put the module in. Nothing is booted from a disk here.
+        qemu.args(["-boot", "strict=on"]);
         for (number, disk) in self.disks.iter().enumerate() {
             qemu.args(devices::disk(number, disk, &self.disk_options));
         }

@@ -110,7 +110,12 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let suite = suite_filter(&workspace, &args.filter);
     let kills = args.on.is_none() && !args.quick && KILLS.contains(&args.filter);
     if audits || kills || suite.is_some() || !scenarios.is_empty() {
-        match build::everything(&workspace) {
+        let built = if audits || kills || suite.is_some() {
+            build::everything(&workspace)
+        } else {
+            build::for_scenarios(&workspace, scenarios.iter().map(|(_, scenario)| scenario))
+        };
+        match built {
             Ok(built) => {
                 if audits {
                     audit_images(&workspace, &built, &mut tally)?;

@@ -72,10 +72,13 @@ struct Mailbox {
     waker: Mutex<Option<Waker>>,
 }
 
+/// Pages that were lent, and how it went.
+type Back = (Vec<DmaPage>, Result<(), DiskError>);
+
 /// Where one piece of work comes back.
 #[derive(Default)]
 struct Shot {
-    result: Mutex<Option<(Vec<DmaPage>, Result<(), DiskError>)>>,
+    result: Mutex<Option<Back>>,
     bell: Bell,
 }
 

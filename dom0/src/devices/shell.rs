@@ -213,10 +213,14 @@ async fn arp(card: &NetDevice, wanted: [u8; 4], own: [u8; 4]) -> Result<(), Stri
     // Ethernet, IPv4, lengths of their addresses, a request.
     let what = [8, 6, 0, 1, 8, 0, 6, 4, 0, 1];
     let request = [&[0xff; 6][..], &mac, &what, &mac, &own, &[0; 6], &wanted, &[0; 18]].concat();
-    if !card.send(About::default(), &request) {
-        return Err("the card has no room".into());
-    }
-    card.kick();
+    // A moment later: somebody is waiting by then, so the answer interrupts.
+    let ask = async {
+        time::after(Duration::from_millis(20)).await;
+        // Without room for it nobody answers.
+        card.send(About::default(), &request);
+        card.kick();
+        core::future::pending::<()>().await;
+    };
     let answer = async {
         let mut frame = [0; 1600];
         loop {
@@ -229,9 +233,9 @@ async fn arp(card: &NetDevice, wanted: [u8; 4], own: [u8; 4]) -> Result<(), Stri
             }
         }
     };
-    match first(answer, time::after(PATIENCE)).await {
-        First::One(found) => say!("it is at {found}"),
-        First::Other(()) => return Err("nobody answers".into()),
+    match first(first(answer, ask), time::after(PATIENCE)).await {
+        First::One(First::One(found)) => say!("it is at {found}"),
+        First::One(First::Other(())) | First::Other(()) => return Err("nobody answers".into()),
     }
     Ok(())
 }

@@ -112,7 +112,7 @@ fn price_of_a_null_hypercall(_: &mut Domain) -> Verdict {
     let each = (tsc() - before) / ROUNDS;
     println!("null hypercall: {each} ticks, with the guest's own loop");
     if counts_instructions()? {
-        check!(each < 600, "{each} instructions");
+        check!(each < 500, "{each} instructions");
     }
     Ok(())
 }

@@ -487,9 +487,17 @@ mod tests {
             ("'8M'", "'700'", "line 10: disk xvda: size \"700\": not a multiple of a sector of 512 bytes"),
             ("'8M'", "700", "line 10: disk xvda: size \"700\": not a multiple of a sector of 512 bytes"),
             ("size = '8M'\n", "", "line 10: disk xvda: kind ram needs a size"),
-            ("'image'", "'tape'", "line 14: disk xvdb: kind \"tape\": there are ram, image and overlay"),
+            (
+                "'image'",
+                "'tape'",
+                "line 14: disk xvdb: kind \"tape\": there are ram, image, overlay, device and file",
+            ),
             ("file = 'a.img'\n", "", "line 14: disk xvdb: kind image needs a file"),
-            ("file", "path", "line 17: disk: unknown key `path`: known are name, kind, size, file, readonly"),
+            (
+                "file",
+                "path",
+                "line 17: disk: unknown key `path`: known are name, kind, size, file, changes, device, readonly",
+            ),
         ] {
             let error = with(&two.replace(old, new)).unwrap_err().to_string();
             assert!(error.starts_with(message), "{new}: {error}");

@@ -123,6 +123,10 @@ pub trait Platform: Sync + 'static {
     fn zero_frame(&self, mfn: Mfn);
     /// Copies a whole frame.
     fn copy_frame(&self, from: Mfn, to: Mfn);
+    /// Copies `len` bytes between two frames, each from a byte on. They fit in both; guests may write either meanwhile.
+    fn copy_bytes(&self, from: (Mfn, usize), to: (Mfn, usize), len: usize) {
+        copy_words(self.frame(from.0), from.1, self.frame(to.0), to.1, len);
+    }
 
     /// Copies `bytes` into a frame from byte `offset` on. They fit in it.
     fn write_frame(&self, mfn: Mfn, offset: usize, bytes: &[u8]) {
@@ -287,4 +291,63 @@ pub trait Platform: Sync + 'static {
     fn report_stuck(&self, stuck: crate::watchdog::Stuck) -> !;
     /// Stops the machine.
     fn halt(&self, why: HaltReason) -> !;
+}
+
+/// Copies `len` bytes between two frames, both of which guests may write meanwhile. The caller has checked the ends.
+///
+/// Words at the ends of the range are merged by compare-and-exchange: bytes beside it that a guest writes at the same moment
+/// must not be lost.
+fn copy_words(source: &FrameWords, from: usize, dest: &FrameWords, to: usize, len: usize) {
+    let byte = |at: usize| -> u64 {
+        source.get(at / 8).map_or(0, |w| w.load(Ordering::Relaxed) >> (at % 8 * 8) & 0xff)
+    };
+    let mut done = 0;
+    while done < len {
+        let (index, first) = ((to + done) / 8, (to + done) % 8);
+        let count = (8 - first).min(len - done);
+        let Some(word) = dest.get(index) else { return };
+        if count == 8 {
+            word.store(unaligned(source, from + done), Ordering::Relaxed);
+        } else {
+            let (mut value, mut mask) = (0u64, 0u64);
+            for i in 0..count {
+                value |= byte(from + done + i) << ((first + i) * 8);
+                mask |= 0xff << ((first + i) * 8);
+            }
+            let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(old & !mask | value));
+        }
+        done += count;
+    }
+}
+
+/// The 8 bytes at byte `at` of a frame, of which all lie in it.
+fn unaligned(words: &FrameWords, at: usize) -> u64 {
+    let load = |index: usize| words.get(index).map_or(0, |w| w.load(Ordering::Relaxed));
+    let shift = at % 8 * 8;
+    if shift == 0 { load(at / 8) } else { load(at / 8) >> shift | load(at / 8 + 1) << (64 - shift) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use core::sync::atomic::AtomicU64;
+    use proptest::prelude::*;
+
+    fn bytes(words: &FrameWords) -> Vec<u8> {
+        words.iter().flat_map(|w| w.load(Ordering::SeqCst).to_le_bytes()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_go_where_they_should(from in 0usize..4096, to in 0usize..4096, len in 0usize..4096, seed: u64) {
+            let len = len.min(4096 - from).min(4096 - to);
+            let source: FrameWords = core::array::from_fn(|i| AtomicU64::new(seed.wrapping_mul(i as u64 * 2 + 1)));
+            let dest: FrameWords = core::array::from_fn(|i| AtomicU64::new(!seed ^ i as u64));
+            let mut expected = bytes(&dest);
+            expected[to..to + len].copy_from_slice(&bytes(&source)[from..from + len]);
+            copy_words(&source, from, &dest, to, len);
+            prop_assert_eq!(bytes(&dest), expected);
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! `copy`: bytes between frames that the caller owns or was granted, without mapping anything.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 use hypercall_abi::grant::{GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GnttabCopy, GnttabCopyPtr};
@@ -14,7 +13,7 @@ use super::table::{Pins, Reach};
 use crate::domain::Domain;
 use crate::hypervisor::Hypervisor;
 use crate::page_ref::{PageRef, TypedRef, Writable};
-use crate::platform::{FrameWords, Platform};
+use crate::platform::Platform;
 
 /// Entries in use for one side of a copy: the one that was named, and the one it stands for. Given back when dropped.
 struct Held<'a, P: Platform> {
@@ -114,11 +113,11 @@ impl<'a, P: Platform> Copier<'a, P> {
         if !lies_in(source.range, from) || !lies_in(dest.range, to) {
             return Err(Error::Refused);
         }
+        let (source, dest) = (source.frame.mfn(), dest.frame.mfn());
         if len == PAGE_SIZE {
-            self.hv.platform.copy_frame(source.frame.mfn(), dest.frame.mfn());
+            self.hv.platform.copy_frame(source, dest);
         } else {
-            let (source, dest) = (source.frame.mfn(), dest.frame.mfn());
-            copy_bytes(self.hv.platform.frame(source), from, self.hv.platform.frame(dest), to, len);
+            self.hv.platform.copy_bytes((source, from), (dest, to), len);
         }
         Ok(())
     }
@@ -176,63 +175,4 @@ fn name(side: &GnttabCopyPtr, granted: bool) -> Name {
     // The upper half of a reference is not looked at.
     let number = if granted { u64::from(side.gref().get()) } else { side.u };
     (number, side.domid, granted)
-}
-
-/// Copies `len` bytes between two frames, both of which guests may write meanwhile. The caller has checked the ends.
-///
-/// Words at the ends of the range are merged by compare-and-exchange: bytes beside it that a guest writes at the same moment
-/// must not be lost.
-fn copy_bytes(source: &FrameWords, from: usize, dest: &FrameWords, to: usize, len: usize) {
-    let byte = |at: usize| -> u64 {
-        source.get(at / 8).map_or(0, |w| w.load(Ordering::Relaxed) >> (at % 8 * 8) & 0xff)
-    };
-    let mut done = 0;
-    while done < len {
-        let (index, first) = ((to + done) / 8, (to + done) % 8);
-        let count = (8 - first).min(len - done);
-        let Some(word) = dest.get(index) else { return };
-        if count == 8 {
-            word.store(unaligned(source, from + done), Ordering::Relaxed);
-        } else {
-            let (mut value, mut mask) = (0u64, 0u64);
-            for i in 0..count {
-                value |= byte(from + done + i) << ((first + i) * 8);
-                mask |= 0xff << ((first + i) * 8);
-            }
-            let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(old & !mask | value));
-        }
-        done += count;
-    }
-}
-
-/// The 8 bytes at byte `at` of a frame, of which all lie in it.
-fn unaligned(words: &FrameWords, at: usize) -> u64 {
-    let load = |index: usize| words.get(index).map_or(0, |w| w.load(Ordering::Relaxed));
-    let shift = at % 8 * 8;
-    if shift == 0 { load(at / 8) } else { load(at / 8) >> shift | load(at / 8 + 1) << (64 - shift) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::vec::Vec;
-    use core::sync::atomic::AtomicU64;
-    use proptest::prelude::*;
-
-    fn bytes(words: &FrameWords) -> Vec<u8> {
-        words.iter().flat_map(|w| w.load(Ordering::SeqCst).to_le_bytes()).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn bytes_go_where_they_should(from in 0usize..4096, to in 0usize..4096, len in 0usize..4096, seed: u64) {
-            let len = len.min(4096 - from).min(4096 - to);
-            let source: FrameWords = core::array::from_fn(|i| AtomicU64::new(seed.wrapping_mul(i as u64 * 2 + 1)));
-            let dest: FrameWords = core::array::from_fn(|i| AtomicU64::new(!seed ^ i as u64));
-            let mut expected = bytes(&dest);
-            expected[to..to + len].copy_from_slice(&bytes(&source)[from..from + len]);
-            copy_bytes(&source, from, &dest, to, len);
-            prop_assert_eq!(bytes(&dest), expected);
-        }
-    }
 }

@@ -5,7 +5,9 @@
 
 use crate::frame::Facts;
 use alloc::vec::Vec;
+use core::fmt;
 use core::ops::RangeInclusive;
+use core::str::FromStr;
 use smoltcp::wire::{EthernetProtocol, IpProtocol, Ipv4Cidr};
 
 /// As the port's guest sees it.
@@ -58,6 +60,77 @@ pub struct Rule {
     pub peer: Option<Ipv4Cidr>,
     /// TCP or UDP ports of the destination.
     pub ports: Option<RangeInclusive<u16>>,
+}
+
+/// Why a text is no rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleError;
+
+impl fmt::Display for RuleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "write allow or deny, in or out, and what it is about: arp, ipv4, ipv6, icmp, tcp or udp, a port or ports behind those two, \
+             and `with` an address or network; as in \"deny out tcp 25\" or \"allow in udp 53-60 with 10.0.0.0/8\"",
+        )
+    }
+}
+
+impl core::error::Error for RuleError {}
+
+impl FromStr for Rule {
+    type Err = RuleError;
+
+    /// `allow|deny in|out [arp|ipv4|ipv6|icmp|tcp [PORT[-PORT]]|udp [PORT[-PORT]]] [with ADDRESS[/PREFIX]]`.
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let mut words = text.split_ascii_whitespace().peekable();
+        let action = match words.next() {
+            Some("allow") => Action::Allow,
+            Some("deny") => Action::Deny,
+            _ => return Err(RuleError),
+        };
+        let direction = match words.next() {
+            Some("in") => Direction::In,
+            Some("out") => Direction::Out,
+            _ => return Err(RuleError),
+        };
+        let protocol = words.next_if(|word| *word != "with").unwrap_or("any");
+        let protocol = match protocol {
+            "any" => Protocol::Any,
+            "arp" => Protocol::Arp,
+            "ipv4" => Protocol::Ipv4,
+            "ipv6" => Protocol::Ipv6,
+            "icmp" => Protocol::Icmp,
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => return Err(RuleError),
+        };
+        let mut ports = None;
+        if matches!(protocol, Protocol::Tcp | Protocol::Udp)
+            && let Some(word) = words.next_if(|word| *word != "with")
+        {
+            let (first, last) = word.split_once('-').unwrap_or((word, word));
+            let port = |text: &str| text.parse::<u16>().map_err(|_| RuleError);
+            let range = port(first)?..=port(last)?;
+            if range.is_empty() {
+                return Err(RuleError);
+            }
+            ports = Some(range);
+        }
+        let peer = match words.next() {
+            None => None,
+            Some("with") => {
+                let word = words.next().ok_or(RuleError)?;
+                let network = word.parse().ok();
+                let host = || word.parse().ok().map(|address| Ipv4Cidr::new(address, 32));
+                Some(network.or_else(host).ok_or(RuleError)?)
+            }
+            Some(_) => return Err(RuleError),
+        };
+        if words.next().is_some() {
+            return Err(RuleError);
+        }
+        Ok(Self { direction, action, protocol, peer, ports })
+    }
 }
 
 /// How well a rule fits.
@@ -230,6 +303,52 @@ mod tests {
             for filter in [&tcp, &web] {
                 assert!(!filter.passes(Direction::Out, &extension), "{action:?}");
             }
+        }
+    }
+
+    #[test]
+    fn rules_are_written_in_words() {
+        let rule = |action, direction, protocol, ports, peer: Option<&str>| Rule {
+            direction,
+            action,
+            protocol,
+            ports,
+            peer: peer.map(|peer| peer.parse().unwrap()),
+        };
+        for (text, expected) in [
+            ("deny out tcp 25", rule(Action::Deny, Direction::Out, Protocol::Tcp, Some(25..=25), None)),
+            ("allow in", rule(Action::Allow, Direction::In, Protocol::Any, None, None)),
+            (
+                "allow in udp 53-60 with 10.0.0.0/8",
+                rule(Action::Allow, Direction::In, Protocol::Udp, Some(53..=60), Some("10.0.0.0/8")),
+            ),
+            (
+                "deny out with 10.1.2.3",
+                rule(Action::Deny, Direction::Out, Protocol::Any, None, Some("10.1.2.3/32")),
+            ),
+            (
+                " deny  in tcp with 1.0.0.0/8",
+                rule(Action::Deny, Direction::In, Protocol::Tcp, None, Some("1.0.0.0/8")),
+            ),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+        for text in [
+            "",
+            "allow",
+            "permit in",
+            "allow tcp",
+            "allow in sctp",
+            "allow in icmp 8",
+            "allow in tcp 9-8",
+            "deny in tcp 70000",
+            "deny in tcp x",
+            "deny in with",
+            "deny in with 1.2.3",
+            "deny in tcp 1 2",
+            "deny in with 1.2.3.4 more",
+        ] {
+            assert_eq!(text.parse::<Rule>(), Err(super::RuleError), "{text}");
         }
     }
 

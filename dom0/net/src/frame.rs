@@ -104,6 +104,22 @@ pub(crate) fn complete(packet: &mut [u8]) {
     }
 }
 
+/// Where the transport checksum of a frame of IPv4 is: the first byte that it covers beside the pseudo header, and its place from there.
+/// `None` for what is no TCP or UDP over IPv4, or not all there.
+#[must_use]
+pub fn checksum_place(frame: &[u8]) -> Option<(u16, u16)> {
+    let facts = Facts::of(frame).filter(|facts| facts.protocol == EthernetProtocol::Ipv4)?;
+    let offset = match facts.transport? {
+        IpProtocol::Tcp => 16,
+        IpProtocol::Udp => 6,
+        _ => return None,
+    };
+    facts.ports?;
+    let start = ETHERNET + usize::from(frame.get(ETHERNET)? & 15) * 4;
+    // A header is at most 60 bytes.
+    (start + offset + 2 <= frame.len()).then_some((start as u16, offset as u16))
+}
+
 /// Fills in the transport checksum of a frame that its sender left blank; does nothing to what is no TCP or UDP over IPv4.
 pub fn complete_checksum(frame: &mut [u8]) {
     if ethernet(frame).is_some_and(|(.., protocol)| protocol == EthernetProtocol::Ipv4)

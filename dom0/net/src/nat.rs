@@ -49,6 +49,33 @@ pub struct Forward {
     pub port: u16,
 }
 
+impl core::fmt::Display for Transport {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        })
+    }
+}
+
+/// A connection through the router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its protocol.
+    pub transport: Transport,
+    /// The guest's end.
+    pub inside: (Ipv4Address, u16),
+    /// The other end.
+    pub remote: (Ipv4Address, u16),
+    /// The port that it has on our outside address.
+    pub outside: u16,
+    /// The guest has begun it.
+    pub from_inside: bool,
+    /// When it is forgotten if nothing more goes through it, ns.
+    pub expires_ns: u64,
+}
+
 /// Why a packet is not passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -336,17 +363,39 @@ impl Flow {
 }
 
 impl Nat {
-    /// Adds a forwarded port; false when it is taken.
-    pub(crate) fn forward(&mut self, forward: Forward) -> bool {
-        let taken = self
-            .forwards
-            .iter()
-            .any(|other| (other.transport, other.outside) == (forward.transport, forward.outside));
-        if !taken && forward.transport != Transport::Icmp {
-            self.forwards.push(forward);
-            return true;
+    /// Adds a forwarded port.
+    ///
+    /// # Errors
+    /// Where the port leads already.
+    pub(crate) fn forward(&mut self, forward: Forward) -> Result<(), Forward> {
+        let key = |forward: &Forward| (forward.transport, forward.outside);
+        if let Some(other) = self.forwards.iter().find(|other| key(other) == key(&forward)) {
+            return Err(*other);
         }
-        false
+        self.forwards.push(forward);
+        Ok(())
+    }
+
+    /// The forwarded ports.
+    pub(crate) fn forwards(&self) -> &[Forward] {
+        &self.forwards
+    }
+
+    /// The flows, in order.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        let flows = self.flows.iter().flatten();
+        let mut connections: Vec<_> = flows
+            .map(|flow| Connection {
+                transport: flow.transport,
+                inside: flow.inside,
+                remote: flow.remote,
+                outside: flow.outside,
+                from_inside: flow.from_inside,
+                expires_ns: flow.expires_ns,
+            })
+            .collect();
+        connections.sort_unstable_by_key(|connection| (connection.inside, connection.remote));
+        connections
     }
 
     /// Forgets a guest: its flows, and the ports that lead to it.

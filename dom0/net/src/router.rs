@@ -4,7 +4,7 @@
 //! card has the one address that its MAC was given, so nothing inside is learnt from packets, and nobody sends in another's name.
 
 use crate::frame::{self, ETHERNET, complete, destination_port};
-use crate::nat::{End, Forward, Nat, Refused, Transport};
+use crate::nat::{Connection, End, Forward, Nat, Refused, Transport};
 use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -89,6 +89,32 @@ impl fmt::Display for LeaseError {
 }
 
 impl core::error::Error for LeaseError {}
+
+/// Why a port does not lead to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardError {
+    /// It leads somewhere already.
+    Taken(Forward),
+    /// No card has that address.
+    NoCard,
+}
+
+impl fmt::Display for ForwardError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Taken(other) => {
+                write!(
+                    f,
+                    "{} port {} leads to {}:{} already",
+                    other.transport, other.outside, other.to, other.port
+                )
+            }
+            Self::NoCard => f.write_str("no network card has the address that the port should lead to"),
+        }
+    }
+}
+
+impl core::error::Error for ForwardError {}
 
 /// Packets that went no further, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -233,9 +259,47 @@ impl Router {
         }
     }
 
-    /// Makes a port of the outside address lead to a guest; false when the port is taken or no card has the address.
-    pub fn forward(&mut self, forward: Forward) -> bool {
-        self.cards.contains_key(&forward.to) && self.nat.forward(forward)
+    /// Makes a port of the outside address lead to a guest.
+    ///
+    /// # Errors
+    /// [`ForwardError`].
+    pub fn forward(&mut self, forward: Forward) -> Result<(), ForwardError> {
+        if !self.cards.contains_key(&forward.to) {
+            return Err(ForwardError::NoCard);
+        }
+        self.nat.forward(forward).map_err(ForwardError::Taken)
+    }
+
+    /// Its own address inside, and the network there.
+    #[must_use]
+    pub const fn inside(&self) -> Ipv4Cidr {
+        self.inside
+    }
+
+    /// Where it is outside.
+    #[must_use]
+    pub const fn outside(&self) -> Option<Outside> {
+        self.outside
+    }
+
+    /// The cards that it knows, by address.
+    #[must_use]
+    pub fn leases(&self) -> Vec<(Ipv4Address, EthernetAddress)> {
+        let mut leases: Vec<_> = self.cards.iter().map(|(address, card)| (*address, *card)).collect();
+        leases.sort_unstable();
+        leases
+    }
+
+    /// The ports that lead to guests.
+    #[must_use]
+    pub fn forwards(&self) -> &[Forward] {
+        self.nat.forwards()
+    }
+
+    /// The connections that it knows, those of one guest together.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        self.nat.connections()
     }
 
     /// Packets that went no further.

@@ -26,6 +26,14 @@ pub struct PortId {
     life: u32,
 }
 
+impl PortId {
+    /// Its place in a list of all ports: small, and another's once this port was detached.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
 /// What a port is to be.
 #[derive(Clone, Debug)]
 pub struct Port {

@@ -162,8 +162,8 @@ fn nothing_comes_in_unasked() {
 fn a_forwarded_port_leads_to_its_guest() {
     let mut nat = Nat::default();
     let forward = Forward { transport: Transport::Tcp, outside: 8080, to: A, port: 80 };
-    assert!(nat.forward(forward));
-    assert!(!nat.forward(Forward { to: B, ..forward }), "one port, one guest");
+    assert_eq!(nat.forward(forward), Ok(()));
+    assert_eq!(nat.forward(Forward { to: B, ..forward }), Err(forward), "one port, one guest");
     let client = (PEER, 40000);
     assert_eq!(into(&mut nat, 0, &tcp(client, (OWN, 8080), SYN)), Ok((A, tcp(client, (A, 80), SYN))));
     assert_eq!(out(&mut nat, 0, &tcp((A, 80), client, SYN | ACK)), Ok(tcp((OWN, 8080), client, SYN | ACK)));

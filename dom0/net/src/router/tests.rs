@@ -1,4 +1,4 @@
-use super::{Checksum, Drops, LeaseError, Outside, Router, Side, WAITING};
+use super::{Checksum, Drops, ForwardError, LeaseError, Outside, Router, Side, WAITING};
 use crate::nat::{Forward, Transport};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -343,8 +343,11 @@ fn addresses_are_given_once_and_fit_the_network() {
 fn what_leads_to_a_card_goes_with_it() {
     let mut router = connected();
     let forward = Forward { transport: Transport::Udp, outside: 8080, to: GUEST, port: 80 };
-    assert!(router.forward(forward) && !router.forward(forward));
-    assert!(!router.forward(Forward { to: FAR, outside: 1, ..forward }), "nobody's address");
+    assert_eq!(router.forward(forward), Ok(()));
+    assert_eq!(router.forward(forward), Err(ForwardError::Taken(forward)));
+    assert_eq!(router.forwards(), [forward]);
+    let nobody = Forward { to: FAR, outside: 1, ..forward };
+    assert_eq!(router.forward(nobody), Err(ForwardError::NoCard), "nobody's address");
     let asked = udp((HOST, OUTSIDE_MAC), (FAR, 1), (OWN, 8080), 64, b"get");
     assert_eq!(
         send(&mut router, Side::Outside, &asked),

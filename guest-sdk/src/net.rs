@@ -21,6 +21,7 @@
 //! [`Transmit`] and [`Receive`] are the rings alone, over any memory, so that they meet a back end in a host test. With the feature
 //! `smoltcp` a card is a device of that stack: [`stack`].
 
+mod control;
 mod receive;
 #[cfg(feature = "smoltcp")]
 pub mod stack;
@@ -42,6 +43,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use control::ControlRing;
 use core::fmt;
 use core::ops::Deref;
 use core::str::FromStr;
@@ -216,6 +218,21 @@ pub enum Checksum {
     Blank,
 }
 
+/// What is left to do to a frame that is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// Its TCP or UDP checksum over IPv4: the field holds the sum over the pseudo header. Every back end takes that.
+    pub checksum_blank: bool,
+    /// It is a packet of TCP over IPv4 with a blank checksum, to be cut into segments of so many bytes of payload, not 0. Only when
+    /// [`Card::takes_segments`].
+    pub segment: Option<u16>,
+}
+
+impl Offload {
+    /// The frame is sent as it is.
+    pub const NOTHING: Self = Self { checksum_blank: false, segment: None };
+}
+
 /// What is known of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
@@ -223,6 +240,8 @@ pub struct Received {
     pub bytes: usize,
     /// Its checksum.
     pub checksum: Checksum,
+    /// It is several segments of TCP of so many bytes of payload each, put together. Only with [`Options::segments`].
+    pub segment: Option<u16>,
 }
 
 /// How a card is opened.
@@ -234,12 +253,25 @@ pub struct Options {
     pub transmit_pages: usize,
     /// Frames may come without their transport checksums.
     pub blank_checksums: bool,
+    /// Packets of TCP over IPv4 may come as several segments in one, without checksums: up to 65535 bytes.
+    pub segments: bool,
+    /// The back end may keep all pages mapped, if it does that: frames cost less then than their copies by the hypervisor, but what is
+    /// received is not read where it is.
+    pub keep: bool,
+}
+
+impl Options {
+    /// What a stack that sends and receives much wants: 2 MiB of pages, and everything left out that can be.
+    #[must_use]
+    pub const fn offloading() -> Self {
+        Self { receive_pages: 256, transmit_pages: 256, blank_checksums: true, segments: true, keep: true }
+    }
 }
 
 impl Default for Options {
     /// 768 KiB in all.
     fn default() -> Self {
-        Self { receive_pages: 128, transmit_pages: 64, blank_checksums: false }
+        Self { receive_pages: 128, transmit_pages: 64, blank_checksums: false, segments: false, keep: true }
     }
 }
 
@@ -323,6 +355,8 @@ struct Inner {
     device: u32,
     /// The task that listens is to stop: it has lost its connection.
     stop: Bell,
+    /// Held for as long as the back end has it.
+    control: Mutex<Option<ControlRing>>,
 }
 
 /// What the card is.
@@ -331,6 +365,10 @@ struct About {
     mac: Mac,
     mtu: usize,
     max_frame: usize,
+    /// The back end cuts packets into segments.
+    takes_segments: bool,
+    /// Frames may come without their checksums.
+    blank_checksums: bool,
 }
 
 /// A network card. Clones are the same one.
@@ -359,7 +397,7 @@ impl Card {
             let connected = connect(&mut front, pages, options).await?;
             Ok::<_, NetError>((front, connected))
         };
-        let (front, Connected { transmit, receive, channel, about }) =
+        let (front, Connected { transmit, receive, channel, control, about }) =
             match first(open, time::after(PATIENCE)).await {
                 First::One(result) => result?,
                 First::Other(()) => return Err(NetError::Timeout),
@@ -374,6 +412,7 @@ impl Card {
             bell: Bell::new(),
             device,
             stop: Bell::new(),
+            control: Mutex::new(control),
         });
         executor::spawn(listen(Arc::clone(&inner), channel));
         executor::spawn(follow(Arc::clone(&inner), front, options));
@@ -396,6 +435,18 @@ impl Card {
     #[must_use]
     pub fn max_frame(&self) -> usize {
         self.inner.about.lock().max_frame
+    }
+
+    /// Whether the back end cuts packets of TCP into segments.
+    #[must_use]
+    pub fn takes_segments(&self) -> bool {
+        self.inner.about.lock().takes_segments
+    }
+
+    /// Whether frames may come without their checksums.
+    #[must_use]
+    pub fn blank_checksums(&self) -> bool {
+        self.inner.about.lock().blank_checksums
     }
 
     /// What it has counted.
@@ -443,6 +494,19 @@ impl Card {
         bytes: usize,
         work: impl FnOnce(&mut [u8]) -> R,
     ) -> Result<(R, bool), NetError> {
+        self.queue_offload(bytes, |frame| (work(frame), Some(Offload::NOTHING)))
+    }
+
+    /// As [`queue_with`](Self::queue_with), where `work` says what is left to do to the frame that it has written. With `None` it is not
+    /// sent, as on a network that has lost it.
+    ///
+    /// # Errors
+    /// [`NetError::Length`], before the work is done.
+    pub fn queue_offload<R>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&mut [u8]) -> (R, Option<Offload>),
+    ) -> Result<(R, bool), NetError> {
         if bytes == 0 || bytes > self.max_frame() {
             return Err(NetError::Length);
         }
@@ -451,7 +515,7 @@ impl Card {
         let Link::Up((transmit, _)) = link else {
             scratch.clear();
             scratch.resize(bytes, 0);
-            return Ok((work(scratch), false));
+            return Ok((work(scratch).0, false));
         };
         let (result, sent) = transmit.fill(bytes, scratch, work);
         drop(half);
@@ -654,6 +718,7 @@ struct Connected {
     transmit: Sending,
     receive: Receiving,
     channel: Channel,
+    control: Option<ControlRing>,
     about: About,
 }
 
@@ -667,7 +732,7 @@ async fn connect(
     let backend_id = front.backend_id();
     let ring = || GrantedPages::new(1, backend_id, Access::ReadWrite);
     let transmit = Transmit::new(ring()?, transmit);
-    let receive = Receive::new(ring()?, receive)?;
+    let mut receive = Receive::new(ring()?, receive, options.segments)?;
     let scatter_gather = front.offers(keys::SG).await?;
     let max_frame = if scatter_gather { transmit.longest() } else { PAGE_SIZE };
     let mtu = match front.read_own("mtu").await? {
@@ -679,7 +744,13 @@ async fn connect(
         None => front.need("mac").await?,
     };
     let mac = text.trim().parse()?;
-    let about = About { mac, mtu: mtu.clamp(LEAST_MTU, max_frame - HEADER), max_frame };
+    let about = About {
+        mac,
+        mtu: mtu.clamp(LEAST_MTU, max_frame - HEADER),
+        max_frame,
+        takes_segments: scatter_gather && front.offers(keys::GSO_TCPV4).await?,
+        blank_checksums: options.blank_checksums || options.segments,
+    };
     let channel = Events::new().alloc_unbound(backend_id)?;
     let reference =
         |pages: &GrantedPages| pages.references().first().map_or(0, |gref| gref.get()).to_string();
@@ -691,15 +762,32 @@ async fn connect(
         (keys::RX_COPY, yes()),
         (keys::RX_NOTIFY, yes()),
         (keys::SG, yes()),
-        (keys::NO_CSUM_OFFLOAD, u32::from(!options.blank_checksums).to_string()),
+        (keys::NO_CSUM_OFFLOAD, u32::from(!about.blank_checksums).to_string()),
+        (keys::GSO_TCPV4, u32::from(options.segments).to_string()),
     ];
-    nodes.push((keys::IPV6_CSUM_OFFLOAD, u32::from(options.blank_checksums).to_string()));
+    let mut control = match front.offers(keys::CTRL_RING).await? {
+        true if options.keep => Some(ControlRing::new(backend_id)?),
+        _ => None,
+    };
+    if let Some((gref, port)) = control.as_ref().map(ControlRing::nodes) {
+        nodes.push((keys::CTRL_RING_REF, gref.get().to_string()));
+        nodes.push((keys::CTRL_CHANNEL, port.to_string()));
+    }
+    nodes.push((keys::IPV6_CSUM_OFFLOAD, u32::from(about.blank_checksums).to_string()));
     // Unlike those of disks, back ends of cards wait for this, not for `Initialised`.
     front.publish(&nodes, XenbusState::Connected).await?;
     front.wait_for(|state| state == XenbusState::Connected).await?;
+    if let Some(control) = &mut control {
+        let sends = control.keep(transmit.pages(), true).await;
+        let receives = control.keep(receive.pages(), false).await;
+        if receives {
+            receive.set_kept();
+        }
+        log::debug!("pages kept by the back end: to send {sends}, to receive {receives}");
+    }
     // What was put up has been seen by nobody.
     let _ = channel.notify();
-    Ok(Connected { transmit, receive, channel, about })
+    Ok(Connected { transmit, receive, channel, control, about })
 }
 
 /// Hears the back end, until the connection is given up.
@@ -737,12 +825,13 @@ async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -
     executor::yield_now().await;
     front.close().await?;
     // The back end has unmapped the rings by now, and what they are in can be freed.
+    drop(inner.control.lock().take());
     let (Some(transmit), Some(receive)) = old else { return Err(NetError::Gone) };
     let mut pages = (transmit.into_pages(), receive.into_pages());
     if leaving {
         return Err(NetError::Gone);
     }
-    let Connected { transmit, receive, channel, about } = loop {
+    let Connected { transmit, receive, channel, control, about } = loop {
         front.set_state(XenbusState::Initialising).await?;
         comes_back(front).await?;
         match connect(front, pages, options).await {
@@ -753,6 +842,7 @@ async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -
     };
     let notifier = channel.notifier();
     *inner.about.lock() = about;
+    *inner.control.lock() = control;
     inner.receive.lock().link = Link::Up((receive, notifier));
     inner.transmit.lock().link = Link::Up((transmit, notifier));
     executor::spawn(listen(Arc::clone(inner), channel));

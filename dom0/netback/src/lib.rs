@@ -4,12 +4,15 @@
 //! |---|---|
 //! | take frames from a ring, checked | [`transmit`] |
 //! | put frames into a ring | [`receive`] |
+//! | keep pages of a guest's mapped | [`control`] |
 //! | have bytes of guests copied | [`guest_sdk::copy`] |
 //! | see it whole: cards, the switch between them, dom0's own ports | [`network`] |
+//! | let guests out: routers, and cards of the machine's | [`fabric`] |
 //!
-//! A frame between two guests is copied once, by the hypervisor, from the sender's page into the receiver's. Only its head is read
-//! here, to decide where it goes; and the receiver gets the head that was read, so that nobody gets another one than was
-//! decided on.
+//! A usual frame is read once and written once for each receiver: an operation of the hypervisor costs more than its copy. Of a long one
+//! only the head is read, to decide where it goes, and the receiver gets that head, so that nobody gets another one than was decided on;
+//! the rest is copied from the sender's pages into the receiver's. Who does not take what another sends (a packet to be cut into segments,
+//! one without its checksum) gets it as it takes it.
 //!
 //! A front end is hostile until shown otherwise: a request is copied out of the ring once and decided on the copy. A bad frame is
 //! answered with an error; a bad ring ends the connection. Who has no room for a frame does not get it: nobody waits for another.
@@ -21,6 +24,8 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod control;
+pub mod fabric;
 pub mod network;
 pub mod receive;
 pub mod transmit;
@@ -52,6 +57,8 @@ pub enum Fault {
     Extra,
     /// A page that is not granted so.
     Grant,
+    /// A packet to be cut into segments that is no TCP over IPv4, or would be too many.
+    Segments,
 }
 
 impl core::fmt::Display for Fault {
@@ -60,6 +67,7 @@ impl core::fmt::Display for Fault {
             Self::Shape => "a packet whose pieces make no frame",
             Self::Extra => "a packet that asks for what was not offered",
             Self::Grant => "a page that it has not granted",
+            Self::Segments => "a packet that cannot be cut into the segments that it says",
         })
     }
 }

@@ -6,7 +6,10 @@ use crate::{Closed, Fault};
 use alloc::vec::Vec;
 use guest_sdk::ring::{Back, SharedPage};
 use hypercall_abi::PAGE_SIZE;
-use hypercall_abi::io::netif::{NetifRxRequest, NetifRxResponse, RSP_ERROR, RxFlags};
+use hypercall_abi::io::netif::{
+    Extra, GSO_TYPE_TCPV4, NetifExtraInfo, NetifRxRequest, NetifRxResponse, RSP_ERROR, RxFlags,
+};
+use zerocopy::transmute;
 
 /// The ring of what a guest gets.
 pub struct Receive<M> {
@@ -24,34 +27,40 @@ impl<M: SharedPage> Receive<M> {
         Self { ring: Back::new(page), spare: Vec::new(), unpublished: false, fault: None, faulty: false }
     }
 
-    /// Takes pages for a frame of `bytes`; none at all when there are not enough.
+    /// Takes slots for a frame of `bytes`, one for each page, and one more if it is a `large` one; none at all when there are not enough.
     ///
     /// # Errors
     /// [`Closed`]: an index is out of range.
-    pub fn take(&mut self, bytes: u16, pages: &mut Vec<NetifRxRequest>) -> Result<bool, Closed> {
-        let wanted = usize::from(bytes).div_ceil(PAGE_SIZE);
+    pub fn take(&mut self, bytes: u16, large: bool, slots: &mut Vec<NetifRxRequest>) -> Result<bool, Closed> {
+        let wanted = usize::from(bytes).div_ceil(PAGE_SIZE) + usize::from(large);
         while self.spare.len() < wanted {
             match self.ring.pop()? {
                 Some(request) => self.spare.push(request),
                 None => return Ok(false),
             }
         }
-        pages.extend(self.spare.drain(..wanted));
+        slots.extend(self.spare.drain(..wanted));
         Ok(true)
     }
 
-    /// Shows the guest a frame of `bytes` in `pages`.
-    pub fn fill(&mut self, pages: &[NetifRxRequest], bytes: u16, flags: RxFlags) {
+    /// Shows the guest a frame of `bytes` in what was taken for it: pages, and behind the first the slot of a large frame, which says
+    /// how it is to be cut.
+    pub fn fill(&mut self, slots: &[NetifRxRequest], bytes: u16, flags: RxFlags, segment: Option<u16>) {
         let mut left = usize::from(bytes);
-        for (index, page) in pages.iter().enumerate() {
+        let mut first = if segment.is_some() { flags | RxFlags::EXTRA_INFO } else { flags };
+        for (index, slot) in slots.iter().enumerate() {
+            if let (1, Some(size)) = (index, segment) {
+                let extra = NetifExtraInfo::new(Extra::Gso { size, kind: GSO_TYPE_TCPV4 }, false);
+                self.ring.push(transmute!(extra));
+                continue;
+            }
             let here = left.min(PAGE_SIZE);
             left -= here;
-            let first = if index == 0 { flags } else { RxFlags::empty() };
-            let more = if index + 1 < pages.len() { RxFlags::MORE_DATA } else { RxFlags::empty() };
+            let more = if left > 0 { RxFlags::MORE_DATA } else { RxFlags::empty() };
             self.ring.push(NetifRxResponse {
-                id: page.id,
+                id: slot.id,
                 offset: 0,
-                flags: (first | more).bits(),
+                flags: (core::mem::take(&mut first) | more).bits(),
                 // At most 4096.
                 status: here as i16,
             });

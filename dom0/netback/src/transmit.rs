@@ -1,16 +1,19 @@
 //! What a guest sends: frames from requests.
 
 use crate::{Closed, Fault};
-use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use guest_sdk::ring::{Back, SharedPage};
 use hypercall_abi::io::netif::{
-    NR_SLOTS_MIN, NetifExtraInfo, NetifTxRequest, NetifTxResponse, RSP_ERROR, RSP_NULL, RSP_OKAY, TxFlags,
+    Extra, GSO_TYPE_TCPV4, NR_SLOTS_MIN, NetifExtraInfo, NetifTxRequest, NetifTxResponse, RSP_ERROR,
+    RSP_NULL, RSP_OKAY, TxFlags,
 };
 use hypercall_abi::{GrantRef, PAGE_SIZE};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of the shortest frame: one that has an Ethernet header.
 const SHORTEST: u16 = 14;
+/// Slots of a packet beyond which it is none. Linux allows some more than are agreed on, and drops the packet.
+const ABSURD: usize = 4 * NR_SLOTS_MIN;
 
 /// A part of a frame, in one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,40 +27,21 @@ pub struct Piece {
 }
 
 /// A frame that a guest wants to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
     /// Its pieces, in order.
-    pub pieces: Vec<Piece>,
+    pub pieces: ArrayVec<Piece, NR_SLOTS_MIN>,
     /// Bytes of all of them.
     pub bytes: u16,
     /// Its transport checksum is left to us.
     pub checksum_blank: bool,
     /// Its transport checksum is right.
     pub validated: bool,
-    /// Its head could not be read.
-    pub(crate) unreadable: bool,
-    slots: Slots,
-}
-
-impl Frame {
-    /// One that no guest has sent.
-    pub(crate) fn of_ours(bytes: u16) -> Self {
-        Self {
-            pieces: Vec::new(),
-            bytes,
-            checksum_blank: false,
-            validated: true,
-            unreadable: false,
-            slots: Slots::default(),
-        }
-    }
-}
-
-/// The slots of a frame, to be answered.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Slots {
-    ids: Vec<u16>,
-    /// Slots behind the first that were no requests.
+    /// It is to be cut into segments of TCP over IPv4 with so many bytes of payload, not 0; its checksum is blank.
+    pub segment: Option<u16>,
+    /// It could not be read, or it is not what it says.
+    pub(crate) failed: Option<Fault>,
+    ids: ArrayVec<u16, NR_SLOTS_MIN>,
     extras: usize,
 }
 
@@ -83,75 +67,94 @@ impl<M: SharedPage> Transmit<M> {
         while *limit > 0 {
             let Some(first) = self.ring.pop()? else { return Ok(None) };
             *limit -= 1;
-            let (slots, shape) = self.collect(first, limit)?;
-            match shape {
-                Ok(frame) => return Ok(Some(Frame { slots, ..frame })),
-                Err(fault) => {
+            let mut frame = Frame::default();
+            match self.collect(first, &mut frame, limit)? {
+                None => return Ok(Some(frame)),
+                Some(fault) => {
                     self.blame(fault);
-                    self.respond(&slots, RSP_ERROR);
+                    self.respond(&frame, RSP_ERROR);
                 }
             }
         }
         Ok(None)
     }
 
-    /// Takes all slots of a packet whose first request is there.
+    /// Takes all slots of a packet whose first request is there; what is wrong with it, if anything is.
     fn collect(
         &mut self,
         first: NetifTxRequest,
+        frame: &mut Frame,
         limit: &mut usize,
-    ) -> Result<(Slots, Result<Frame, Fault>), Closed> {
-        let mut slots = Slots { ids: Vec::from([first.id]), extras: 0 };
+    ) -> Result<Option<Fault>, Closed> {
         let mut fault = None;
         let flags = TxFlags::from_bits_retain(first.flags);
         let mut more = flags.contains(TxFlags::EXTRA_INFO);
         while more {
-            let extra = self.within(&slots, limit)?;
-            slots.extras += 1;
-            // Nothing that an extra slot could say has been offered.
-            fault = Some(Fault::Extra);
-            let bytes = extra.as_bytes().first_chunk::<{ size_of::<NetifExtraInfo>() }>();
-            more =
-                bytes.and_then(|bytes| NetifExtraInfo::read_from_bytes(bytes).ok()).is_some_and(|e| e.more());
+            let slot = self.within(frame.extras, limit)?;
+            frame.extras += 1;
+            let extra = slot.as_bytes().first_chunk::<{ size_of::<NetifExtraInfo>() }>();
+            let extra = extra.and_then(|bytes| NetifExtraInfo::read_from_bytes(bytes).ok());
+            match extra.and_then(|extra| extra.extra()) {
+                // Of two, Linux' back end takes the second; nobody sends two.
+                Some(Extra::Gso { size, kind: GSO_TYPE_TCPV4 }) if frame.segment.is_none() => {
+                    frame.segment = Some(size);
+                }
+                _ => fault = Some(Fault::Extra),
+            }
+            more = extra.is_some_and(|extra| extra.more());
         }
-        let mut pieces = Vec::new();
-        let mut rest = u32::from(first.size);
+        let answer = NetifTxResponse { id: first.id, status: RSP_ERROR };
+        frame.ids.push(first.id);
+        // The first request's own bytes are those that the others do not have.
+        frame.pieces.push(Piece { gref: first.gref, offset: first.offset, bytes: first.size });
+        let mut rest = first.size;
         let mut more = flags.contains(TxFlags::MORE_DATA);
+        // Those that a frame has no room for are answered at once, and the others with it: in order all the same.
+        let mut slots = 1;
         while more {
-            let request = self.within(&slots, limit)?;
-            slots.ids.push(request.id);
-            match rest.checked_sub(u32::from(request.size)) {
+            let request = self.within(frame.extras + slots, limit)?;
+            slots += 1;
+            match rest.checked_sub(request.size) {
                 Some(left) if request.size > 0 => rest = left,
                 _ => fault = fault.or(Some(Fault::Shape)),
             }
-            pieces.push(Piece { gref: request.gref, offset: request.offset, bytes: request.size });
+            let piece = Piece { gref: request.gref, offset: request.offset, bytes: request.size };
+            if frame.pieces.try_push(piece).is_err() || frame.ids.try_push(request.id).is_err() {
+                if slots == NR_SLOTS_MIN + 1 {
+                    self.respond(frame, RSP_ERROR);
+                    self.blame(Fault::Shape);
+                }
+                self.ring.push(NetifTxResponse { id: request.id, ..answer });
+            }
             more = TxFlags::from_bits_retain(request.flags).contains(TxFlags::MORE_DATA);
         }
-        // The first request's own bytes are those that the others do not have.
-        pieces.insert(0, Piece { gref: first.gref, offset: first.offset, bytes: rest as u16 });
+        if slots > NR_SLOTS_MIN {
+            // It was answered.
+            (frame.extras, frame.pieces) = (0, ArrayVec::new());
+            frame.ids.clear();
+            return Ok(Some(Fault::Shape));
+        }
+        if let Some(piece) = frame.pieces.first_mut() {
+            piece.bytes = rest;
+        }
         let inside = |piece: &Piece| {
             piece.bytes > 0 && usize::from(piece.offset) + usize::from(piece.bytes) <= PAGE_SIZE
         };
-        if first.size < SHORTEST || pieces.len() > NR_SLOTS_MIN || !pieces.iter().all(inside) {
+        if first.size < SHORTEST || !frame.pieces.iter().all(inside) {
             fault = fault.or(Some(Fault::Shape));
         }
-        let frame = Frame {
-            pieces,
-            bytes: first.size,
-            checksum_blank: flags.contains(TxFlags::CSUM_BLANK),
-            validated: flags.contains(TxFlags::DATA_VALIDATED),
-            unreadable: false,
-            slots: Slots::default(),
-        };
-        Ok((slots, fault.map_or(Ok(frame), Err)))
+        frame.bytes = first.size;
+        // Segments get theirs when they are made, and some front ends say nothing about it.
+        frame.checksum_blank = flags.contains(TxFlags::CSUM_BLANK) || frame.segment.is_some();
+        frame.validated = flags.contains(TxFlags::DATA_VALIDATED);
+        Ok(fault)
     }
 
     /// A slot that has to be there, because the one before it said so. A front end shows whole packets only; and one packet takes no more
     /// slots than the ring has, so this ends.
-    fn within(&mut self, slots: &Slots, limit: &mut usize) -> Result<NetifTxRequest, Closed> {
+    fn within(&mut self, before: usize, limit: &mut usize) -> Result<NetifTxRequest, Closed> {
         *limit = limit.saturating_sub(1);
-        // Linux allows some more than are agreed on, and drops the packet; beyond that it is no packet at all.
-        if slots.ids.len() + slots.extras > 4 * NR_SLOTS_MIN {
+        if before >= ABSURD {
             return Err(Closed);
         }
         self.ring.pop()?.ok_or(Closed)
@@ -159,14 +162,14 @@ impl<M: SharedPage> Transmit<M> {
 
     /// Answers a frame.
     pub fn answer(&mut self, frame: &Frame, sent: bool) {
-        self.respond(&frame.slots, if sent { RSP_OKAY } else { RSP_ERROR });
+        self.respond(frame, if sent { RSP_OKAY } else { RSP_ERROR });
     }
 
-    fn respond(&mut self, slots: &Slots, status: i16) {
-        for (index, id) in slots.ids.iter().enumerate() {
+    fn respond(&mut self, frame: &Frame, status: i16) {
+        for (index, id) in frame.ids.iter().enumerate() {
             self.ring.push(NetifTxResponse { id: *id, status });
             if index == 0 {
-                for _ in 0..slots.extras {
+                for _ in 0..frame.extras {
                     self.ring.push(NetifTxResponse { id: 0, status: RSP_NULL });
                 }
             }

@@ -2,7 +2,7 @@
 //! that break the rules.
 
 use guest_sdk::copy::{Copier, Copy, Place};
-use guest_sdk::net::{Broken, Checksum, Pages, Receive, Received, Transmit};
+use guest_sdk::net::{Broken, Checksum, Offload, Pages, Receive, Received, Transmit};
 use guest_sdk::ring::host::HostPages;
 use guest_sdk::ring::{Back, SharedPage};
 use hypercall_abi::io::netif::{
@@ -136,17 +136,29 @@ impl Guest {
     }
 }
 
+impl Guest {
+    /// Takes a frame, whatever it is; false when there is none.
+    fn take_any(&mut self) -> bool {
+        self.receive.copy(&mut []).unwrap().is_some()
+    }
+}
+
 struct World {
     network: Network<Granted>,
     host: Host,
     guests: Vec<Guest>,
 }
 
-const FEATURES: Features = Features { scatter_gather: true, blank_checksums: false };
+const FEATURES: Features = Features { scatter_gather: true, blank_checksums: false, segments: false };
 
 impl World {
     /// Guests with so many pages to send from, and to receive into.
     fn new(pages: &[(u32, u32)]) -> Self {
+        Self::with(pages, FEATURES)
+    }
+
+    /// The same, which take what is said.
+    fn with(pages: &[(u32, u32)], features: Features) -> Self {
         let host = Host { granted: HashMap::new(), staging: vec![0; STAGING_BYTES] };
         let mut world = Self { network: Network::new(), host, guests: Vec::new() };
         for (domain, &(transmit_pages, receive_pages)) in (1..).zip(pages) {
@@ -163,12 +175,12 @@ impl World {
                 domain,
                 port,
                 transmit: Transmit::new(rings[0].clone(), transmit_pages),
-                receive: Receive::new(rings[1].clone(), receive_pages.clone()).unwrap(),
+                receive: Receive::new(rings[1].clone(), receive_pages.clone(), features.segments).unwrap(),
                 receive_pages,
                 scratch: Vec::new(),
             };
             let [transmit, receive] = rings;
-            world.network.connect(port, DomId::new(domain), transmit, receive, FEATURES);
+            world.network.connect(port, DomId::new(domain), [(transmit, receive)], features);
             world.guests.push(guest);
         }
         world
@@ -179,9 +191,10 @@ impl World {
         let port = self.guests[guest].port;
         let mut notify = Vec::new();
         loop {
-            let turn = self.network.turn(0, port, &mut self.host, &mut |_, _, _| {}).unwrap();
-            notify.extend(turn.notify);
-            if !turn.more && !self.network.prepare_to_wait(port) {
+            let turn = self.network.turn(0, port, 0, &mut self.host, &mut |_, _, _| {});
+            assert!(!turn.closed && turn.broken.is_empty());
+            notify.extend(turn.notify.into_iter().map(|(port, _)| port));
+            if !turn.more && !self.network.prepare_to_wait(port, 0) {
                 assert_eq!(self.network.take_fault(port), None, "the front end obeys the rules");
                 return (0..self.guests.len()).filter(|g| notify.contains(&self.guests[*g].port)).collect();
             }
@@ -246,12 +259,83 @@ fn what_is_written_in_place_is_sent() {
         let mut scratch = vec![0xaa; 9];
         let (result, sent) = world.guests[0].transmit.fill(bytes, &mut scratch, |to| {
             to.copy_from_slice(&frame);
-            to.len()
+            (to.len(), Some(Offload::NOTHING))
         });
         assert_eq!((result, sent), (bytes, Ok(true)));
         let _ = world.guests[0].transmit.publish();
         world.turn(0);
         assert_eq!(world.guests[1].take(true), Some(frame));
+        let _ = world.guests[1].receive.publish();
+    }
+}
+
+/// A packet of TCP without its checksum.
+fn tcp(to: u16, from: u16, payload: usize, number: u32) -> Vec<u8> {
+    let mut frame = frame(to, from, 54 + payload, number);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[14..34].copy_from_slice(&[0x45, 0, 0, 0, 0, 7, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame[16..18].copy_from_slice(&(40 + payload as u16).to_be_bytes());
+    frame[34..54].copy_from_slice(&[0, 7, 0, 80, 0, 0, 0, 9, 0, 0, 0, 1, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    frame
+}
+
+#[test]
+fn large_frames_go_whole_or_in_segments_and_no_slot_is_lost() {
+    for segments in [true, false] {
+        let features = Features { blank_checksums: true, segments, ..FEATURES };
+        let mut world = World::with(&[(256, 256); 2], features);
+        let offload = Offload { checksum_blank: true, segment: Some(1460) };
+        let (mut sent, mut got, mut stream) = (0, 0, Vec::new());
+        let mut expected = Vec::new();
+        for round in 0..60 {
+            // Small ones take two slots and one page each: slots run out first.
+            let payload = [2000, 20000, 65000][round % 3];
+            let most = if round % 3 == 0 { 40 } else { 3 };
+            for _ in 0..most {
+                let frame = tcp(2, 1, payload, sent);
+                if !world.guests[0].transmit.push_with(&frame, offload).unwrap() {
+                    break;
+                }
+                expected.extend_from_slice(&frame[54..]);
+                sent += 1;
+            }
+            let _ = world.guests[0].transmit.publish();
+            world.turn(0);
+            let mut frame = vec![0; 0x10000];
+            while let Some(received) = world.guests[1].receive.copy(&mut frame).unwrap() {
+                assert_eq!(received.segment, segments.then_some(1460));
+                assert_eq!(received.checksum, if segments { Checksum::Blank } else { Checksum::Validated });
+                assert!(segments || received.bytes <= 1514);
+                stream.extend_from_slice(&frame[54..received.bytes]);
+                got += 1;
+            }
+            let _ = world.guests[1].receive.publish();
+            assert!(stream == expected, "round {round}");
+            (stream.clear(), expected.clear());
+        }
+        assert_eq!(world.guests[0].transmit.counts(), (sent.into(), 0));
+        assert_eq!(world.guests[1].receive.counts(), (got, 0, 0));
+        assert_eq!(world.guests[0].transmit.room(0xffff), Ok(true), "all pages and slots are back");
+        assert!(got >= u64::from(sent), "{got} of {sent}");
+    }
+}
+
+#[test]
+fn slots_run_out_before_pages_do() {
+    let mut world = World::with(&[(256, 18), (18, 256)], Features { blank_checksums: true, ..FEATURES });
+    let offload = Offload { checksum_blank: true, segment: Some(1000) };
+    for _ in 0..3 {
+        let mut pushed = 0;
+        while world.guests[0].transmit.push_with(&tcp(2, 1, 2000, 1), offload).unwrap() {
+            pushed += 1;
+        }
+        assert_eq!(pushed, 128, "two of 256 slots each");
+        let transmit = &mut world.guests[0].transmit;
+        let _ = transmit.publish();
+        assert!(!transmit.prepare_to_wait(2000), "no answer yet");
+        assert!(world.turn(0).contains(&0), "it waits for room");
+        assert!(world.guests[0].transmit.prepare_to_wait(2000));
+        while world.guests[1].take_any() {}
         let _ = world.guests[1].receive.publish();
     }
 }
@@ -267,7 +351,8 @@ fn a_full_ring_takes_no_more_and_loses_nothing() {
                 sent += 1;
                 pushed += 1;
             }
-            assert_eq!(pushed, pages, "in round {round}");
+            // A slot is kept for what a large frame says beside its pages.
+            assert_eq!(pushed, pages.min(255), "in round {round}");
             let transmit = &mut world.guests[0].transmit;
             assert!(transmit.publish(), "the back end sleeps");
             assert!(!transmit.prepare_to_wait(200), "no answer yet");
@@ -314,8 +399,8 @@ fn pages_that_cannot_be_used_are_counted_and_used_again() {
         assert_eq!(world.guests[0].transmit.push(&frame), Ok(true));
         let _ = world.guests[0].transmit.publish();
         let port = world.guests[0].port;
-        let _ = world.network.turn(0, port, &mut world.host, &mut |_, _, _| {}).unwrap();
-        let _ = world.network.prepare_to_wait(port);
+        let _ = world.network.turn(0, port, 0, &mut world.host, &mut |_, _, _| {});
+        let _ = world.network.prepare_to_wait(port, 0);
         frame
     };
     // Pages to receive into are lost: each fails, is put up again, and has room for a frame when it is back.
@@ -362,7 +447,7 @@ impl Hostile {
         let (transmit_ring, receive_ring) = (Granted::new(8, 1), Granted::new(9, 1));
         Self {
             transmit: Transmit::new(transmit_ring.clone(), Granted::new(100, pages)),
-            receive: Receive::new(receive_ring.clone(), Granted::new(1000, pages)).unwrap(),
+            receive: Receive::new(receive_ring.clone(), Granted::new(1000, pages), false).unwrap(),
             transmit_back: Back::new(transmit_ring.clone()),
             receive_back: Back::new(receive_ring.clone()),
             transmit_ring,
@@ -495,7 +580,7 @@ fn what_is_no_frame_is_dropped_and_its_pages_are_put_up_again() {
             card.fill(7, 4000, more);
             assert_eq!(card.receive(), Ok(None), "{what}");
             card.fill(4095, 1, none);
-            let expected = Received { bytes: 4001, checksum: Checksum::Unknown };
+            let expected = Received { bytes: 4001, checksum: Checksum::Unknown, segment: None };
             assert_eq!(card.receive(), Ok(Some(expected)), "{what}");
         }
     }
@@ -512,7 +597,7 @@ fn what_is_known_of_checksums_is_told() {
     ] {
         card.fill(0, 60, flags | RxFlags::MORE_DATA);
         card.fill(0, 60, RxFlags::empty());
-        assert_eq!(card.receive(), Ok(Some(Received { bytes: 120, checksum })));
+        assert_eq!(card.receive(), Ok(Some(Received { bytes: 120, checksum, segment: None })));
     }
 }
 

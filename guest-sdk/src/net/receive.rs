@@ -3,7 +3,9 @@
 use super::{Broken, Checksum, Pages, Received};
 use crate::ring::{Front, SharedPage};
 use alloc::vec::Vec;
-use hypercall_abi::io::netif::{NR_SLOTS_MIN, NetifExtraInfo, NetifRxRequest, NetifRxResponse, RxFlags};
+use hypercall_abi::io::netif::{
+    Extra, GSO_TYPE_TCPV4, NR_SLOTS_MIN, NetifExtraInfo, NetifRxRequest, NetifRxResponse, RxFlags,
+};
 use hypercall_abi::{GrantRef, PAGE_SIZE};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -45,6 +47,11 @@ pub struct Receive<M, P> {
     pieces: Vec<Piece>,
     bytes: usize,
     checksum: Checksum,
+    segment: Option<u16>,
+    /// Frames of several segments were asked for.
+    large: bool,
+    /// The back end has all pages for good.
+    kept: bool,
     /// It is not a frame that can be taken.
     bad: bool,
     next: Next,
@@ -54,11 +61,12 @@ pub struct Receive<M, P> {
 }
 
 impl<M: SharedPage, P: Pages> Receive<M, P> {
-    /// Makes a ring of `ring` and puts up `pages`; those that it has no slots for are not used.
+    /// Makes a ring of `ring` and puts up `pages`; those that it has no slots for are not used. With `large`, packets of several segments
+    /// may come.
     ///
     /// # Errors
     /// None that can happen.
-    pub fn new(ring: M, pages: P) -> Result<Self, Broken> {
+    pub fn new(ring: M, pages: P, large: bool) -> Result<Self, Broken> {
         let ring = Front::new(ring);
         let slots = ring.capacity() as usize;
         let count = pages.references().len().min(slots).min(usize::from(u16::MAX));
@@ -73,6 +81,9 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
             pieces: Vec::with_capacity(NR_SLOTS_MIN),
             bytes: 0,
             checksum: Checksum::Unknown,
+            segment: None,
+            large,
+            kept: false,
             bad: false,
             next: Next::First,
             frames: 0,
@@ -96,6 +107,16 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
     #[must_use]
     pub fn counts(&self) -> (u64, u64, u64) {
         (self.frames, self.errors, self.malformed)
+    }
+
+    /// The pages.
+    pub fn pages(&self) -> &P {
+        &self.pages
+    }
+
+    /// Says that the back end keeps all pages mapped: none can be withdrawn.
+    pub fn set_kept(&mut self) {
+        self.kept = true;
     }
 
     /// Ends it.
@@ -170,14 +191,20 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
         Ok(goes_on)
     }
 
-    /// An extra slot: nothing that it could say was asked for, so its frame is not taken. Whether the frame goes on.
+    /// An extra slot: a frame with one that says something else than what was asked for is not taken. Whether the frame goes on.
     fn extra(&mut self, slot: u32, response: &NetifRxResponse, more: bool) -> Result<bool, Broken> {
-        self.malformed += u64::from(!self.bad);
-        self.bad = true;
+        let extra = NetifExtraInfo::read_from_bytes(response.as_bytes()).ok();
+        match extra.and_then(|extra| extra.extra()) {
+            Some(Extra::Gso { size, kind: GSO_TYPE_TCPV4 }) if self.large => self.segment = Some(size),
+            _ => {
+                self.malformed += u64::from(!self.bad);
+                self.bad = true;
+            }
+        }
         let page = self.order.get(self.place(slot)).copied().ok_or(Broken)?;
         self.take(page)?;
         self.put_up(page)?;
-        let again = NetifExtraInfo::read_from_bytes(response.as_bytes()).is_ok_and(|extra| extra.more());
+        let again = extra.is_some_and(|extra| extra.more());
         if !again {
             self.next = Next::Piece;
         }
@@ -222,12 +249,12 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
             }
         }
         self.pieces.clear();
-        (self.bytes, self.bad, self.next) = (0, false, Next::First);
+        (self.bytes, self.segment, self.bad, self.next) = (0, None, false, Next::First);
         Ok(())
     }
 
     fn done(&mut self) -> Result<Received, Broken> {
-        let received = Received { bytes: self.bytes, checksum: self.checksum };
+        let received = Received { bytes: self.bytes, checksum: self.checksum, segment: self.segment };
         self.frames += 1;
         self.put_back()?;
         Ok(received)
@@ -270,15 +297,21 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
         }
         let checksum = self.checksum;
         let result = match *self.pieces.as_slice() {
-            [Piece { page, offset, bytes }] if let Some(own) = self.pages.withdraw(page.into()) => {
+            [Piece { page, offset, bytes }]
+                if !self.kept
+                    && let Some(own) = self.pages.withdraw(page.into()) =>
+            {
                 let frame = own.get(usize::from(offset)..usize::from(offset) + usize::from(bytes));
                 work(frame.unwrap_or_default(), checksum)
             }
             _ => {
-                scratch.clear();
-                scratch.resize(self.bytes, 0);
-                self.gather(scratch);
-                work(scratch, checksum)
+                // What was in it does not matter: it is filled.
+                if scratch.len() < self.bytes {
+                    scratch.resize(self.bytes, 0);
+                }
+                let frame = scratch.get_mut(..self.bytes).unwrap_or_default();
+                self.gather(frame);
+                work(frame, checksum)
             }
         };
         self.done()?;

@@ -13,14 +13,23 @@
 //! ```
 //! A received frame is read where the back end has put it: its page's grant is withdrawn for as long as the stack looks at it. A frame to
 //! send is written where it is sent from. Both take no copy for frames of one page, which those of an MTU up to 4082 are.
+//!
+//! The transport checksum of what is sent is left to whoever needs it: nobody between guests of one machine does. With a card that was
+//! opened with [`Options::offloading`](super::Options::offloading) none is looked at either, unless the other end could not vouch for it;
+//! and the stack sees a network that carries packets of 65521 bytes. A packet of TCP that is longer than the real one carries is cut by
+//! the back end, or not at all if its receiver takes it so; another one is lost. The stack has no notion of segments: it sends long ones
+//! to whoever says that it takes them, which hosts on other networks do not.
 
-use super::{Card, HEADER, NetError};
+use super::{Card, Checksum, HEADER, NetError, Offload};
 use crate::sync::{First, first};
 use crate::{executor, time};
 use smoltcp::iface::{Interface, PollResult, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress};
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, IpProtocol, Ipv4Packet, TcpPacket,
+    UdpPacket,
+};
 
 /// System time for the stack.
 #[must_use]
@@ -93,7 +102,11 @@ impl Device {
 
     /// Bytes of the longest frame that the stack sends.
     fn longest(&self) -> usize {
-        self.card.mtu() + HEADER
+        if self.card.takes_segments() && self.card.blank_checksums() {
+            self.card.max_frame()
+        } else {
+            self.card.mtu() + HEADER
+        }
     }
 
     fn has_room(&mut self) -> bool {
@@ -136,6 +149,9 @@ impl phy::Device for Device {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.longest();
+        // Their fields get what belongs there when a frame is sent; what is received is looked at before the stack sees it.
+        capabilities.checksum.tcp = phy::Checksum::None;
+        capabilities.checksum.udp = phy::Checksum::None;
         capabilities
     }
 }
@@ -144,7 +160,10 @@ impl phy::RxToken for RxToken<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, work: F) -> R {
         let (mut work, mut result) = (Some(work), None);
         // An error says that the card is gone, since the token was made or since the frame was looked at.
-        let _ = self.card.receive_with(|frame, _| result = work.take().map(|work| work(frame)));
+        let _ = self.card.receive_with(|frame, checksum| {
+            let right = checksum != Checksum::Unknown || has_right_checksum(frame);
+            result = work.take().map(|work| work(if right { frame } else { &[] }));
+        });
         match (result, work) {
             (Some(result), _) => result,
             // No stack takes an empty frame for anything.
@@ -157,7 +176,11 @@ impl phy::RxToken for RxToken<'_> {
 impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, bytes: usize, work: F) -> R {
         let (mut work, mut result) = (Some(work), None);
-        let _ = self.card.queue_with(bytes, |frame| result = work.take().map(|work| work(frame)));
+        let mtu = self.card.mtu();
+        let _ = self.card.queue_offload(bytes, |frame| {
+            result = work.take().map(|work| work(frame));
+            ((), offload(frame, mtu))
+        });
         if !self.together {
             let _ = self.card.flush();
         }
@@ -168,4 +191,54 @@ impl phy::TxToken for TxToken<'_> {
             (None, None) => unreachable!("work that was done has a result"),
         }
     }
+}
+
+/// What a frame of IPv4 carries, if it is all there and no fragment.
+fn packet(frame: &[u8]) -> Option<Ipv4Packet<&[u8]>> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    let packet = (ethernet.ethertype() == EthernetProtocol::Ipv4).then(|| ethernet.payload())?;
+    Ipv4Packet::new_checked(packet).ok().filter(|packet| !packet.more_frags() && packet.frag_offset() == 0)
+}
+
+/// Whether the transport checksum is right, or there is none.
+fn has_right_checksum(frame: &[u8]) -> bool {
+    let Some(packet) = packet(frame) else { return true };
+    let (from, to) = (packet.src_addr().into(), packet.dst_addr().into());
+    match packet.next_header() {
+        IpProtocol::Tcp => {
+            TcpPacket::new_checked(packet.payload()).is_ok_and(|tcp| tcp.verify_checksum(&from, &to))
+        }
+        IpProtocol::Udp => {
+            UdpPacket::new_checked(packet.payload()).is_ok_and(|udp| udp.verify_checksum(&from, &to))
+        }
+        _ => true,
+    }
+}
+
+/// What is left to do to a frame of the stack's; its checksum field gets what whoever does it wants there. `None` for what is too long and
+/// cannot be cut.
+fn offload(frame: &mut [u8], mtu: usize) -> Option<Offload> {
+    let long = frame.len() > mtu + HEADER;
+    let Some(packet) = packet(frame) else { return (!long).then_some(Offload::NOTHING) };
+    let (header, payload) = (usize::from(packet.header_len()), packet.payload().len());
+    let protocol = packet.next_header();
+    let (at, segment) = match protocol {
+        IpProtocol::Tcp => {
+            let tcp = TcpPacket::new_checked(packet.payload()).ok()?;
+            let headers = header + usize::from(tcp.header_len());
+            // At most the MTU, which is less than 65536.
+            (16, long.then(|| mtu.saturating_sub(headers) as u16))
+        }
+        IpProtocol::Udp if !long => (6, None),
+        _ => return (!long).then_some(Offload::NOTHING),
+    };
+    let (from, to) = (packet.src_addr(), packet.dst_addr());
+    let halves = |address: u32| (address >> 16) + (address & 0xffff);
+    // At most 65535 bytes: this does not overflow, and is folded in two steps.
+    let sum = halves(from.to_bits()) + halves(to.to_bits()) + u32::from(u8::from(protocol)) + payload as u32;
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    let field = frame.get_mut(HEADER + header + at..)?.first_chunk_mut::<2>()?;
+    *field = (folded as u16).to_be_bytes();
+    Some(Offload { checksum_blank: true, segment })
 }

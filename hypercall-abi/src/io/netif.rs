@@ -42,6 +42,10 @@ pub mod keys {
     pub const NUM_QUEUES: &str = "multi-queue-num-queues";
     /// The back end serves a control ring.
     pub const CTRL_RING: &str = "feature-ctrl-ring";
+    /// The control ring's page; front end.
+    pub const CTRL_RING_REF: &str = "ctrl-ring-ref";
+    /// Its port; front end.
+    pub const CTRL_CHANNEL: &str = "event-channel-ctrl";
 }
 
 /// Slots of a packet that every back end takes.

@@ -1,4 +1,4 @@
-use super::{FRAMES, Features, LOCAL, Missed, Network, STAGING_BYTES, Turn};
+use super::{FRAMES, Features, Missed, Network, STAGING_BYTES, Turn, Unfinished, WHOLE};
 use crate::{Closed, Fault};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,7 +12,7 @@ use hypercall_abi::io::netif::{
     NetifTxResponse, RSP_ERROR, RSP_NULL, RSP_OKAY, RxFlags, TxFlags,
 };
 use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
-use netswitch::{Checksum, EthernetAddress, Port, PortId};
+use netswitch::{Checksum, EthernetAddress, Port, PortId, SEGMENT_HEAD};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -81,7 +81,7 @@ struct World {
     network: Network<HostPages>,
     host: Host,
     guests: Vec<Guest>,
-    local: Vec<(PortId, Vec<u8>, Checksum)>,
+    local: Vec<(PortId, Vec<u8>, Unfinished)>,
 }
 
 fn mac(last: u16) -> EthernetAddress {
@@ -115,7 +115,7 @@ impl World {
                 grants: 0,
             };
             let [transmit, receive] = rings;
-            world.network.connect(port, DomId::new(number), transmit, receive, *features);
+            world.network.connect(port, DomId::new(number), [(transmit, receive)], *features);
             world.guests.push(guest);
         }
         world
@@ -171,15 +171,29 @@ impl World {
     }
 
     fn turn(&mut self, guest: usize) -> Result<Turn, Closed> {
-        let local = &mut self.local;
-        self.network.turn(0, self.guests[guest].port, &mut self.host, &mut |port, frame, checksum| {
-            local.push((port, frame.to_vec(), checksum));
-        })
+        let (local, port) = (&mut self.local, self.guests[guest].port);
+        let turn = self.network.turn(0, port, 0, &mut self.host, &mut |port, frame, unfinished| {
+            local.push((port, frame.to_vec(), unfinished));
+        });
+        if turn.closed { Err(Closed) } else { Ok(turn) }
     }
 
     /// Frames that a guest got, with the flags of the first page.
     fn got(&mut self, guest: usize) -> Vec<Result<(Vec<u8>, RxFlags), i16>> {
-        let (mut frames, mut frame) = (Vec::new(), None::<(Vec<u8>, RxFlags)>);
+        self.got_large(guest)
+            .into_iter()
+            .map(|got| {
+                got.map(|(frame, flags, segment)| {
+                    assert_eq!(segment, None);
+                    (frame, flags)
+                })
+            })
+            .collect()
+    }
+
+    /// The same, with the bytes of payload of the segments that they are to be cut into.
+    fn got_large(&mut self, guest: usize) -> Vec<Result<(Vec<u8>, RxFlags, Option<u16>), i16>> {
+        let (mut frames, mut frame) = (Vec::new(), None::<(Vec<u8>, RxFlags, Option<u16>)>);
         let mut last = 0;
         while let Some(response) = self.guests[guest].receive.pop().unwrap() {
             assert!(response.id > last, "in the order of the requests");
@@ -190,13 +204,28 @@ impl World {
             }
             let (page, _) = &self.host.pages[&(self.guests[guest].domain, response.id.into())];
             let flags = RxFlags::from_bits(response.flags).unwrap();
-            let (bytes, _) = frame.get_or_insert((Vec::new(), flags - RxFlags::MORE_DATA));
+            let new = frame.is_none();
+            let more = flags.contains(RxFlags::MORE_DATA);
+            let (bytes, _, segment) =
+                frame.get_or_insert((Vec::new(), flags - RxFlags::MORE_DATA - RxFlags::EXTRA_INFO, None));
             bytes.extend(&page[response.offset.into()..][..response.status as usize]);
             assert!(
                 page[response.status as usize..].iter().all(|byte| *byte == 0xcc),
                 "and no byte behind it"
             );
-            if !flags.contains(RxFlags::MORE_DATA) {
+            if flags.contains(RxFlags::EXTRA_INFO) {
+                assert!(new, "only the first page of a frame");
+                let extra = self.guests[guest].receive.pop().unwrap().unwrap();
+                let extra = NetifExtraInfo::read_from_bytes(extra.as_bytes()).unwrap();
+                let Some(Extra::Gso { size, kind: GSO_TYPE_TCPV4 }) = extra.extra() else {
+                    panic!("{extra:?}")
+                };
+                assert!(!extra.more());
+                *segment = Some(size);
+                // Its slot had a page, too.
+                last += 1;
+            }
+            if !more {
                 frames.extend(frame.take().map(Ok));
             }
         }
@@ -216,8 +245,10 @@ impl World {
     }
 }
 
-const PLAIN: Features = Features { scatter_gather: false, blank_checksums: false };
-const FULL: Features = Features { scatter_gather: true, blank_checksums: true };
+const PLAIN: Features = Features { scatter_gather: false, blank_checksums: false, segments: false };
+const FULL: Features = Features { scatter_gather: true, blank_checksums: true, segments: false };
+const LARGE: Features = Features { segments: true, ..FULL };
+const DONE: Unfinished = Unfinished { checksum: Checksum::Complete, segment: None };
 
 fn plain(frame: Vec<u8>) -> Result<(Vec<u8>, RxFlags), i16> {
     Ok((frame, RxFlags::empty()))
@@ -283,9 +314,10 @@ fn blank() -> (Vec<u8>, Vec<u8>) {
 #[test]
 fn checksums_are_left_to_whom_can_do_without() {
     let (blank, whole) = blank();
-    for (features, flags, expected) in
-        [(FULL, RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED, &blank), (PLAIN, RxFlags::empty(), &whole)]
-    {
+    for (features, flags, expected) in [
+        (FULL, RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED, &blank),
+        (PLAIN, RxFlags::DATA_VALIDATED, &whole),
+    ] {
         let mut world = World::new(&[FULL, features]);
         world.put_up(1, 1);
         world.send(0, &blank, &[20], TxFlags::CSUM_BLANK);
@@ -298,16 +330,16 @@ fn checksums_are_left_to_whom_can_do_without() {
 fn what_was_decided_on_is_what_arrives() {
     let mut world = World::new(&[PLAIN, PLAIN, PLAIN]);
     world.put_up(1, 1);
-    let sent = frame(mac(2), mac(1), 1000);
+    let sent = frame(mac(2), mac(1), 3000);
     world.send(0, &sent, &[], TxFlags::empty());
     let mut page = vec![0; 40];
     // In another's name, to another, once it was looked at.
-    page.extend(frame(mac(3), mac(2), 100));
+    page.extend(frame(mac(3), mac(2), SEGMENT_HEAD));
     world.host.later = Some(((1, world.guests[0].grants), page));
     world.turn(0).unwrap();
     let got = world.got(1);
     let Ok((got, _)) = &got[0] else { panic!("{got:?}") };
-    assert_eq!(got[..netswitch::HEAD], sent[..netswitch::HEAD]);
+    assert_eq!(got[..], sent[..]);
 }
 
 #[test]
@@ -338,10 +370,10 @@ fn bad_pages_are_their_owners_fault() {
         .unwrap();
     world.put_up(1, 2);
     world.put_up(2, 3);
-    let sent = frame(ALL, mac(1), 1000);
-    // The second one's last piece is not granted.
+    let sent = frame(ALL, mac(1), 3000);
+    // The second one's last piece is not granted: its head tells nothing of that.
     for frames in 0..3 {
-        world.send(0, &sent, &[500], TxFlags::empty());
+        world.send(0, &sent, &[2500], TxFlags::empty());
         if frames == 1 {
             let last = world.guests[0].grants;
             world.host.pages.remove(&(1, last));
@@ -387,7 +419,7 @@ fn packets_that_are_none_are_refused() {
         (Fault::Shape, vec![request(0, 100, more), request(4090, 50, TxFlags::empty())]),
         (Fault::Shape, vec![request(0, 5000, more), request(0, 50, TxFlags::empty())]),
         (Fault::Shape, many(NR_SLOTS_MIN + 1)),
-        (Fault::Extra, vec![request(0, 100, TxFlags::EXTRA_INFO), extra(false)]),
+        (Fault::Segments, vec![request(0, 100, TxFlags::EXTRA_INFO), extra(false)]),
         (
             Fault::Extra,
             vec![
@@ -442,7 +474,7 @@ fn a_broken_ring_ends_the_connection() {
         rings[usize::from(receiving)].word(0).store(257, Ordering::Relaxed);
         let [transmit, receive] = rings;
         let port = world.guests[1].port;
-        world.network.connect(port, DomId::new(2), transmit, receive, PLAIN);
+        world.network.connect(port, DomId::new(2), [(transmit, receive)], PLAIN);
         world.send(0, &frame(mac(2), mac(1), 60), &[], TxFlags::empty());
         assert!(world.turn(0).is_ok(), "not the sender's fault");
         assert_eq!(world.answers(0), [RSP_OKAY]);
@@ -461,9 +493,9 @@ fn a_turn_has_an_end() {
     assert_eq!(world.got(1).len(), FRAMES);
     assert!(!world.turn(0).unwrap().more);
     assert_eq!(world.got(1).len(), 1);
-    assert!(!world.network.prepare_to_wait(world.guests[0].port));
+    assert!(!world.network.prepare_to_wait(world.guests[0].port, 0));
     world.send(0, &frame(mac(2), mac(1), 60), &[], TxFlags::empty());
-    assert!(world.network.prepare_to_wait(world.guests[0].port));
+    assert!(world.network.prepare_to_wait(world.guests[0].port, 0));
 }
 
 #[test]
@@ -474,50 +506,270 @@ fn ports_of_dom0_get_whole_frames_and_send_some() {
     world.put_up(0, 4);
     world.put_up(1, 4);
     let (blank, whole) = blank();
-    world.send(0, &frame(mac(9), mac(1), 1514), &[700], TxFlags::empty());
-    world.send(0, &frame(mac(9), mac(1), LOCAL + 1), &[700], TxFlags::empty());
-    let mut outward = blank.clone();
-    outward[..6].copy_from_slice(&mac(9).0);
-    world.send(0, &outward, &[], TxFlags::CSUM_BLANK);
-    world.turn(0).unwrap();
-    let expected: Vec<_> = [(frame(mac(9), mac(1), 1514), Checksum::Complete), (outward, Checksum::Blank)]
-        .into_iter()
-        .flat_map(|(frame, checksum)| [trunk, other].map(|port| (port, frame.clone(), checksum)))
-        .collect();
-    assert_eq!(world.local, expected);
-    assert_eq!(world.network.missed(trunk).too_long, 1);
+    let outward = |frame: &[u8]| [&mac(9).0, &frame[6..]].concat();
+    for blank_checksums in [true, false] {
+        for port in [trunk, other] {
+            world.network.set_local(port, Features { blank_checksums, ..PLAIN });
+        }
+        let sent = [1514, WHOLE + 1, 60000].map(|bytes| frame(mac(9), mac(1), bytes));
+        for sent in &sent {
+            let cuts = vec![4000; sent.len() / 4001];
+            world.send(0, sent, &cuts, TxFlags::empty());
+        }
+        world.send(0, &outward(&blank), &[], TxFlags::CSUM_BLANK);
+        world.turn(0).unwrap();
+        let last = if blank_checksums {
+            (outward(&blank), Unfinished { checksum: Checksum::Blank, ..DONE })
+        } else {
+            (outward(&whole), DONE)
+        };
+        let expected: Vec<_> = sent
+            .map(|frame| (frame, DONE))
+            .into_iter()
+            .chain([last])
+            .flat_map(|(frame, unfinished)| [trunk, other].map(|port| (port, frame.clone(), unfinished)))
+            .collect();
+        let local = core::mem::take(&mut world.local);
+        let shape = |all: &[(PortId, Vec<u8>, Unfinished)]| -> Vec<_> {
+            all.iter().map(|(port, frame, unfinished)| (*port, frame.len(), *unfinished)).collect()
+        };
+        assert_eq!(shape(&local), shape(&expected), "in order, and as they are taken");
+        assert!(local == expected);
+        assert!(world.answers(0).iter().all(|status| *status == RSP_OKAY));
+    }
     // For one who wants a checksum and one who does not care, it is filled in.
-    let mut all = blank;
-    all[..6].copy_from_slice(&ALL.0);
-    let mut all_whole = whole;
-    all_whole[..6].copy_from_slice(&ALL.0);
-    world.local.clear();
-    world.send(0, &all, &[], TxFlags::CSUM_BLANK);
+    for port in [trunk, other] {
+        world.network.set_local(port, FULL);
+    }
+    let to_all = |frame: &[u8]| [&ALL.0, &frame[6..]].concat();
+    world.send(0, &to_all(&blank), &[], TxFlags::CSUM_BLANK);
     world.turn(0).unwrap();
-    assert_eq!(world.got(1), [plain(all_whole.clone())]);
-    assert_eq!(world.local[0], (trunk, all_whole, Checksum::Complete));
+    assert_eq!(world.got(1), [Ok((to_all(&whole), RxFlags::DATA_VALIDATED))]);
+    assert_eq!(world.local[0], (trunk, to_all(&whole), DONE));
     // From dom0.
-    let (mut notify, mut local) = (Vec::new(), Vec::new());
+    let mut local = Vec::new();
     let sent = frame(ALL, mac(9), 1514);
-    world.network.send(0, trunk, &sent, &mut world.host, &mut notify, &mut |port, frame, _| {
+    let turn = world.network.send(0, trunk, &[&sent, &sent], &mut world.host, &mut |port, frame, _| {
         local.push((port, frame.to_vec()))
     });
-    assert_eq!(world.got(0), [Ok((sent.clone(), RxFlags::DATA_VALIDATED))]);
-    assert_eq!(world.got(1), [Ok((sent.clone(), RxFlags::DATA_VALIDATED))]);
-    assert_eq!(local, [(other, sent.clone())]);
+    assert_eq!(world.got(0), [plain(sent.clone()), plain(sent.clone())]);
+    assert_eq!(world.got(1), [plain(sent.clone()), plain(sent.clone())]);
+    assert_eq!(local, [(other, sent.clone()), (other, sent.clone())]);
     // The other one has not asked since its last frame.
-    assert_eq!(notify, [world.guests[0].port]);
+    assert_eq!(turn.notify, [(world.guests[0].port, 0)]);
     // A page that cannot be written to is its guest's fault.
     let readonly = world.page(1, &[], false);
     let request = NetifRxRequest { id: readonly.get() as u16, pad: 0, gref: readonly };
-    while world.guests[1].receive.free() > 252 {
+    while world.guests[1].receive.free() > 250 {
         world.guests[1].receive.push(request).unwrap();
     }
     let _ = world.guests[1].receive.publish();
-    for _ in 0..4 {
-        world.network.send(0, trunk, &sent, &mut world.host, &mut notify, &mut |_, _, _| {});
-    }
+    let sent = vec![sent; 4];
+    world.network.send(0, trunk, &sent, &mut world.host, &mut |_, _, _| {});
     assert_eq!(world.network.take_fault(world.guests[1].port), Some(Fault::Grant));
+}
+
+/// A packet of TCP with so many bytes of payload, its checksum blank.
+fn tcp(to: EthernetAddress, from: EthernetAddress, port: u16, payload: usize) -> Vec<u8> {
+    let mut frame = frame(to, from, 54 + payload);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[14..34].copy_from_slice(&[0x45, 0, 0, 0, 0, 7, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame[16..18].copy_from_slice(&(40 + payload as u16).to_be_bytes());
+    frame[34..54].copy_from_slice(&[0, 0, 0, 80, 0, 0, 0, 9, 0, 0, 0, 1, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    frame[34..36].copy_from_slice(&port.to_be_bytes());
+    frame
+}
+
+impl World {
+    /// Sends a frame to be cut into segments of `size`.
+    fn send_large(&mut self, guest: usize, frame: &[u8], size: u16, kind: u8) {
+        let mut slots = Vec::new();
+        for (index, piece) in frame.chunks(PAGE_SIZE).enumerate() {
+            let gref = self.page(guest, piece, false);
+            let first = index == 0;
+            let mut flags = if first { TxFlags::EXTRA_INFO | TxFlags::CSUM_BLANK } else { TxFlags::empty() };
+            if (index + 1) * PAGE_SIZE < frame.len() {
+                flags |= TxFlags::MORE_DATA;
+            }
+            let bytes = if first { frame.len() } else { piece.len() } as u16;
+            slots.push(NetifTxRequest { gref, offset: 0, flags: flags.bits(), id: 1, size: bytes });
+            if first {
+                let extra = NetifExtraInfo::new(Extra::Gso { size, kind }, false);
+                let mut slot = NetifTxRequest::default();
+                slot.as_mut_bytes()[..8].copy_from_slice(extra.as_bytes());
+                slots.push(slot);
+            }
+        }
+        slots.into_iter().for_each(|slot| self.guests[guest].transmit.push(slot).unwrap());
+        let _ = self.guests[guest].transmit.publish();
+    }
+}
+
+#[test]
+fn large_frames_go_whole_to_who_takes_them_and_cut_to_others() {
+    let mut world = World::new(&[LARGE, LARGE, FULL, PLAIN]);
+    let trunk = world.network.attach(Port::trunk()).unwrap();
+    (1..4).for_each(|guest| world.put_up(guest, 120));
+    for payload in [1461, 2000, 5000, 14600, 65481] {
+        for guest in [2, 3, 4, 9] {
+            let sent = tcp(mac(guest), mac(1), 1000, payload);
+            let small = tcp(mac(guest), mac(1), 1001, 10);
+            world.send(0, &small, &[], TxFlags::CSUM_BLANK);
+            world.send_large(0, &sent, 1460, GSO_TYPE_TCPV4);
+            world.send(0, &small, &[], TxFlags::CSUM_BLANK);
+            world.turn(0).unwrap();
+            assert!(world.answers(0).iter().all(|status| [RSP_OKAY, RSP_NULL].contains(status)));
+            let flags = RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED;
+            if guest == 2 {
+                let expected = [(small.clone(), None), (sent, Some(1460)), (small, None)];
+                let expected = expected.map(|(frame, segment)| Ok((frame, flags, segment)));
+                assert!(world.got_large(1) == expected, "{payload}");
+                let free = world.guests[1].receive.free() as usize;
+                world.put_up(1, free - 136);
+                continue;
+            }
+            let got: Vec<Vec<u8>> = if guest == 9 {
+                let local = core::mem::take(&mut world.local);
+                assert!(local.iter().all(|(port, _, unfinished)| (*port, *unfinished) == (trunk, DONE)));
+                local.into_iter().map(|(_, frame, _)| frame).collect()
+            } else {
+                let got = world.got(usize::from(guest) - 1);
+                world.put_up(usize::from(guest) - 1, got.len());
+                got.into_iter().map(|got| got.unwrap().0).collect()
+            };
+            assert_eq!(got.len(), 2 + payload.div_ceil(1460), "{payload} to {guest}");
+            let (first, last) = (got.first().unwrap(), got.last().unwrap());
+            assert!(first[54..] == small[54..] && last[54..] == small[54..], "they are around it");
+            let stream: Vec<u8> =
+                got[1..got.len() - 1].iter().flat_map(|segment| &segment[54..]).copied().collect();
+            assert!(stream == sent[54..], "{payload} to {guest}");
+            for segment in &got[1..got.len() - 1] {
+                let mut right = segment.clone();
+                netswitch::complete_checksum(&mut right);
+                assert!(&right == segment, "its checksum is there");
+            }
+        }
+    }
+    // Whoever sends it, dom0 takes it whole at a port that does.
+    world.network.set_local(trunk, LARGE);
+    let sent = tcp(mac(9), mac(1), 1000, 9000);
+    world.send_large(0, &sent, 1000, GSO_TYPE_TCPV4);
+    world.turn(0).unwrap();
+    assert!(world.local == [(trunk, sent, Unfinished { checksum: Checksum::Blank, segment: Some(1000) })]);
+}
+
+#[test]
+fn segments_that_cannot_be_are_refused() {
+    let mut world = World::new(&[LARGE, FULL, LARGE]);
+    world.put_up(1, 200);
+    world.put_up(2, 200);
+    let right = tcp(mac(2), mac(1), 1000, 5000);
+    let changed = |at: usize, value: u8| {
+        let mut frame = right.clone();
+        frame[at] = value;
+        frame
+    };
+    for (frame, size, kind, fault) in [
+        (right.clone(), 0, GSO_TYPE_TCPV4, Fault::Extra),
+        (right.clone(), 1460, 2, Fault::Extra),
+        (right.clone(), 1460, 77, Fault::Extra),
+        (right.clone(), 10, GSO_TYPE_TCPV4, Fault::Segments),
+        (changed(23, 17), 1460, GSO_TYPE_TCPV4, Fault::Segments),
+        (changed(12, 0x86), 1460, GSO_TYPE_TCPV4, Fault::Segments),
+        (changed(17, 9), 1460, GSO_TYPE_TCPV4, Fault::Segments),
+        (changed(46, 0xf0), 1460, GSO_TYPE_TCPV4, Fault::Segments),
+    ] {
+        let accepted = fault == Fault::Segments && frame[46] == 0xf0;
+        for guest in [2, 3] {
+            let mut frame = frame.clone();
+            frame[5] = guest;
+            world.send_large(0, &frame, size, kind);
+        }
+        world.turn(0).unwrap();
+        let answers = world.answers(0);
+        if accepted {
+            // Options that fill the header: it is a segment all the same.
+            assert!(answers.iter().all(|status| *status >= 0), "{fault:?}");
+            assert!(!world.got(1).is_empty() && !world.got_large(2).is_empty());
+            continue;
+        }
+        assert!(answers.iter().all(|status| [RSP_ERROR, RSP_NULL].contains(status)), "{answers:?}");
+        assert!(world.got(1).is_empty() && world.got_large(2).is_empty(), "nobody gets it");
+    }
+    // Larger than the frame: it is a usual packet, and nobody is told of segments.
+    world.put_up(1, 20);
+    world.send_large(0, &right, 60000, GSO_TYPE_TCPV4);
+    world.turn(0).unwrap();
+    assert_eq!(world.got(1), [Ok((right, RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED))]);
+}
+
+#[test]
+fn flows_are_spread_over_queues_and_keep_their_order() {
+    let mut world = World::new(&[FULL, FULL]);
+    let port = world.guests[1].port;
+    let rings: Vec<_> = (0..3).map(|_| [HostPages::new(1, 0), HostPages::new(1, 0)]).collect();
+    let mut fronts: Vec<Front<_, NetifRxRequest, NetifRxResponse>> =
+        rings.iter().map(|[_, receive]| Front::new(receive.clone())).collect();
+    let mut senders: Vec<Front<_, NetifTxRequest, NetifTxResponse>> =
+        rings.iter().map(|[transmit, _]| Front::new(transmit.clone())).collect();
+    let queues = rings.into_iter().map(|[transmit, receive]| (transmit, receive));
+    world.network.connect(port, DomId::new(2), queues, FULL);
+    for front in &mut fronts {
+        for _ in 0..100 {
+            let gref = world.page(1, &[], true);
+            front.push(NetifRxRequest { id: gref.get() as u16, pad: 0, gref }).unwrap();
+        }
+        let _ = front.publish();
+    }
+    for number in 0..60u16 {
+        let mut frame = tcp(mac(2), mac(1), 2000 + number % 12, 100);
+        frame[54] = number as u8;
+        world.send(0, &frame, &[], TxFlags::empty());
+    }
+    let turn = world.turn(0).unwrap();
+    let mut seen = HashMap::<[u8; 2], (usize, u8)>::new();
+    for (queue, front) in fronts.iter_mut().enumerate() {
+        let mut count = 0;
+        while let Some(response) = front.pop().unwrap() {
+            count += 1;
+            let page = &world.host.pages[&(2, response.id.into())].0;
+            let (flow, number) = ([page[34], page[35]], page[54]);
+            let (home, last) = *seen.entry(flow).or_insert((queue, number));
+            assert!(home == queue && last <= number, "a flow has one queue, and its order");
+            seen.insert(flow, (queue, number));
+        }
+        assert!(count > 0, "queue {queue} has some");
+        assert!(turn.notify.contains(&(port, queue)));
+    }
+    assert_eq!(seen.len(), 12);
+    // Each queue sends for itself.
+    world.put_up(0, 3);
+    for (queue, sender) in senders.iter_mut().enumerate() {
+        let gref = world.page(1, &frame(mac(1), mac(2), 60 + queue), false);
+        sender.push(NetifTxRequest { gref, offset: 0, flags: 0, id: 5, size: 60 + queue as u16 }).unwrap();
+        let _ = sender.publish();
+        assert!(world.network.prepare_to_wait(port, queue));
+        let turn = world.network.turn(0, port, queue, &mut world.host, &mut |_, _, _| {});
+        assert!(!turn.closed && turn.notify.contains(&(port, queue)));
+        assert_eq!(world.got(0), [plain(frame(mac(1), mac(2), 60 + queue))]);
+    }
+    assert_eq!(world.network.turn(0, port, 3, &mut world.host, &mut |_, _, _| {}), Turn::default());
+}
+
+#[test]
+fn who_breaks_a_ring_that_others_send_to_is_told_of_at_once() {
+    let mut world = World::new(&[PLAIN, PLAIN, PLAIN]);
+    let (port, rings) = (world.guests[1].port, [HostPages::new(1, 0), HostPages::new(1, 0)]);
+    rings[1].word(0).store(257, Ordering::Relaxed);
+    let [transmit, receive] = rings;
+    world.network.connect(port, DomId::new(2), [(transmit, receive)], PLAIN);
+    world.put_up(2, 4);
+    for _ in 0..2 {
+        world.send(0, &frame(ALL, mac(1), 60), &[], TxFlags::empty());
+    }
+    let turn = world.turn(0).unwrap();
+    assert_eq!(turn.broken, [port], "once");
+    assert_eq!(world.got(2).len(), 2, "nobody else is concerned");
 }
 
 #[test]
@@ -564,7 +816,7 @@ proptest! {
         if let Some(index) = index {
             let [transmit, receive] = [HostPages::new(1, 0), HostPages::new(1, 0)];
             transmit.word(0).store(index, Ordering::Relaxed);
-            world.network.connect(world.guests[0].port, DomId::new(1), transmit, receive, PLAIN);
+            world.network.connect(world.guests[0].port, DomId::new(1), [(transmit, receive)], PLAIN);
         }
         let mut closed = false;
         for _ in 0..20 {

@@ -6,21 +6,63 @@
 //! mac = "00:16:3e:00:00:01"  # made from the guest's name if it is not said
 //! isolated = true            # isolated cards do not reach each other, only those that are not
 //! rate = "10M"               # bytes a second that it may send, in the long run
+//! ip = "10.77.0.10"          # the address that its switch's router gives it, if it has one; any if it is not said
+//! forward = ["8080 -> 80"]   # ports of the router's address outside that lead to the guest: TCP, or UDP as in "udp/53 -> 53"
+//! rules = ["deny out tcp 25"] # what it may not send or get; the first one that fits decides
 //! ```
-//! In the shell the same is one word: `lan`, `lan:mac=00:16:3e:00:00:01`, `lan:isolated:rate=10M`.
+//! In the shell the same is one word: `lan`, `lan:mac=00:16:3e:00:00:01`, `lan:isolated:rate=10M`, `lan:forward=8080->80`. Rules are set
+//! by `card rules`.
 
+use crate::switches;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use netswitch::EthernetAddress;
+use core::fmt;
+use core::str::FromStr;
+use netswitch::{EthernetAddress, Filter, Ipv4Address, Rule, Transport};
 use serde::Deserialize;
 
 /// Most cards of a domain.
 const MOST: usize = 16;
 /// Keys of a `[[card]]`.
-pub const KEYS: &[&str] = &["switch", "mac", "isolated", "rate"];
+pub const KEYS: &[&str] = &["switch", "mac", "isolated", "rate", "ip", "forward", "rules"];
 /// The first three bytes of addresses that Xen's guests have.
 const XEN: [u8; 3] = [0x00, 0x16, 0x3e];
+
+/// A port of the outside that leads to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortForward {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// The port of the router's address outside.
+    pub outside: u16,
+    /// The guest's port.
+    pub inside: u16,
+}
+
+impl fmt::Display for PortForward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} -> {}", self.transport, self.outside, self.inside)
+    }
+}
+
+impl FromStr for PortForward {
+    type Err = String;
+
+    /// `[tcp/|udp/]PORT -> PORT`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let because = || format!("card: forward {text:?}: write \"8080 -> 80\", or \"udp/53 -> 53\" for UDP");
+        let (outside, inside) = text.split_once("->").ok_or_else(because)?;
+        let (transport, outside) = match outside.trim().split_once('/') {
+            None => (Transport::Tcp, outside),
+            Some(("tcp", port)) => (Transport::Tcp, port),
+            Some(("udp", port)) => (Transport::Udp, port),
+            Some(_) => return Err(because()),
+        };
+        let port = |text: &str| text.trim().parse().ok().filter(|port: &u16| *port != 0).ok_or_else(because);
+        Ok(Self { transport, outside: port(outside)?, inside: port(inside)? })
+    }
+}
 
 /// A card of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +75,12 @@ pub struct CardSpec {
     pub isolated: bool,
     /// Bytes a second that it may send.
     pub rate: Option<u64>,
+    /// The address that a router gives it, if somebody has said it.
+    pub ip: Option<Ipv4Address>,
+    /// Ports of the outside that lead to it.
+    pub forwards: Vec<PortForward>,
+    /// What it may send and get.
+    pub filter: Filter,
 }
 
 /// A `[[card]]` as it is written.
@@ -43,6 +91,11 @@ pub struct Raw {
     mac: Option<String>,
     isolated: Option<bool>,
     rate: Option<String>,
+    ip: Option<String>,
+    #[serde(default)]
+    forward: Vec<String>,
+    #[serde(default)]
+    rules: Vec<String>,
 }
 
 impl CardSpec {
@@ -56,7 +109,20 @@ impl CardSpec {
         card.mac = raw.mac.as_deref().map(parse_mac).transpose()?;
         card.isolated = raw.isolated.unwrap_or(false);
         card.rate = raw.rate.as_deref().map(parse_rate).transpose()?;
+        card.ip = raw.ip.as_deref().map(parse_ip).transpose()?;
+        raw.forward.iter().try_for_each(|forward| card.forward(forward.parse()?))?;
+        card.filter = parse_rules(&raw.rules)?;
         Ok(card)
+    }
+
+    /// Makes another port lead to the guest.
+    fn forward(&mut self, forward: PortForward) -> Result<(), String> {
+        let key = |forward: &PortForward| (forward.transport, forward.outside);
+        if self.forwards.iter().any(|other| key(other) == key(&forward)) {
+            return Err(format!("card: {} port {} is forwarded twice", forward.transport, forward.outside));
+        }
+        self.forwards.push(forward);
+        Ok(())
     }
 
     /// Reads the form of one word.
@@ -77,10 +143,13 @@ impl CardSpec {
             match item.split_once('=') {
                 Some(("mac", mac)) => card.mac = Some(parse_mac(mac)?),
                 Some(("rate", rate)) => card.rate = Some(parse_rate(rate)?),
+                Some(("ip", ip)) => card.ip = Some(parse_ip(ip)?),
+                Some(("forward", forward)) => card.forward(forward.parse()?)?,
                 None if item == "isolated" => card.isolated = true,
                 _ => {
                     return Err(format!(
-                        "{word:?} is no card: write SWITCH, and :mac=ADDRESS, :isolated or :rate=BYTES behind it"
+                        "{word:?} is no card: write SWITCH, and :mac=ADDRESS, :isolated, :rate=BYTES, :ip=ADDRESS or \
+                         :forward=PORT->PORT behind it"
                     ));
                 }
             }
@@ -89,15 +158,22 @@ impl CardSpec {
     }
 
     fn on(switch: &str) -> Result<Self, String> {
-        let right = !switch.is_empty()
-            && switch.len() <= 32
-            && switch.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-        if !right {
-            return Err(format!(
-                "card: {switch:?} is no name of a switch: letters, digits, - and _, up to 32"
-            ));
+        switches::check_name(switch).map_err(|error| format!("card: {error}"))?;
+        Ok(Self::on_switch(switch))
+    }
+
+    /// A card on a switch, about which nothing else is said.
+    #[must_use]
+    pub fn on_switch(switch: &str) -> Self {
+        Self {
+            switch: switch.to_string(),
+            mac: None,
+            isolated: false,
+            rate: None,
+            ip: None,
+            forwards: Vec::new(),
+            filter: Filter::default(),
         }
-        Ok(Self { switch: switch.to_string(), mac: None, isolated: false, rate: None })
     }
 
     /// The card's address: the one that was said, or one that a guest of this name always gets for its card of this number.
@@ -136,6 +212,21 @@ fn parse_mac(text: &str) -> Result<EthernetAddress, String> {
     Ok(address)
 }
 
+fn parse_ip(text: &str) -> Result<Ipv4Address, String> {
+    text.parse().map_err(|_| format!("card: {text:?} is no IPv4 address: write it as in 10.77.0.10"))
+}
+
+/// Reads rules, in order.
+///
+/// # Errors
+/// Which is none, and what to write.
+pub fn parse_rules(rules: &[impl AsRef<str>]) -> Result<Filter, String> {
+    let parse =
+        |rule: &str| rule.parse::<Rule>().map_err(|error| format!("card: {rule:?} is no rule: {error}"));
+    let rules = rules.iter().map(|rule| parse(rule.as_ref())).collect::<Result<_, _>>()?;
+    Ok(Filter { rules, ..Filter::default() })
+}
+
 fn parse_rate(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(['K', 'M', 'G']);
     let shown = || format!("card: rate {text:?}: write bytes a second, as in \"10M\"");
@@ -158,6 +249,14 @@ pub fn add(cards: &mut Vec<CardSpec>, card: CardSpec) -> Result<(), String> {
     if let Some(mac) = card.mac.filter(|mac| cards.iter().any(|other| other.mac == Some(*mac))) {
         return Err(format!("card: there are two with the address {mac}"));
     }
+    for other in cards.iter().filter(|other| other.switch == card.switch) {
+        let key = |forward: &PortForward| (forward.transport, forward.outside);
+        if let Some(twice) =
+            card.forwards.iter().find(|new| other.forwards.iter().any(|old| key(old) == key(new)))
+        {
+            return Err(format!("card: {} port {} is forwarded twice", twice.transport, twice.outside));
+        }
+    }
     if cards.len() >= MOST {
         return Err(format!("card: a domain has {MOST} at most"));
     }
@@ -167,16 +266,24 @@ pub fn add(cards: &mut Vec<CardSpec>, card: CardSpec) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CardSpec, MOST, add};
+    use super::{CardSpec, MOST, PortForward, add, parse_rules};
     use alloc::string::ToString;
     use alloc::vec::Vec;
-    use netswitch::EthernetAddress;
+    use netswitch::{EthernetAddress, Filter, Transport};
 
     const MAC: EthernetAddress = EthernetAddress([0, 0x16, 0x3e, 0, 0, 0xa1]);
 
     #[test]
     fn a_card_is_one_word() {
-        let card = |mac, isolated, rate| CardSpec { switch: "lan".to_string(), mac, isolated, rate };
+        let card = |mac, isolated, rate| CardSpec {
+            switch: "lan".to_string(),
+            mac,
+            isolated,
+            rate,
+            ip: None,
+            forwards: Vec::new(),
+            filter: Filter::default(),
+        };
         for (word, expected) in [
             ("lan", card(None, false, None)),
             ("lan:isolated", card(None, true, None)),
@@ -198,10 +305,40 @@ mod tests {
             ("lan:rate=0", "card: rate \"0\""),
             ("lan:rate=1T", "card: rate \"1T\""),
             ("lan:rate=99999999999G", "card: rate \"99999999999G\""),
+            ("lan:ip=10.0.0", "card: \"10.0.0\" is no IPv4 address"),
+            ("lan:forward=80", "card: forward \"80\": write"),
+            ("lan:forward=80->0", "card: forward \"80->0\": write"),
+            ("lan:forward=70000->80", "card: forward \"70000->80\": write"),
+            ("lan:forward=sctp/80->80", "card: forward \"sctp/80->80\": write"),
+            ("lan:forward=80->80:forward=80->81", "card: tcp port 80 is forwarded twice"),
         ] {
             let error = CardSpec::parse(word).unwrap_err();
             assert!(error.starts_with(message), "{word}: {error}");
         }
+    }
+
+    #[test]
+    fn ports_lead_to_a_guest() {
+        let card = CardSpec::parse("lan:ip=10.77.0.9:forward=8080->80:forward=udp/53->5353").unwrap();
+        let forward = |transport, outside, inside| PortForward { transport, outside, inside };
+        assert_eq!(card.forwards, [forward(Transport::Tcp, 8080, 80), forward(Transport::Udp, 53, 5353)]);
+        assert_eq!(card.ip, "10.77.0.9".parse().ok());
+        assert_eq!(" tcp/1 -> 2 ".parse(), Ok(forward(Transport::Tcp, 1, 2)));
+        assert_eq!(card.forwards[0].to_string(), "tcp/8080 -> 80");
+        // Twice in one domain, on one switch.
+        let mut cards = Vec::from([card]);
+        let error = add(&mut cards, CardSpec::parse("lan:forward=8080->81").unwrap()).unwrap_err();
+        assert_eq!(error, "card: tcp port 8080 is forwarded twice");
+        add(&mut cards, CardSpec::parse("other:forward=8080->81").unwrap()).unwrap();
+        add(&mut cards, CardSpec::parse("lan:forward=udp/8080->81").unwrap()).unwrap();
+    }
+
+    #[test]
+    fn rules_are_read_in_order() {
+        let filter = parse_rules(&["deny out tcp 25", "allow in"]).unwrap();
+        assert_eq!(filter.rules.len(), 2);
+        let error = parse_rules(&["deny out tcp 25", "drop all"]).unwrap_err();
+        assert!(error.starts_with("card: \"drop all\" is no rule: write allow or deny"), "{error}");
     }
 
     #[test]

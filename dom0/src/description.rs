@@ -506,7 +506,11 @@ mod tests {
         assert_eq!(with(card).unwrap().cards[0].rate, Some(1 << 20));
         for (old, new, message) in [
             ("'lan'", "'my lan'", "line 10: card: \"my lan\" is no name of a switch"),
-            ("rate", "speed", "line 12: card: unknown key `speed`: known are switch, mac, isolated, rate"),
+            (
+                "rate",
+                "speed",
+                "line 12: card: unknown key `speed`: known are switch, mac, isolated, rate, ip, forward, rules",
+            ),
         ] {
             let error = with(&card.replace(old, new)).unwrap_err().to_string();
             assert!(error.starts_with(message), "{error}");

@@ -5,7 +5,7 @@
 //! | I want to… | go to |
 //! |---|---|
 //! | find a file in the boot archive | [`archive`] |
-//! | know what a description may say | [`description`], [`disks`] |
+//! | know what a description may say | [`description`], [`disks`], [`cards`], [`switches`] |
 //! | build or tear down a domain | [`toolstack`] |
 //! | decide what follows a crash | [`policy`] |
 //! | read a guest's console | [`ring`], [`scrollback`] |
@@ -44,6 +44,7 @@ pub mod session;
 mod shell;
 mod store;
 pub mod store_ring;
+pub mod switches;
 pub mod table;
 mod terminal;
 pub mod toolstack;

@@ -27,6 +27,7 @@ pub async fn run(domain: Domain) {
         say!("dom0: no FIFO events ({errno}): up to {} ports", guest_sdk::events::highest_port());
     }
     devices::start(&domain.events);
+    backend::start_network(devices::cards());
     executor::spawn(guests::watch(domain.events));
     let mut shell = Shell::new(Keys::new(domain.console), archive);
     let failed_starts = autostart(archive).await;

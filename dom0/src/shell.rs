@@ -3,7 +3,7 @@
 use crate::accounts::{self, Accounts, DomainAccount, Key, Report, VcpuAccount};
 use crate::archive::Archive;
 use crate::backend;
-use crate::cards::CardSpec;
+use crate::cards::{CardSpec, parse_rules};
 use crate::description::{Description, OWN_NAME};
 use crate::devices;
 use crate::disks::DiskSpec;
@@ -120,7 +120,11 @@ commands! {
          `disk format vda1 [force]` makes a FAT file system on a disk of dom0's."
     "card" "[list|attach|detach|restart] ..." card "show the network cards of domains, or change them"
         "`card attach NAME lan` adds a card on the switch lan (also lan:mac=ADDRESS, lan:isolated, lan:rate=10M);\n\
-         `card detach NAME 1 [force]` takes it away; `card restart NAME 1` lets its back end fail and come back."
+         `card detach NAME 1 [force]` takes it away; `card restart NAME 1` lets its back end fail and come back;\n\
+         `card rules NAME 1 \"deny out tcp 25\" ...` sets what it may send and get (none: everything)."
+    "switch" "[NAME]" switch "show the switches that cards are on, or what the router of one knows"
+        "`switch` lists them; with NAME, its router's leases, forwarded ports and connections are shown, and what it dropped.\n\
+         They are described in etc/network.toml of the boot archive; others are there as long as they have cards."
     "devices" "" devices "show the machine's own devices"
         "IN and OUT are what was read and written; KICKS are the times that a device was told of requests."
     "device" "read|write|fill|zero|discard|crc|flush|measure|arp|echo NAME ..." device "try a device of the machine's"
@@ -562,6 +566,15 @@ impl Shell {
         Ok(Next::Go)
     }
 
+    async fn switch(&mut self, arguments: &[String]) -> Outcome {
+        match arguments {
+            [] => print_block(&backend::switch_table()),
+            [name] => print_block(&backend::switch_details(name)?),
+            _ => return Err(usage("switch")),
+        }
+        Ok(Next::Go)
+    }
+
     async fn card(&mut self, arguments: &[String]) -> Outcome {
         let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let devices = |name: &str| guests::devices(&guests::resolve(name)?);
@@ -574,6 +587,10 @@ impl Shell {
             ["detach", name, number] => devices(name)?.detach_card(number, false).await?,
             ["detach", name, number, "force"] => devices(name)?.detach_card(number, true).await?,
             ["restart", name, number] => devices(name)?.card(number)?.restart(),
+            ["rules", name, number, rules @ ..] => {
+                let filter = parse_rules(rules)?;
+                devices(name)?.card(number)?.kind.set_filter(filter);
+            }
             _ => return Err(usage("card")),
         }
         Ok(Next::Go)
@@ -1165,6 +1182,7 @@ fn card_table() -> String {
         ("CARD", Align::Right),
         ("SWITCH", Align::Left),
         ("MAC", Align::Left),
+        ("ADDRESS", Align::Left),
         ("STATE", Align::Left),
         ("SENT", Align::Right),
         ("BYTES", Align::Right),
@@ -1182,6 +1200,7 @@ fn card_table() -> String {
                 vif.number().to_string(),
                 vif.kind.switch().to_string(),
                 vif.kind.mac(),
+                vif.kind.ip().map_or("-".into(), |address| address.to_string()),
                 vif.state().map_or("-".into(), |state| format!("{state:?}").to_lowercase()),
                 counters.sent_frames.to_string(),
                 counters.sent_bytes.to_string(),

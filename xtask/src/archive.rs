@@ -13,8 +13,11 @@ const DESCRIPTIONS: &str = "dom0/domains";
 /// Name of the file in the archive that holds shell commands, one a line.
 pub const EXEC: &str = "etc/exec";
 
+/// What describes the switches: there is one in the archive, an added file of this name or ours.
+const NETWORK: &str = "network.toml";
+
 /// Packs the boot archive: `images/NAME` for every guest image that was built, each `NAME.toml` and, as `disks/NAME`, each `NAME.img` of
-/// the descriptions' folder, the files that are added (by their endings, anything else as an image), and `etc/exec` if there are commands.
+/// the descriptions' folder, `etc/network.toml`, the files that are added (by their endings, anything else as an image), and `etc/exec` if there are commands.
 ///
 /// # Errors
 /// When a file cannot be read.
@@ -32,7 +35,11 @@ pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[Path
             append(&mut tar, &format!("images/broken-{name}"), &bytes)?;
         }
     }
-    for path in descriptions()?.iter().chain(added) {
+    let is_network = |path: &&PathBuf| path.file_name().is_some_and(|name| name == NETWORK);
+    let network =
+        added.iter().find(is_network).cloned().unwrap_or_else(|| sh::root().join("dom0/etc").join(NETWORK));
+    append(&mut tar, &format!("etc/{NETWORK}"), &sh::read(&network)?)?;
+    for path in descriptions()?.iter().chain(added.iter().filter(|path| !is_network(path))) {
         let name =
             path.file_name().with_context(|| format!("{} is no file", path.display()))?.to_string_lossy();
         let name = match path.extension().and_then(|ext| ext.to_str()) {

@@ -19,6 +19,7 @@ mod docs;
 mod doctor;
 mod images;
 mod kill;
+mod neighbour;
 mod qemu;
 mod recipe;
 mod run;

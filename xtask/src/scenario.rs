@@ -7,6 +7,7 @@
 use crate::boot::{self, Boot};
 use crate::build::{self, Built};
 use crate::images::{Kind, Workspace};
+use crate::neighbour::Neighbour;
 use crate::qemu::{self, End, Host, Machine, Step, Watch};
 use crate::{archive, debian, sh, xen};
 use anyhow::{Context, Result, bail};
@@ -56,6 +57,11 @@ pub struct Scenario {
     pub disk_options: String,
     /// A network card of dom0's, as for `cargo xtask run --net`.
     pub net: Option<String>,
+    /// A page that this host serves to guests at 10.0.2.2; `{serve}` in `exec` stands for its port.
+    pub serve: String,
+    /// Paths of a guest's page that this host visits in this order, by the port that `{visit}` in `net` stands for. What came is behind the
+    /// output, as `visit PATH: STATUS: BODY`.
+    pub visit: Vec<String>,
     /// A console port for dom0's management channel, on a socket in the scenario's folder.
     pub channel: bool,
     /// More words for QEMU.
@@ -104,6 +110,8 @@ impl Default for Scenario {
             disks: Vec::new(),
             disk_options: String::new(),
             net: None,
+            serve: String::new(),
+            visit: Vec::new(),
             channel: false,
             qemu_args: Vec::new(),
             exec: Vec::new(),
@@ -366,7 +374,8 @@ impl Scenario {
     /// When it cannot be run at all: an image is missing, QEMU does not start.
     pub fn run(&self, workspace: &Workspace, built: &Built, host: Host) -> Result<Report> {
         let scratch = workspace.target_dir.join("image/scenarios").join(format!("{host}-{}", self.name));
-        let qemu = self.command(workspace, built, host, &scratch)?;
+        let neighbour = Neighbour::start(&self.serve, &self.visit)?;
+        let qemu = self.with_ports(neighbour.ports).command(workspace, built, host, &scratch)?;
         let line = sh::line(&qemu);
         let steps: Vec<Step> = self
             .keys
@@ -374,7 +383,8 @@ impl Scenario {
             .map(|keys| Ok(Step { wait: regex(&keys.wait)?, send: keys.send.clone() }))
             .collect::<Result<_>>()?;
         let timeout = Some(Duration::from_secs(self.timeout));
-        let watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &steps })?;
+        let mut watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &steps })?;
+        watched.text += &neighbour.leave();
         sh::write(&scratch.with_extension("log"), watched.text.as_bytes())?;
         let (mut outcome, cases) = self.judge(&watched.text, watched.end);
         for disk in &self.disks {
@@ -385,6 +395,16 @@ impl Scenario {
             }
         }
         Ok(Report { outcome, cases, text: watched.text, line, took: watched.took })
+    }
+
+    /// The same, with the ports that this host has for it.
+    fn with_ports(&self, (serve, visit): (u16, u16)) -> Scenario {
+        let mut scenario = self.clone();
+        for command in &mut scenario.exec {
+            *command = command.replace("{serve}", &serve.to_string());
+        }
+        scenario.net = scenario.net.map(|net| net.replace("{visit}", &visit.to_string()));
+        scenario
     }
 
     fn command(

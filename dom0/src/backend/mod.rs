@@ -2,6 +2,7 @@
 //! go of before its memory goes back.
 
 mod block;
+mod carrier;
 mod device;
 mod disk;
 mod drives;
@@ -11,14 +12,16 @@ mod pages;
 use block::Block;
 pub use block::Vbd;
 use net::Card;
-pub use net::Vif;
+pub use net::{Vif, switch_details, switch_table};
 pub use pages::Page;
 
 use crate::accounts::Traffic;
 use crate::archive::Archive;
 use crate::cards::CardSpec;
+use crate::devices::NetDevice;
 use crate::disks::DiskSpec;
 use alloc::boxed::Box;
+use crate::{say, switches};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -43,9 +46,22 @@ pub struct Devices {
 
 static ARCHIVE: Once<Archive<'static>> = Once::new();
 
+/// What is said about switches.
+const NETWORK: &str = "etc/network.toml";
+
 /// Says where files are found.
 pub fn init(archive: Archive<'static>) {
     ARCHIVE.call_once(|| archive);
+}
+
+/// Makes the switches that are described, over the machine's own cards.
+pub fn start_network(cards: Vec<Arc<NetDevice>>) {
+    let described = ARCHIVE.get().and_then(|archive| archive.find(NETWORK));
+    let specs = described.map_or(Ok(Vec::new()), switches::parse);
+    // Without a description that can be read, guests' switches are internal ones.
+    if let Err(error) = specs.and_then(|specs| net::start(&specs, cards)) {
+        say!("dom0: {NETWORK}: {error}");
+    }
 }
 
 /// A file that may be a disk.

@@ -118,6 +118,15 @@ pub fn storage(wanted: &str) -> Result<Storage, String> {
     Err(format!("the machine has no disk {wanted}: there is {there}"))
 }
 
+/// All network cards, in order.
+pub fn cards() -> Vec<Arc<NetDevice>> {
+    let cards = all().into_iter().filter_map(|device| match device {
+        Device::Net(card) => Some(card),
+        _ => None,
+    });
+    cards.collect()
+}
+
 /// A network card, by its name.
 ///
 /// # Errors

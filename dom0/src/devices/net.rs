@@ -39,6 +39,18 @@ pub struct NetDevice {
     bell: Bell,
     interrupts: Arc<AtomicU64>,
     about: &'static str,
+    /// Users beside the one that has it for good.
+    lent: AtomicU64,
+}
+
+/// A card that is used for a while by somebody else than whose it is.
+pub struct Lent<'a>(&'a NetDevice);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.0.lent.fetch_sub(1, Ordering::AcqRel);
+        self.0.bell.ring();
+    }
 }
 
 impl Driver {
@@ -82,6 +94,7 @@ impl NetDevice {
             bell: Bell::new(),
             interrupts: interrupts.counted(),
             about: interrupts.about(),
+            lent: AtomicU64::new(0),
         });
         let asked = Arc::clone(&device);
         interrupts.listen(events, move || asked.driver.lock().net.transport().cause() != 0);
@@ -177,6 +190,38 @@ impl NetDevice {
     pub fn give_back(&self, page: DmaPage) {
         // A card that is broken wants none: it is freed.
         let _ = self.driver.lock().net.post(page);
+    }
+
+    /// Keeps frames from whoever takes them by [`NetDevice::frames`], as long as the value lives.
+    pub fn lend(&self) -> Lent<'_> {
+        self.lent.fetch_add(1, Ordering::AcqRel);
+        Lent(self)
+    }
+
+    /// Waits for frames, and copies as many as there are, up to `most`: for the one whose card it is.
+    pub async fn frames(&self, most: usize, frames: &mut Vec<(Vec<u8>, About)>) {
+        loop {
+            let rings = self.bell.rings();
+            if self.lent.load(Ordering::Acquire) == 0 {
+                let mut driver = self.driver.lock();
+                while frames.len() < most {
+                    let Some(frame) = driver.net.received() else { break };
+                    let mut bytes = alloc::vec![0; frame.bytes];
+                    frame.page.read_bytes(HEADER, &mut bytes);
+                    frames.push((bytes, frame.about));
+                    // A card that is broken wants none: it is freed.
+                    let _ = driver.net.post(frame.page);
+                }
+                driver.net.kick();
+                if !frames.is_empty() {
+                    return;
+                }
+                if driver.net.listen(false) {
+                    continue;
+                }
+            }
+            self.bell.after(rings).await;
+        }
     }
 
     /// Waits for the next frame. Its bytes begin at [`HEADER`] of its page, which goes back by [`NetDevice::give_back`].

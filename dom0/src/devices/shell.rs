@@ -207,8 +207,9 @@ fn address(text: &str) -> Result<[u8; 4], String> {
 /// How long somebody has to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Asks who has an address (RFC 826), as long as nobody else uses the card.
+/// Asks who has an address (RFC 826); the switches do not hear the card meanwhile.
 async fn arp(card: &NetDevice, wanted: [u8; 4], own: [u8; 4]) -> Result<(), String> {
+    let _lent = card.lend();
     let mac = card.mac();
     // Ethernet, IPv4, lengths of their addresses, a request.
     let what = [8, 6, 0, 1, 8, 0, 6, 4, 0, 1];

@@ -176,8 +176,8 @@ impl Host {
                 while self.sockets.get_mut::<icmp::Socket<'_>>(self.echoes).recv().is_ok() {}
             }
         }
-        let each = spent / u64::from(came.max(1)) / 1000;
-        println!("{bytes} bytes to {peer}: {came} of {count} came back, {each} us each");
+        let each = spent / u64::from(came.max(1));
+        println!("{bytes} bytes to {peer}: {came} of {count} came back, {each} ns each");
         Ok(came)
     }
 }

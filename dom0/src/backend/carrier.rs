@@ -1,0 +1,218 @@
+//! Bytes of guests, copied: by ourselves where their pages are mapped, by the hypervisor where they are not.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use guest_sdk::copy::{Copier, Copy, Place, Staging};
+use guest_sdk::grants::{MapPool, MappedPage};
+use guest_sdk::memory::Access;
+use guest_sdk::ring::SharedPage;
+use hashbrown::HashMap;
+use hypercall_abi::io::netif::{CTRL_GREF_READONLY, ControlGref};
+use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
+use netback::control::Keeper;
+use zerocopy::{FromBytes, IntoBytes};
+
+type Name = (DomId, GrantRef);
+
+/// A page of a guest's that stays mapped.
+struct Kept {
+    page: MappedPage,
+    writable: bool,
+}
+
+/// Who copies for network cards.
+pub struct Carrier {
+    staging: Staging,
+    kept: HashMap<Name, Kept>,
+    /// For what goes from one guest's page to another's.
+    between: Vec<u8>,
+    // Kept for its memory: what the hypervisor is to do, and where each was in the list.
+    rest: Vec<Copy>,
+    places: Vec<usize>,
+}
+
+impl Carrier {
+    /// One with so many pages of a staging area.
+    pub fn new(pages: usize) -> Self {
+        Self {
+            staging: Staging::new(pages),
+            kept: HashMap::new(),
+            between: vec![0; PAGE_SIZE],
+            rest: Vec::new(),
+            places: Vec::new(),
+        }
+    }
+
+    /// A page to be read; `None` when it is not mapped.
+    fn mapped(&self, place: Place, bytes: usize, write: bool) -> Option<(&MappedPage, usize)> {
+        let Place::Granted { domain, gref, offset } = place else { return None };
+        let offset = usize::from(offset);
+        let kept = self.kept.get(&(domain, gref))?;
+        (offset + bytes <= PAGE_SIZE && (kept.writable || !write)).then_some((&kept.page, offset))
+    }
+
+    /// Does a copy if all that it takes is at hand.
+    fn copy_here(&mut self, copy: &Copy) -> bool {
+        let bytes = usize::from(copy.bytes);
+        let mut between = core::mem::take(&mut self.between);
+        let done = match (copy.from, copy.to) {
+            (Place::Granted { domain, gref, offset }, Place::Staging(at)) => {
+                let Self { staging, kept, .. } = self;
+                let page = kept.get(&(domain, gref));
+                let to = staging.staging().get_mut(at..at + bytes);
+                match (page, to) {
+                    (Some(kept), Some(to)) if usize::from(offset) + bytes <= PAGE_SIZE => {
+                        kept.page.read_bytes(offset.into(), to);
+                        true
+                    }
+                    _ => false,
+                }
+            }
+            (Place::Staging(at), Place::Granted { domain, gref, offset }) => {
+                let Self { staging, kept, .. } = self;
+                let page = kept.get(&(domain, gref)).filter(|kept| kept.writable);
+                match (page, staging.staging().get(at..at + bytes)) {
+                    (Some(kept), Some(from)) if usize::from(offset) + bytes <= PAGE_SIZE => {
+                        kept.page.write_bytes(offset.into(), from);
+                        true
+                    }
+                    _ => false,
+                }
+            }
+            (from, to) => {
+                let pages = self.mapped(from, bytes, false).zip(self.mapped(to, bytes, true));
+                match (pages, between.get_mut(..bytes)) {
+                    (Some(((source, from), (dest, to))), Some(between)) => {
+                        source.read_bytes(from, between);
+                        dest.write_bytes(to, between);
+                        true
+                    }
+                    _ => false,
+                }
+            }
+        };
+        self.between = between;
+        done
+    }
+}
+
+impl Copier for Carrier {
+    fn copy(&mut self, copies: &mut [Copy]) {
+        if self.kept.is_empty() {
+            return self.staging.copy(copies);
+        }
+        let (mut rest, mut places) = (core::mem::take(&mut self.rest), core::mem::take(&mut self.places));
+        for (index, copy) in copies.iter_mut().enumerate() {
+            copy.done = self.copy_here(copy);
+            if !copy.done {
+                rest.push(*copy);
+                places.push(index);
+            }
+        }
+        if !rest.is_empty() {
+            self.staging.copy(&mut rest);
+            for (copy, index) in rest.drain(..).zip(places.drain(..)) {
+                if let Some(place) = copies.get_mut(index) {
+                    *place = copy;
+                }
+            }
+        }
+        (self.rest, self.places) = (rest, places);
+    }
+
+    fn staging(&mut self) -> &mut [u8] {
+        self.staging.staging()
+    }
+}
+
+/// Maps pages of one card's guest.
+pub struct CardPages {
+    domain: DomId,
+    pool: MapPool,
+    names: Vec<Name>,
+}
+
+impl CardPages {
+    /// Of this guest, so many at most.
+    pub fn new(domain: DomId, most: usize) -> Self {
+        Self { domain, pool: MapPool::new(domain, most), names: Vec::new() }
+    }
+
+    /// Unmaps all of them.
+    pub fn release(&mut self, carrier: &mut Carrier) {
+        let kept = self.names.drain(..).filter_map(|name| carrier.kept.remove(&name));
+        self.pool.unmap(&mut kept.map(|kept| kept.page).collect());
+    }
+}
+
+/// A card's pages, and where they are put.
+pub struct Keeping<'a>(pub &'a mut CardPages, pub &'a mut Carrier);
+
+impl Keeping<'_> {
+    /// Moves a list between a page of the guest's and the staging area.
+    fn list(&mut self, page: GrantRef, bytes: usize, write: bool) -> bool {
+        let granted = Place::Granted { domain: self.0.domain, gref: page, offset: 0 };
+        let (from, to) = if write { (Place::Staging(0), granted) } else { (granted, Place::Staging(0)) };
+        let mut copies = [Copy { from, to, bytes: bytes as u16, done: false }];
+        self.1.copy(&mut copies);
+        copies.iter().all(|copy| copy.done)
+    }
+}
+
+impl Keeper for Keeping<'_> {
+    fn read(&mut self, page: GrantRef, list: &mut [ControlGref]) -> bool {
+        let bytes = size_of_val(list);
+        if !self.list(page, bytes, false) {
+            return false;
+        }
+        let from = self.1.staging().get(..bytes).unwrap_or_default();
+        for (entry, bytes) in list.iter_mut().zip(from.chunks(size_of::<ControlGref>())) {
+            *entry = ControlGref::read_from_bytes(bytes).unwrap_or_default();
+        }
+        true
+    }
+
+    fn write(&mut self, page: GrantRef, list: &[ControlGref]) -> bool {
+        let from = list.as_bytes();
+        let Some(place) = self.1.staging().get_mut(..from.len()) else { return false };
+        place.copy_from_slice(from);
+        self.list(page, from.len(), true)
+    }
+
+    fn add(&mut self, list: &[ControlGref]) -> bool {
+        let Self(pages, carrier) = self;
+        let name = |entry: &ControlGref| (pages.domain, entry.gref);
+        let twice = |(index, entry): (usize, &ControlGref)| {
+            carrier.kept.contains_key(&name(entry))
+                || list.iter().take(index).any(|other| other.gref == entry.gref)
+        };
+        if list.iter().enumerate().any(twice) {
+            return false;
+        }
+        let writable = |entry: &ControlGref| entry.flags & CTRL_GREF_READONLY == 0;
+        let access = |entry: &ControlGref| if writable(entry) { Access::ReadWrite } else { Access::Read };
+        let mut mapped = Vec::new();
+        pages.pool.map(list.iter().map(|entry| (entry.gref, access(entry))), &mut mapped);
+        if mapped.iter().any(Option::is_none) {
+            pages.pool.unmap(&mut mapped.into_iter().flatten().collect());
+            return false;
+        }
+        for (entry, page) in list.iter().zip(mapped.into_iter().flatten()) {
+            carrier.kept.insert((pages.domain, entry.gref), Kept { page, writable: writable(entry) });
+            pages.names.push((pages.domain, entry.gref));
+        }
+        true
+    }
+
+    fn remove(&mut self, page: GrantRef) -> bool {
+        let Self(pages, carrier) = self;
+        let name = (pages.domain, page);
+        if !pages.names.contains(&name) {
+            return false;
+        }
+        pages.names.retain(|other| *other != name);
+        let kept = carrier.kept.remove(&name);
+        pages.pool.unmap(&mut kept.map(|kept| kept.page).into_iter().collect());
+        true
+    }
+}

@@ -6,9 +6,13 @@ use crate::qemu::{self, End, Host, Machine, Watch};
 use crate::{archive, build, sh, xen};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// The port of dom0's router that the description `www` forwards to its guest.
+const WEB_PORT: u16 = 8080;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -57,9 +61,19 @@ pub fn main(args: Args) -> Result<ExitCode> {
         cmdline,
         joined: &scratch.join("module"),
     };
-    let qemu = boot::command(&args.machine, &boot)?;
+    let interactive = args.exec.is_none() && std::io::stdin().is_terminal();
+    let mut machine = args.machine.clone();
+    if interactive && machine.net.is_none() {
+        // For whoever looks around: a card, and a port of this host's if it is free.
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, WEB_PORT)).is_ok();
+        machine.net = Some(if free { format!("user,tcp:{WEB_PORT}-{WEB_PORT}") } else { "user".into() });
+        if free {
+            eprintln!("http://localhost:{WEB_PORT}/ leads to dom0's port {WEB_PORT}: `create www` there answers it.");
+        }
+    }
+    let qemu = boot::command(&machine, &boot)?;
 
-    let end = if args.exec.is_none() && std::io::stdin().is_terminal() {
+    let end = if interactive {
         eprintln!("The terminal is dom0's console. To leave: `poweroff` in its shell, or ctrl-a x.");
         match args.on {
             Host::Xenolith => qemu::interact(qemu)?,

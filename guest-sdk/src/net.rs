@@ -253,7 +253,7 @@ pub struct Options {
     pub transmit_pages: usize,
     /// Frames may come without their transport checksums.
     pub blank_checksums: bool,
-    /// Packets of TCP over IPv4 may come as several segments in one, without checksums: up to 65535 bytes.
+    /// Packets of TCP over IPv4 may come, and be sent, as several segments in one, without checksums: up to 65535 bytes.
     pub segments: bool,
     /// The back end may keep all pages mapped, if it does that: frames cost less then than their copies by the hypervisor, but what is
     /// received is not read where it is.
@@ -437,7 +437,7 @@ impl Card {
         self.inner.about.lock().max_frame
     }
 
-    /// Whether the back end cuts packets of TCP into segments.
+    /// Whether packets of TCP are sent that the back end is to cut: it does that, and [`Options::segments`] says so.
     #[must_use]
     pub fn takes_segments(&self) -> bool {
         self.inner.about.lock().takes_segments
@@ -748,7 +748,7 @@ async fn connect(
         mac,
         mtu: mtu.clamp(LEAST_MTU, max_frame - HEADER),
         max_frame,
-        takes_segments: scatter_gather && front.offers(keys::GSO_TCPV4).await?,
+        takes_segments: options.segments && scatter_gather && front.offers(keys::GSO_TCPV4).await?,
         blank_checksums: options.blank_checksums || options.segments,
     };
     let channel = Events::new().alloc_unbound(backend_id)?;

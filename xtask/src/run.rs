@@ -68,7 +68,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, WEB_PORT)).is_ok();
         machine.net = Some(if free { format!("user,tcp:{WEB_PORT}-{WEB_PORT}") } else { "user".into() });
         if free {
-            eprintln!("http://localhost:{WEB_PORT}/ leads to dom0's port {WEB_PORT}: `create www` there answers it.");
+            eprintln!(
+                "http://localhost:{WEB_PORT}/ leads to dom0's port {WEB_PORT}: `create www` there answers it."
+            );
         }
     }
     let qemu = boot::command(&machine, &boot)?;

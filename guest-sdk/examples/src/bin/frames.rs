@@ -105,20 +105,27 @@ struct Came {
     of: u64,
     first: Duration,
     last: Duration,
+    /// Those that `last` is the time of.
+    timed: u64,
 }
 
 impl Came {
     /// Notes a frame with this number.
     fn note(&mut self, number: u64, right: bool) {
-        let now = time::now();
         if self.frames == 0 {
-            self.first = now;
+            self.first = time::now();
         }
-        self.last = now;
         self.frames += 1;
         // They come in order, if they come.
         self.wrong += u64::from(number < self.of || !right);
         self.of = number + 1;
+    }
+
+    /// Says when the newest frames were taken: a clock for each would cost more than some of them.
+    fn time(&mut self) {
+        if core::mem::replace(&mut self.timed, self.frames) != self.frames {
+            self.last = time::now();
+        }
     }
 }
 
@@ -131,15 +138,16 @@ fn read(frame: &[u8]) -> Option<(usize, u64)> {
 async fn take(card: &Card, check: bool) -> Result<(), NetError> {
     let contents = LENGTHS.map(content);
     let mut came = [Came::default(); LENGTHS.len()];
-    let mut look = |frame: &[u8]| {
-        let Some((length, number)) = read(frame) else { return };
-        if let (Some(came), Some(content)) = (came.get_mut(length), contents.get(length)) {
-            came.note(number, !check || frame.get(HEAD..) == content.get(HEAD..));
-        }
-    };
     loop {
+        let mut look = |frame: &[u8]| {
+            let Some((length, number)) = read(frame) else { return };
+            if let (Some(came), Some(content)) = (came.get_mut(length), contents.get(length)) {
+                came.note(number, !check || frame.get(HEAD..) == content.get(HEAD..));
+            }
+        };
         // As many as there are; then it waits.
         while card.receive_with(|frame, _| look(frame))?.is_some() {}
+        came.iter_mut().for_each(Came::time);
         let begun = card.counters().received > 0;
         let quiet = Duration::from_secs(if begun { 2 } else { 3600 });
         match first(card.ready(), time::after(quiet)).await {
@@ -147,7 +155,7 @@ async fn take(card: &Card, check: bool) -> Result<(), NetError> {
             First::Other(()) => break,
         }
     }
-    for (bytes, Came { frames, wrong, of, first, last }) in LENGTHS.into_iter().zip(came) {
+    for (bytes, Came { frames, wrong, of, first, last, .. }) in LENGTHS.into_iter().zip(came) {
         let each = (last - first).as_nanos() as u64 / frames.max(2).saturating_sub(1);
         println!("{bytes} bytes: {frames} of {of} frames came, {wrong} were wrong, {each} ns each");
     }

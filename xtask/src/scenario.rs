@@ -49,6 +49,8 @@ pub struct Scenario {
     pub debug: bool,
     /// CPU model, where it is not the default one.
     pub cpu: Option<String>,
+    /// How QEMU runs the CPUs, where it is not the usual way: `tcg,thread=single` is one after the other.
+    pub accel: Option<String>,
     /// Whether the clock counts instructions.
     pub icount: bool,
     /// Disks of dom0's, made for this run.
@@ -106,6 +108,7 @@ impl Default for Scenario {
             smp: None,
             debug: false,
             cpu: None,
+            accel: None,
             icount: false,
             disks: Vec::new(),
             disk_options: String::new(),
@@ -425,6 +428,9 @@ impl Scenario {
             qemu_args: self.qemu_args.clone(),
             ..Machine::default()
         };
+        if let Some(accel) = &self.accel {
+            machine.accel.clone_from(accel);
+        }
         if let Some(cpu) = &self.cpu {
             machine.cpu.clone_from(cpu);
         }

@@ -11,56 +11,54 @@ use guest_sdk::memory::Access;
 use guest_sdk::ring::SharedPage;
 use hypercall_abi::{DomId, MachAddr};
 
-/// A page that disks read and write.
+/// A page that disks read and write. One pointer: pages are cloned for each segment of a request.
 #[derive(Clone)]
-pub enum Page {
-    /// A guest's.
-    Guest(Arc<MappedPage>),
-    /// Our own.
-    Own(Arc<DmaPage>),
-}
+pub struct Page(Arc<Memory>);
 
-impl Page {
-    fn shared(&self) -> &dyn SharedPage {
-        match self {
-            Self::Guest(page) => &**page,
-            Self::Own(page) => &**page,
-        }
-    }
+enum Memory {
+    /// A guest's.
+    Guest(MappedPage),
+    /// Our own.
+    Own(DmaPage),
 }
 
 /// A page of our own; none when there is no memory.
 pub fn own_page() -> Option<Page> {
-    DmaPage::new().ok().map(|page| Page::Own(Arc::new(page)))
+    DmaPage::new().ok().map(|page| Page(Arc::new(Memory::Own(page))))
 }
 
 impl SharedPage for Page {
     fn size(&self) -> usize {
-        self.shared().size()
+        match &*self.0 {
+            Memory::Guest(page) => page.size(),
+            Memory::Own(page) => page.size(),
+        }
     }
     fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        match self {
-            // Without a look at a table of functions: all that goes to a disk in memory comes through here.
-            Self::Guest(page) => page.read_bytes(offset, to),
-            Self::Own(page) => page.read_bytes(offset, to),
+        match &*self.0 {
+            Memory::Guest(page) => page.read_bytes(offset, to),
+            Memory::Own(page) => page.read_bytes(offset, to),
         }
     }
     fn write_bytes(&self, offset: usize, from: &[u8]) {
-        match self {
-            Self::Guest(page) => page.write_bytes(offset, from),
-            Self::Own(page) => page.write_bytes(offset, from),
+        match &*self.0 {
+            Memory::Guest(page) => page.write_bytes(offset, from),
+            Memory::Own(page) => page.write_bytes(offset, from),
         }
     }
     fn word(&self, offset: usize) -> &AtomicU32 {
-        self.shared().word(offset)
+        match &*self.0 {
+            Memory::Guest(page) => page.word(offset),
+            Memory::Own(page) => page.word(offset),
+        }
     }
 }
 
 impl GuestPage for Page {
     fn machine_address(&self) -> MachAddr {
-        match self {
-            Self::Guest(page) => page.machine_address(),
-            Self::Own(page) => page.machine_address(),
+        match &*self.0 {
+            Memory::Guest(page) => page.machine_address(),
+            Memory::Own(page) => page.machine_address(),
         }
     }
 }
@@ -86,14 +84,14 @@ impl Mapper for Pages {
         let access = |writable| if writable { Access::ReadWrite } else { Access::Read };
         let wanted = wanted.iter().map(|wanted| (wanted.reference, access(wanted.writable)));
         self.pool.map(wanted, &mut self.mapped);
-        mapped.extend(self.mapped.drain(..).map(|page| page.map(|page| Page::Guest(Arc::new(page)))));
+        mapped.extend(self.mapped.drain(..).map(|page| page.map(|page| Page(Arc::new(Memory::Guest(page))))));
     }
 
     fn unmap(&mut self, pages: &mut Vec<Page>) {
         // One that somebody else has, too, ends with the last of them.
-        self.unused.extend(pages.drain(..).filter_map(|page| match page {
-            Page::Guest(page) => Arc::into_inner(page),
-            Page::Own(_) => None,
+        self.unused.extend(pages.drain(..).filter_map(|page| match Arc::into_inner(page.0)? {
+            Memory::Guest(page) => Some(page),
+            Memory::Own(_) => None,
         }));
         self.pool.unmap(&mut self.unused);
     }

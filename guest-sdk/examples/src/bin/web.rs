@@ -156,7 +156,7 @@ impl Connection {
                 self.answer = site.answer(&self.request, host).map(|answer| (answer, 0));
             }
             let socket = host.sockets.get_mut::<tcp::Socket<'_>>(self.socket);
-            if self.answer.is_none() && !socket.may_recv() && socket.is_active() {
+            if self.answer.is_none() && socket.state() == tcp::State::CloseWait {
                 // It will never be all there.
                 socket.close();
                 return true;

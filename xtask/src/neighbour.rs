@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long one visit may take: QEMU may be slow.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long one try may take: QEMU takes connections before there is anybody to have them.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two tries, and between two looks whether to go on.
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -60,13 +60,22 @@ impl<'a> Archive<'a> {
     /// Its regular files in order. After an error comes nothing more.
     #[must_use]
     pub fn files(&self) -> Files<'a> {
-        Files { bytes: self.bytes, offset: 0 }
+        Files { bytes: self.bytes, offset: 0, checked: true }
     }
 
-    /// The file of this name.
+    /// Names of its files, as [`Archive::find`] takes them.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let files = Files { bytes: self.bytes, offset: 0, checked: false };
+        files.filter_map(Result::ok).map(|file| file.name)
+    }
+
+    /// The file of this name. The sums of headers are not looked at: [`Archive::files`] does that.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&'a [u8]> {
-        self.files().filter_map(Result::ok).find(|file| file.name == name).map(|file| file.data)
+        Files { bytes: self.bytes, offset: 0, checked: false }
+            .filter_map(Result::ok)
+            .find(|file| file.name == name)
+            .map(|file| file.data)
     }
 }
 
@@ -75,6 +84,7 @@ impl<'a> Archive<'a> {
 pub struct Files<'a> {
     bytes: &'a [u8],
     offset: usize,
+    checked: bool,
 }
 
 impl<'a> Files<'a> {
@@ -87,12 +97,7 @@ impl<'a> Files<'a> {
         }
         let bad = ArchiveError::BadHeader { offset };
         let header: &[u8; BLOCK] = rest.first_chunk().ok_or(ArchiveError::Truncated { offset })?;
-        let sum: u64 = header
-            .iter()
-            .enumerate()
-            .map(|(at, &byte)| u64::from(if (148..156).contains(&at) { b' ' } else { byte }))
-            .sum();
-        if octal(&header[148..156]) != Some(sum) {
+        if self.checked && octal(&header[148..156]) != Some(sum(header)) {
             return Err(bad);
         }
         let size = octal(&header[124..136]).and_then(|size| usize::try_from(size).ok()).ok_or(bad)?;
@@ -103,6 +108,12 @@ impl<'a> Files<'a> {
         self.offset = end.next_multiple_of(BLOCK);
         Ok(Some((File { name: name.trim_start_matches("./"), data }, header[156])))
     }
+}
+
+/// The sum of a header's bytes, its own field taken for blanks.
+fn sum(header: &[u8; BLOCK]) -> u64 {
+    let counted = |(at, &byte)| u64::from(if (148..156).contains(&at) { b' ' } else { byte });
+    header.iter().enumerate().map(counted).sum()
 }
 
 impl<'a> Iterator for Files<'a> {

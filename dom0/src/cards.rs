@@ -192,6 +192,13 @@ impl CardSpec {
     }
 }
 
+/// An address as descriptions and guests write it.
+#[must_use]
+pub fn mac_text(address: EthernetAddress) -> String {
+    let bytes: Vec<String> = address.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    bytes.join(":")
+}
+
 fn parse_mac(text: &str) -> Result<EthernetAddress, String> {
     let because = || format!("card: {text:?} is no MAC address: write it as in 00:16:3e:00:00:01");
     let mut bytes = [0; 6];
@@ -247,7 +254,7 @@ fn parse_rate(text: &str) -> Result<u64, String> {
 /// When there is one of that address, or too many.
 pub fn add(cards: &mut Vec<CardSpec>, card: CardSpec) -> Result<(), String> {
     if let Some(mac) = card.mac.filter(|mac| cards.iter().any(|other| other.mac == Some(*mac))) {
-        return Err(format!("card: there are two with the address {mac}"));
+        return Err(format!("card: there are two with the address {}", mac_text(mac)));
     }
     for other in cards.iter().filter(|other| other.switch == card.switch) {
         let key = |forward: &PortForward| (forward.transport, forward.outside);
@@ -355,7 +362,7 @@ mod tests {
         let mut cards = Vec::new();
         let card = CardSpec::parse("lan:mac=00:16:3e:00:00:a1").unwrap();
         add(&mut cards, card.clone()).unwrap();
-        assert!(add(&mut cards, card).unwrap_err().contains("two with the address 00-16-3e-00-00-a1"));
+        assert!(add(&mut cards, card).unwrap_err().contains("two with the address 00:16:3e:00:00:a1"));
         for _ in 1..MOST {
             add(&mut cards, CardSpec::parse("lan").unwrap()).unwrap();
         }

@@ -14,6 +14,7 @@
 //! max_maptrack_frames = 1024 # frames for grants of others that it has mapped, 256 in each
 //! cmdline = "log=debug"
 //! autostart = true           # start it when dom0 starts
+//! after = ["db"]             # domains that run before this one starts
 //! on_poweroff = "destroy"    # what to do when it has ended: destroy, restart or preserve
 //! on_reboot = "restart"
 //! on_crash = "destroy"
@@ -73,6 +74,7 @@ const KEYS: &[&str] = &[
     "max_maptrack_frames",
     "cmdline",
     "autostart",
+    "after",
     "on_crash",
     "on_poweroff",
     "on_reboot",
@@ -99,6 +101,8 @@ pub struct Description {
     pub cmdline: String,
     /// Whether it starts with dom0.
     pub autostart: bool,
+    /// Domains that run before it starts, and are asked to end after it has.
+    pub after: Vec<String>,
     /// What happens when it ends.
     pub policy: Policy,
     /// Its disks.
@@ -143,6 +147,7 @@ struct Raw {
     max_maptrack_frames: Option<Spanned<i64>>,
     cmdline: Option<Spanned<String>>,
     autostart: Option<bool>,
+    after: Option<Spanned<Vec<String>>>,
     on_crash: Option<Action>,
     on_poweroff: Option<Action>,
     on_reboot: Option<Action>,
@@ -208,9 +213,17 @@ impl Description {
                 .and_then(|card| cards::add(&mut cards, card))
                 .map_err(at(span))?;
         }
+        let after = match raw.after {
+            None => Vec::new(),
+            Some(after) => {
+                let span = after.span();
+                check_after(&name, after.into_inner()).map_err(at(span))?
+            }
+        };
         let default = Policy::default();
         Ok(Self {
             name,
+            after,
             disks,
             cards,
             image,
@@ -244,6 +257,7 @@ impl Description {
             limits: DEFAULT_LIMITS,
             cmdline: String::new(),
             autostart: false,
+            after: Vec::new(),
             policy: Policy::default(),
             disks: Vec::new(),
             cards: Vec::new(),
@@ -300,6 +314,85 @@ pub fn groups(all: Vec<Description>) -> Vec<Vec<Description>> {
     groups
 }
 
+/// Things with names, of which some come after others: indexes in an order in which each is behind those that it comes after, and
+/// otherwise as they stand. Names of nothing here do not count.
+///
+/// # Errors
+/// Names that come after each other, the first of them again at the end.
+pub fn in_order<'a>(all: &[(Vec<&'a str>, Vec<&'a str>)]) -> Result<Vec<usize>, Vec<&'a str>> {
+    let waits_for = |index: usize, placed: &[usize]| {
+        let (own, after) = all.get(index)?;
+        after.iter().filter(|name| !own.contains(name)).find_map(|name| {
+            let other = all.iter().position(|(names, _)| names.contains(name))?;
+            (!placed.contains(&other)).then_some((other, *name))
+        })
+    };
+    let mut order = Vec::new();
+    while order.len() < all.len() {
+        let left = || (0..all.len()).filter(|index| !order.contains(index));
+        if let Some(next) = left().find(|index| waits_for(*index, &order).is_none()) {
+            order.push(next);
+            continue;
+        }
+        // Each that is left waits for another: following them leads in a circle.
+        let mut trail: Vec<(usize, &str)> = Vec::new();
+        let mut at = left().next().and_then(|index| waits_for(index, &order));
+        while let Some((index, name)) = at {
+            if let Some(start) = trail.iter().position(|(seen, _)| *seen == index) {
+                let mut names: Vec<&str> = trail.split_off(start).into_iter().map(|(_, name)| name).collect();
+                names.extend(names.first().copied());
+                return Err(names);
+            }
+            trail.push((index, name));
+            at = waits_for(index, &order);
+        }
+        return Err(Vec::new());
+    }
+    Ok(order)
+}
+
+/// Says that [`in_order`] found none.
+#[must_use]
+pub fn circle(names: &[&str]) -> String {
+    format!("{}: no order is right", names.join(" comes after "))
+}
+
+/// Groups of [`groups`], in the order in which they are to be started. What is in a circle is left out.
+///
+/// # Errors
+/// None; the second value says what is wrong.
+#[must_use]
+pub fn start_order(mut groups: Vec<Vec<Description>>) -> (Vec<Vec<Description>>, Vec<String>) {
+    let mut wrong = Vec::new();
+    loop {
+        let named: Vec<_> = groups
+            .iter()
+            .map(|group| {
+                let names = group.iter().map(|description| description.name.as_str()).collect();
+                (names, group.iter().flat_map(|description| &description.after).map(String::as_str).collect())
+            })
+            .collect();
+        match in_order(&named) {
+            Ok(order) => {
+                drop(named);
+                let mut slots: Vec<_> = groups.into_iter().map(Some).collect();
+                let ordered = order.iter().filter_map(|index| slots.get_mut(*index)?.take()).collect();
+                return (ordered, wrong);
+            }
+            Err(names) => {
+                wrong.push(circle(&names));
+                let names: Vec<String> = names.into_iter().map(ToString::to_string).collect();
+                drop(named);
+                let before = groups.len();
+                groups.retain(|group| !group.iter().any(|description| names.contains(&description.name)));
+                if groups.len() == before {
+                    return (groups, wrong);
+                }
+            }
+        }
+    }
+}
+
 impl Description {
     /// The same with one key changed, as in `memory=8M`.
     ///
@@ -326,6 +419,10 @@ impl Description {
                 set_limit(&mut self.limits, key, number)?;
             }
             "cmdline" => self.cmdline = value.into(),
+            "after" => {
+                let names = value.split(',').filter(|name| !name.is_empty()).map(ToString::to_string);
+                self.after = check_after(&self.name, names.collect())?;
+            }
             "on_crash" => self.policy.on_crash = action()?,
             "on_poweroff" => self.policy.on_poweroff = action()?,
             "on_reboot" => self.policy.on_reboot = action()?,
@@ -348,6 +445,16 @@ fn check_name(name: &str) -> Result<String, String> {
         ));
     }
     Ok(name.into())
+}
+
+fn check_after(name: &str, after: Vec<String>) -> Result<Vec<String>, String> {
+    for other in &after {
+        check_name(other).map_err(|error| format!("after: {error}"))?;
+        if other == name {
+            return Err("after: a domain cannot come after itself".into());
+        }
+    }
+    Ok(after)
 }
 
 fn check_image(image: &str) -> Result<String, String> {
@@ -426,9 +533,9 @@ fn explain(error: &toml::de::Error, text: &str) -> DescriptionError {
 
 #[cfg(test)]
 mod tests {
-    use super::{Description, Limits, Schedule, groups};
+    use super::{Description, Limits, Schedule, groups, start_order};
     use crate::policy::{Action, Policy};
-    use alloc::string::ToString;
+    use alloc::string::{String, ToString};
     use alloc::vec;
     use alloc::vec::Vec;
     use hypercall_abi::DomId;
@@ -604,6 +711,51 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_after_others_is_started_after_them() {
+        let of = |name: &str, after: &str, cmdline: &str| {
+            let description = Description::of_image(name, "i").unwrap().with("after", after).unwrap();
+            description.with("cmdline", cmdline).unwrap()
+        };
+        let names = |groups: &[Vec<Description>]| -> Vec<Vec<String>> {
+            groups.iter().map(|group| group.iter().map(|d| d.name.to_string()).collect()).collect()
+        };
+        let all =
+            vec![of("web", "db,cache", ""), of("x", "", ""), of("db", "disk", ""), of("cache", "gone", "")];
+        let (order, wrong) = start_order(groups([all, vec![of("disk", "", "{domid:x}")]].concat()));
+        assert_eq!(
+            (names(&order), wrong),
+            (
+                vec![
+                    vec!["cache".into()],
+                    vec!["x".into(), "disk".into()],
+                    vec!["db".into()],
+                    vec!["web".into()]
+                ],
+                vec![]
+            )
+        );
+        // A circle is named, also one that only making some at once closes; the others start.
+        let all =
+            vec![of("a", "b", ""), of("b", "c", ""), of("c", "a", ""), of("d", "a", ""), of("e", "", "")];
+        let (order, wrong) = start_order(groups(all));
+        assert_eq!(names(&order), [vec!["d"], vec!["e"]]);
+        assert_eq!(wrong, ["b comes after c comes after a comes after b: no order is right"]);
+        let all = vec![of("a", "", "{domid:b}"), of("b", "c", ""), of("c", "a", "")];
+        let (order, wrong) = start_order(groups(all));
+        assert_eq!((order.len(), wrong.len()), (0, 1));
+        assert!(wrong[0].contains("c comes after a comes after c"), "{wrong:?}");
+        let error = |after: &str| Description::of_image("a", "i").unwrap().with("after", after).unwrap_err();
+        assert_eq!(error("a"), "after: a domain cannot come after itself");
+        assert!(error("b c").starts_with("after: name \"b c\""));
+        let parsed = |text: &str| Description::parse(alloc::format!("{WHOLE}{text}").as_bytes());
+        assert_eq!(parsed("after = ['b', 'c']\n").unwrap().after, ["b", "c"]);
+        assert_eq!(
+            parsed("after = ['a-1']\n").unwrap_err().to_string(),
+            "line 10: after: a domain cannot come after itself"
+        );
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         for (old, new, message) in [
             ("vcpus", "vcpu", "line 4: unknown key `vcpu`: did you mean `vcpus`?"),
@@ -611,8 +763,8 @@ mod tests {
                 "vcpus",
                 "colour",
                 "line 4: unknown key `colour`: known are name, image, memory, vcpus, cpu_weight, cap, cpus, cpus_soft, \
-                 max_event_channels, max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot, \
-                 disk, card",
+                 max_event_channels, max_grant_frames, max_maptrack_frames, cmdline, autostart, after, on_crash, on_poweroff, \
+                 on_reboot, disk, card",
             ),
             ("name = 'a-1'\n", "", "the key `name` is missing: name, image and memory are needed"),
             ("image = 'hello'\n", "", "the key `image` is missing: name, image and memory are needed"),

@@ -5,9 +5,11 @@
 //! await, so on our one vCPU a lock is always free.
 
 use crate::backend::Devices;
-use crate::description::Description;
+use crate::channel::Event;
+use crate::description::{self, Description};
 use crate::hypervisor::{self, Refusal, Share};
 use crate::machine::Machine;
+use crate::management::publish;
 use crate::policy::{Decision, Ending, Supervisor};
 use crate::ring::ConsoleBack;
 use crate::schedule::Schedule;
@@ -94,6 +96,15 @@ pub enum Follow {
     Named,
     /// Each line as it is.
     Plain,
+}
+
+/// What a domain does once it is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It runs.
+    Run,
+    /// It stays paused until somebody unpauses it.
+    StayPaused,
 }
 
 struct Guest {
@@ -212,10 +223,13 @@ pub fn devices(name: &str) -> Result<Arc<Devices>, String> {
 ///
 /// # Errors
 /// What to say; nothing is left then.
-pub async fn start(wanted: Vec<Wanted>, follow: Follow) -> Result<(), String> {
-    let names: Vec<String> = wanted.iter().map(|wanted| wanted.description.name.clone()).collect();
+pub async fn start(wanted: Vec<Wanted>, follow: Follow, then: Then) -> Result<(), String> {
+    let named: Vec<_> = wanted.iter().map(|wanted| named(&wanted.description)).collect();
+    let order = description::in_order(&named).map_err(|names| description::circle(&names))?;
+    let names: Vec<String> =
+        order.iter().filter_map(|index| Some(wanted.get(*index)?.description.name.clone())).collect();
     let result = match enter(wanted, follow) {
-        Ok(()) => run(&names).await,
+        Ok(()) => run(&names, then).await,
         // What was there before is left alone.
         Err(error) => return Err(error),
     };
@@ -224,6 +238,21 @@ pub async fn start(wanted: Vec<Wanted>, follow: Follow) -> Result<(), String> {
         CHANGED.ring();
     }
     result
+}
+
+/// A domain, as what is ordered by [`description::in_order`].
+fn named(description: &Description) -> (Vec<&str>, Vec<&str>) {
+    (Vec::from([description.name.as_str()]), description.after.iter().map(String::as_str).collect())
+}
+
+/// Guests that exist, in the order in which they are to end: each before those that it comes after.
+pub fn in_order_of_end() -> Vec<String> {
+    let guests = GUESTS.lock();
+    let all: Vec<&Guest> = guests.values().filter(|guest| matches!(guest.state, State::Running(_))).collect();
+    let named: Vec<_> = all.iter().map(|guest| named(&guest.description)).collect();
+    // None was started against it; those that were described anew since then end in any order.
+    let order = description::in_order(&named).unwrap_or_else(|_| (0..all.len()).collect());
+    order.iter().rev().filter_map(|index| Some(all.get(*index)?.description.name.clone())).collect()
 }
 
 /// Enters guests into the table, in state `Starting`.
@@ -236,6 +265,17 @@ fn enter(wanted: Vec<Wanted>, follow: Follow) -> Result<(), String> {
         }
         if guests.get(name).is_some_and(|guest| !matches!(guest.state, State::Gone(_))) {
             return Err(format!("a guest called {name} exists: `destroy {name}` first, or use another name"));
+        }
+        let there = |other: &String| {
+            wanted.iter().any(|wanted| wanted.description.name == *other)
+                || guests.get(other).is_some_and(|guest| matches!(guest.state, State::Running(_)))
+        };
+        if let Some(other) = wanted.get(index).and_then(|it| it.description.after.iter().find(|o| !there(o)))
+        {
+            return Err(format!(
+                "{name} is not started: it comes after {other}, which does not run. `create {other}` first, or both at \
+                 once, as in `create {other} + {name}`"
+            ));
         }
     }
     for Wanted { description, image } in wanted {
@@ -272,7 +312,7 @@ fn wanted(name: &str) -> Result<Wanted, String> {
 }
 
 /// Builds guests in state `Starting`, and lets them run when all are built.
-async fn run(names: &[String]) -> Result<(), String> {
+async fn run(names: &[String], then: Then) -> Result<(), String> {
     // First all the numbers, so that each can be told the others'.
     let mut empty = VecDeque::new();
     let mut result = Ok(());
@@ -292,9 +332,16 @@ async fn run(names: &[String]) -> Result<(), String> {
         result = build(name, domain).await;
         built += usize::from(result.is_ok());
     }
-    if result.is_ok() {
+    if result.is_ok() && then == Then::Run {
         for name in names {
             result = result.and(unpause(name));
+        }
+    }
+    if result.is_ok() {
+        for name in names {
+            if let Some(domain) = number_of(name) {
+                publish(Event::DomainCreated { name: name.clone(), domain: domain.get() });
+            }
         }
     }
     if result.is_err() {
@@ -510,6 +557,9 @@ async fn tear_down(name: &str, run: Run, then: State) -> Result<(), String> {
     store::disconnect(&run.store).await;
     let result = toolstack::destroy(&mut Machine::named(name), run.domain).await;
     set_state(name, then);
+    if result.is_ok() {
+        publish(Event::DomainGone { name: name.to_string(), domain: run.domain.get() });
+    }
     result
         .map_err(|errno| format!("the hypervisor refused to destroy {name} (domain {}): {errno}", run.domain))
 }
@@ -667,6 +717,8 @@ async fn follow_up(name: String, run: Run, ending: Ending) {
         let Some(guest) = guests.get_mut(&name) else { return };
         guest.supervisor.ended(&guest.description.policy, ending, run.started_ns, now)
     };
+    let (reason, action) = (ending.word(), decision.word());
+    publish(Event::DomainEnded { name: name.clone(), domain: run.domain.get(), reason, action });
     let lived = seconds(now.saturating_sub(run.started_ns));
     // Its last words come before the word about it.
     close_console(&run).await;
@@ -694,7 +746,7 @@ async fn follow_up(name: String, run: Run, ending: Ending) {
         time::until_ns(started_ns.saturating_add(RESTART_NS)).await;
     }
     let result = match torn_down {
-        Ok(()) if restart => self::run(core::slice::from_ref(&name)).await,
+        Ok(()) if restart => self::run(core::slice::from_ref(&name), Then::Run).await,
         result => result,
     };
     if let Err(error) = result {

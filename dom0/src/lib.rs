@@ -10,6 +10,7 @@
 //! | decide what follows a crash | [`policy`] |
 //! | read a guest's console | [`ring`], [`scrollback`] |
 //! | serve a guest's xenstore ring | [`store_ring`], and the package `xenstore` |
+//! | speak to a program outside | [`channel`] |
 //! | edit, split and complete command lines | [`editor`], [`words`] |
 //! | print tables, sizes, times | [`table`], [`units`] |
 //!
@@ -29,6 +30,7 @@ pub mod accounts;
 pub mod archive;
 mod backend;
 pub mod cards;
+pub mod channel;
 pub mod description;
 mod devices;
 pub mod disks;
@@ -36,10 +38,12 @@ pub mod editor;
 mod guests;
 mod hypervisor;
 mod machine;
+mod management;
 pub mod policy;
 pub mod ring;
 pub mod schedule;
 pub mod scrollback;
+mod serial;
 pub mod session;
 mod shell;
 mod store;

@@ -47,8 +47,12 @@ impl ControlInterface for Machine {
         self.hypervisor.create_domain(self.handle, vcpus, max_pages, limits)
     }
 
-    fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {
-        control::populate(domain, frames).map_err(|(_, errno)| errno)
+    fn populate(&mut self, domain: DomId, order: u32, frames: &mut [u64]) -> Result<(), (usize, Errno)> {
+        control::populate_blocks(domain, order, frames)
+    }
+
+    fn gives_blank_pages(&self) -> bool {
+        self.hypervisor.gives_blank_pages()
     }
 
     fn map(&mut self, domain: DomId, frames: &[Mfn]) -> Result<Mapped, Errno> {

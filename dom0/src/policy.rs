@@ -76,6 +76,19 @@ impl Ending {
         ShutdownReason::from_number(u64::from(self.0))
     }
 
+    /// In one word, for programs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self.reason() {
+            Some(ShutdownReason::Poweroff) => "poweroff",
+            Some(ShutdownReason::Reboot) => "reboot",
+            Some(ShutdownReason::Suspend) => "suspend",
+            Some(ShutdownReason::Crash) => "crash",
+            Some(ShutdownReason::Watchdog) => "watchdog",
+            _ => "unknown",
+        }
+    }
+
     /// Whether it powered itself off.
     #[must_use]
     pub fn is_poweroff(self) -> bool {
@@ -116,6 +129,19 @@ pub enum Decision {
     Preserve,
     /// It should be restarted but keeps failing at once: destroy it.
     GiveUp,
+}
+
+impl Decision {
+    /// In one word, for programs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Destroy => "destroy",
+            Self::Restart => "restart",
+            Self::Preserve => "preserve",
+            Self::GiveUp => "give-up",
+        }
+    }
 }
 
 /// Remembers how a domain's runs went.

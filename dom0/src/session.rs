@@ -5,11 +5,12 @@
 
 use crate::archive::Archive;
 use crate::description::{self, Description};
-use crate::guests::Follow;
+use crate::guests::{Follow, Then};
+use crate::serial::Serial;
 use crate::shell::Shell;
 use crate::terminal::Keys;
 use crate::units::count;
-use crate::{backend, devices, guests, say, shell};
+use crate::{backend, devices, guests, management, say, shell};
 use alloc::vec::Vec;
 use guest_sdk::{CommandLine, Domain, executor, shutdown};
 
@@ -28,6 +29,11 @@ pub async fn run(domain: Domain) {
     }
     devices::start(&domain.events);
     backend::start_network(devices::cards());
+    match Serial::second(&domain.events) {
+        Ok(Some(serial)) => executor::spawn(management::serve(serial, archive)),
+        Ok(None) => {}
+        Err(error) => say!("dom0: no management channel: {error}"),
+    }
     executor::spawn(guests::watch(domain.events));
     let mut shell = Shell::new(Keys::new(domain.console), archive);
     let failed_starts = autostart(archive).await;
@@ -72,10 +78,15 @@ async fn autostart(archive: Archive<'static>) -> usize {
             }
         }
     }
-    let mut failed = 0;
-    for group in description::groups(wanted) {
+    let all = wanted.len();
+    let (groups, wrong) = description::start_order(description::groups(wanted));
+    let mut failed = all - groups.iter().map(Vec::len).sum::<usize>();
+    for circle in wrong {
+        say!("dom0: {circle}, so they are not started");
+    }
+    for group in groups {
         let count = group.len();
-        if let Err(error) = shell::start(archive, group, Follow::Off).await {
+        if let Err(error) = shell::start(archive, group, Follow::Off, Then::Run).await {
             failed += count;
             say!("dom0: {error}");
         }

@@ -4,11 +4,12 @@ use crate::accounts::{self, Accounts, DomainAccount, Key, Report, VcpuAccount};
 use crate::archive::Archive;
 use crate::backend;
 use crate::cards::{CardSpec, parse_rules};
+use crate::channel::PROTOCOL;
 use crate::description::{Description, OWN_NAME};
 use crate::devices;
 use crate::disks::DiskSpec;
 use crate::editor::{Action, LineEditor};
-use crate::guests::{self, Follow, State};
+use crate::guests::{self, Follow, State, Then};
 use crate::hypervisor::{self, DomainInfo, VcpuInfo, VcpuUsage};
 use crate::say;
 use crate::schedule::{self, Schedule};
@@ -22,12 +23,15 @@ use crate::words;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::future::ready;
 use core::pin::Pin;
 use core::time::Duration;
 use domain_builder::{Kernel, Role};
 use guest_sdk::{hypercall, memory, print, time};
 use hypercall_abi::DomId;
+use spin::{Mutex, Once};
 
 /// What stands before each line.
 pub const PROMPT: &str = "dom0> ";
@@ -44,7 +48,7 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// A command's answer: an error is a text that names the cause and what to do.
-type Outcome = Result<Next, String>;
+pub type Outcome = Result<Next, String>;
 
 /// What comes after a command.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,7 +69,7 @@ struct Command {
 }
 
 /// A command at work.
-type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
+pub type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
 macro_rules! commands {
     ($($name:literal $arguments:literal $run:ident $about:literal $more:literal)*) => {
@@ -94,14 +98,14 @@ commands! {
         "From 1 to 65535; a domain that nobody weighted has 256. It counts for each of its vCPUs."
     "cap" "NAME [PERCENT]" cap "show or set the most CPU time that a domain gets"
         "In percent of one CPU, for all its vCPUs together: 150 is one and a half. 0 lifts the cap."
-    "create" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" create "build domains and start them"
+    "create" "[--paused] FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" create "build domains and start them"
         "FILE is a description in the boot archive, or the name of the domain that one describes; IMAGE is a guest image there\n\
          (`images` lists both); any other NAME needs image=IMAGE. Keys are name, image, memory, vcpus, cpu_weight, cap,\n\
          cpus, cpus_soft, max_event_channels,\n\
-         max_grant_frames, max_maptrack_frames, cmdline, autostart, on_crash, on_poweroff, on_reboot, disk and card; KEY=VALUE sets one\n\
+         max_grant_frames, max_maptrack_frames, cmdline, autostart, after, on_crash, on_poweroff, on_reboot, disk and card; KEY=VALUE sets one\n\
          for this time, as in `create demo name=other memory=8M disk=xvda:ram:8M`.\n\
          With `+` between them, several are made at once, and none starts before all are built. {domid:NAME} in a cmdline\n\
-         stands for the number of another domain, as in `create producer + consumer`."
+         stands for the number of another domain, as in `create producer + consumer`. --paused leaves them paused: `unpause`."
     "run" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" run_to_end "the same, show their output, and wait until they have ended"
         "With several, each line has the name of its domain before it. It fails when one does not power off by itself within\n\
          60 seconds, or those that timeout=SECONDS says; what still runs then is destroyed. on_reboot is destroy here."
@@ -109,16 +113,18 @@ commands! {
         "Nothing in the domain can prevent this, and it is not asked. `logs NAME` still shows its last output."
     "pause" "NAME" pause "stop a domain's vCPUs until `unpause`" ""
     "unpause" "NAME" unpause "let a paused domain go on" ""
-    "shutdown" "NAME [SECONDS]" shutdown "ask a domain to power itself off (it has 10 seconds unless said)"
+    "shutdown" "NAME|--all [SECONDS]" shutdown "ask a domain to power itself off (it has 10 seconds unless said)"
         "It is asked through xenstore (control/shutdown). If it does not listen, or does not end in time, it is switched off as\n\
-         if it had powered itself off. Its on_poweroff is applied either way."
-    "disk" "[list|attach|detach|resize|restart|format] ..." disk "show the disks of domains, or change them"
+         if it had powered itself off. Its on_poweroff is applied either way. --all does it with one domain after another, each before\n\
+         those that it comes `after`."
+    "disk" "[list|attach|detach|resize|restart|panic|format] ..." disk "show the disks of domains, or change them"
         "`disk attach NAME xvdb:ram:8M` adds a disk (also xvdb:image:FILE, xvdb:overlay:FILE[:CHANGES][:SIZE], xvdb:device:vda1,\n\
          xvdb:file:vda1/FILE[:SIZE], and :readonly behind them);\n\
          `disk detach NAME xvdb [force]` takes it away; `disk resize NAME xvdb 16M` makes it larger;\n\
-         `disk restart NAME xvdb` lets its back end fail and come back;\n\
+         `disk restart NAME xvdb` lets its back end fail and come back; `disk panic NAME xvdb [N]` lets it panic when it next\n\
+         touches its ring, or the N-th time;\n\
          `disk format vda1 [force]` makes a FAT file system on a disk of dom0's."
-    "card" "[list|attach|detach|restart] ..." card "show the network cards of domains, or change them"
+    "card" "[list|attach|detach|restart|rules] ..." card "show the network cards of domains, or change them"
         "`card attach NAME lan` adds a card on the switch lan (also lan:mac=ADDRESS, lan:isolated, lan:rate=10M);\n\
          `card detach NAME 1 [force]` takes it away; `card restart NAME 1` lets its back end fail and come back;\n\
          `card rules NAME 1 \"deny out tcp 25\" ...` sets what it may send and get (none: everything)."
@@ -152,13 +158,22 @@ commands! {
     "top" "[TIMES] [sort=KEY] [--json]" top "what CPUs and domains do, once a second until q is pressed"
         "KEY is cpu, stolen, time, memory, hypercalls, faults, disk, net, name or id; while it runs, a letter of one sorts by it.\n\
          CPU and STOLEN are time that the domain's vCPUs ran, and that they wanted to and did not. --json gives one line, once."
+    "measure" "COMMAND" measure "run a command and say what it cost"
+        "Time that CPUs were busy and idle meanwhile, and hypercalls of dom0. Whatever else runs counts, too. With `cargo xtask run\n\
+         --icount` one nanosecond is one instruction of guest, hypervisor and dom0 together."
     "sleep" "SECONDS" sleep "wait; ctrl-c ends it" ""
     "time" "COMMAND [ARGUMENT]..." time "run a command and say how long its answer took"
         "From the event that woke dom0 (the last key, or the end of a `sleep` before it) to the end of the answer, and how much of\n\
          this dom0 waited for a CPU."
     "history" "" history "show the lines typed before" ""
     "poweroff" "" poweroff "end all domains and switch the machine off" ""
+    "version" "[--json]" version "what speaks here: dom0, its management channel, the hypervisor" ""
     "help" "[COMMAND]" help "this list, or more about one command" ""
+}
+
+/// All commands. Asked for, because what they are made of cannot be known while one of them is looked at.
+fn commands() -> &'static [Command] {
+    COMMANDS
 }
 
 /// A person, or a list of commands, at work.
@@ -169,7 +184,7 @@ pub struct Shell {
     /// Nobody is at the keyboard: commands come from a list.
     scripted: bool,
     /// Free frames when `free` was used before.
-    free_before: Option<u64>,
+    free_before: Arc<Mutex<Option<u64>>>,
     /// What dom0 had used when it last began to wait for something to do.
     idle_since: Effort,
 }
@@ -182,9 +197,14 @@ impl Shell {
             archive,
             editor: LineEditor::new(PROMPT),
             scripted: false,
-            free_before: None,
+            free_before: Arc::default(),
             idle_since: Effort::default(),
         }
+    }
+
+    /// A shell for one request after another, without a keyboard.
+    pub fn for_requests(archive: Archive<'static>, free_before: Arc<Mutex<Option<u64>>>) -> Self {
+        Self { scripted: true, free_before, ..Self::new(Keys::none(), archive) }
     }
 
     /// Runs commands one after another, printing each before its output. Returns how many there were and how many failed;
@@ -281,16 +301,20 @@ impl Shell {
         }
     }
 
-    async fn run(&mut self, words: &[String]) -> Outcome {
-        let Some((name, arguments)) = words.split_first() else { return Ok(Next::Go) };
-        let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
-            let hint = match words::nearest(name, COMMANDS.iter().map(|command| command.name)) {
+    /// Runs one command.
+    ///
+    /// # Errors
+    /// What to say.
+    pub fn run<'a>(&'a mut self, words: &'a [String]) -> Running<'a> {
+        let Some((name, arguments)) = words.split_first() else { return Box::pin(ready(Ok(Next::Go))) };
+        let Some(command) = commands().iter().find(|command| command.name == name) else {
+            let hint = match words::nearest(name, commands().iter().map(|command| command.name)) {
                 Some(known) => format!("did you mean `{known}`?"),
                 None => "`help` lists what there is".into(),
             };
-            return Err(format!("there is no such command: {hint}"));
+            return Box::pin(ready(Err(format!("there is no such command: {hint}"))));
         };
-        (command.run)(self, arguments).await
+        (command.run)(self, arguments)
     }
 
     async fn list(&mut self, arguments: &[String]) -> Outcome {
@@ -440,12 +464,17 @@ impl Shell {
     }
 
     async fn create(&mut self, arguments: &[String]) -> Outcome {
+        let (then, arguments) = match arguments.split_first() {
+            Some((word, rest)) if word == "--paused" => (Then::StayPaused, rest),
+            _ => (Then::Run, arguments),
+        };
         let descriptions = self.describe_all("create", arguments)?;
         let names: Vec<String> = descriptions.iter().map(|description| description.name.clone()).collect();
-        start(self.archive, descriptions, Follow::Off).await?;
+        start(self.archive, descriptions, Follow::Off, then).await?;
+        let how = if then == Then::Run { "runs" } else { "is paused" };
         for name in names {
             if let Ok(domain) = guests::domain(&name) {
-                say!("{name} runs as domain {domain}");
+                say!("{name} {how} as domain {domain}");
             }
         }
         Ok(Next::Go)
@@ -478,7 +507,7 @@ impl Shell {
         }
         let names: Vec<String> = descriptions.iter().map(|description| description.name.clone()).collect();
         let follow = if names.len() == 1 { Follow::Plain } else { Follow::Named };
-        start(self.archive, descriptions, follow).await?;
+        start(self.archive, descriptions, follow, Then::Run).await?;
         let end = deadline(limit);
         let mut wrong = Vec::new();
         for name in &names {
@@ -534,9 +563,14 @@ impl Shell {
             [name, patience] => (name, duration(patience)?),
             _ => return Err(usage("shutdown")),
         };
-        let name = guests::resolve(name)?;
-        if let Some(note) = guests::shut_down(&name, deadline(patience)).await? {
-            say!("{note}");
+        let names = match name.as_str() {
+            "--all" => guests::in_order_of_end(),
+            name => Vec::from([guests::resolve(name)?]),
+        };
+        for name in names {
+            if let Some(note) = guests::shut_down(&name, deadline(patience)).await? {
+                say!("{note}");
+            }
         }
         Ok(Next::Go)
     }
@@ -561,6 +595,10 @@ impl Shell {
                 Box::pin(backend::format_drive(disk, words.len() == 3)).await?;
                 say!("{disk}: formatted");
             }
+            ["panic", name, disk] => guests::devices(&guests::resolve(name)?)?.disk(disk)?.kind.fuse.set(1),
+            ["panic", name, disk, n] => {
+                guests::devices(&guests::resolve(name)?)?.disk(disk)?.kind.fuse.set(number(n)?);
+            }
             _ => return Err(usage("disk")),
         }
         Ok(Next::Go)
@@ -581,7 +619,7 @@ impl Shell {
         match words.as_slice() {
             [] | ["list"] => print_block(&card_table()),
             ["attach", name, card] => {
-                let number = devices(name)?.attach_card(&CardSpec::parse(card)?)?;
+                let number = devices(name)?.attach_card(&parse_card(card)?)?;
                 say!("card {number}");
             }
             ["detach", name, number] => devices(name)?.detach_card(number, false).await?,
@@ -782,6 +820,7 @@ impl Shell {
             "dom0's heap",
             format!("{} KiB in use of {} MiB memory", memory.heap_used.div_ceil(1024), memory.total >> 20),
         );
+        row("panics of back ends", guest_sdk::compartment::abandoned().to_string());
         row("domains", info.domains.to_string());
         if let Some(own) = info.own {
             row("dropped interrupts", own.dropped_interrupts.to_string());
@@ -798,7 +837,7 @@ impl Shell {
             _ => return Err(usage("free")),
         };
         let free = self.settled_free_pages(must_be_same).await?;
-        let known = self.free_before.replace(free);
+        let known = self.free_before.lock().replace(free);
         let before = known.unwrap_or(free);
         let change = match known {
             None => String::new(),
@@ -824,7 +863,8 @@ impl Shell {
         loop {
             time::after(SETTLING / 20).await;
             let before = core::mem::replace(&mut free, ask()?);
-            let done = free == before && (!wanted || self.free_before.is_none_or(|known| known == free));
+            let known = *self.free_before.lock();
+            let done = free == before && (!wanted || known.is_none_or(|known| known == free));
             if done || time::now_ns() >= end {
                 return Ok(free);
             }
@@ -929,6 +969,22 @@ impl Shell {
         print!("{CLEAR}{screen}\nq ends this; sort by: {}\n", letters.join(", "));
     }
 
+    async fn measure(&mut self, arguments: &[String]) -> Outcome {
+        if arguments.is_empty() {
+            return Err(usage("measure"));
+        }
+        let before = Cost::now()?;
+        let outcome = self.run(arguments).await;
+        let after = Cost::now()?;
+        let total_ns = after.time_ns.saturating_sub(before.time_ns);
+        let idle_ns = after.idle_ns.saturating_sub(before.idle_ns);
+        // Each CPU was busy or idle all the time.
+        let busy_ns = total_ns.saturating_mul(u64::from(after.cpus)).saturating_sub(idle_ns);
+        let hypercalls = after.hypercalls.saturating_sub(before.hypercalls);
+        say!("measured: {busy_ns} ns busy, {idle_ns} ns idle, {hypercalls} hypercalls of dom0");
+        outcome
+    }
+
     async fn sleep(&mut self, arguments: &[String]) -> Outcome {
         let until = deadline(duration(one("sleep", arguments)?)?);
         self.idle_since = Effort::so_far();
@@ -962,6 +1018,18 @@ impl Shell {
         Ok(Next::Go)
     }
 
+    async fn version(&mut self, arguments: &[String]) -> Outcome {
+        let (dom0, below) = (env!("CARGO_PKG_VERSION"), hypervisor::get().about());
+        match arguments {
+            [] => say!("dom0 {dom0}, management protocol {PROTOCOL}, on {below}"),
+            [word] if word == "--json" => {
+                say!("{}", serde_json::json!({ "dom0": dom0, "protocol": PROTOCOL, "hypervisor": below }));
+            }
+            _ => return Err(usage("version")),
+        }
+        Ok(Next::Go)
+    }
+
     async fn poweroff(&mut self, arguments: &[String]) -> Outcome {
         none("poweroff", arguments)?;
         Ok(Next::PowerOff)
@@ -971,7 +1039,7 @@ impl Shell {
         match arguments {
             [] => {
                 let mut table = Table::new([("", Align::Left), ("", Align::Left)]);
-                for command in COMMANDS {
+                for command in commands() {
                     table.row([synopsis(command), command.about.into()]);
                 }
                 print_block(table.to_string().trim_start_matches('\n'));
@@ -980,7 +1048,7 @@ impl Shell {
                 );
             }
             [name] => {
-                let command = COMMANDS
+                let command = commands()
                     .iter()
                     .find(|command| command.name == name)
                     .ok_or("there is no such command: `help` lists all")?;
@@ -995,6 +1063,36 @@ impl Shell {
     }
 }
 
+/// A card as one word. Its mistakes begin with what the command is called already.
+fn parse_card(word: &str) -> Result<CardSpec, String> {
+    CardSpec::parse(word).map_err(|error| error.strip_prefix("card: ").unwrap_or(&error).into())
+}
+
+/// What `measure` takes the difference of.
+struct Cost {
+    cpus: u32,
+    time_ns: u64,
+    /// Of all CPUs.
+    idle_ns: u64,
+    hypercalls: u64,
+}
+
+impl Cost {
+    fn now() -> Result<Self, String> {
+        let below = hypervisor::get();
+        let idle = below.idle_ns().map_err(refused("tell about its CPUs"))?;
+        let own = below.domain(guest_sdk::id()).map_err(refused("tell about dom0"))?;
+        let cpus = below.host().map_err(refused("tell about the machine"))?.cpus;
+        Ok(Self {
+            cpus,
+            idle_ns: idle.iter().sum(),
+            hypercalls: own.usage.map_or(0, |usage| usage.hypercalls),
+            // Last before the command, so that little of this is counted.
+            time_ns: time::now_ns(),
+        })
+    }
+}
+
 /// Builds and starts domains with images from the archive, all or none.
 ///
 /// # Errors
@@ -1003,6 +1101,7 @@ pub async fn start(
     archive: Archive<'static>,
     descriptions: Vec<Description>,
     follow: Follow,
+    then: Then,
 ) -> Result<(), String> {
     let with_image = |description: Description| {
         let Some(image) = archive.find(&format!("images/{}", description.image)) else {
@@ -1015,7 +1114,7 @@ pub async fn start(
         Ok(guests::Wanted { description, image })
     };
     let wanted: Vec<guests::Wanted> = descriptions.into_iter().map(with_image).collect::<Result<_, _>>()?;
-    guests::start(wanted, follow).await
+    guests::start(wanted, follow, then).await
 }
 
 /// The description of a domain: of a file in the archive, of an image there, or of nothing but `changes`.
@@ -1053,23 +1152,24 @@ pub fn describe(archive: Archive<'static>, name: &str, changes: &[String]) -> Re
 
 /// A description by the name of its file, with or without ending, or by the name that it gives.
 fn find_description(archive: Archive<'static>, name: &str) -> Option<(&'static str, &'static [u8])> {
-    let mut files = archive.files().filter_map(Result::ok).filter(|file| file.name.ends_with(".toml"));
-    let mut found = None;
-    for file in &mut files {
-        if file.name == name || file.name.strip_suffix(".toml") == Some(name) {
-            return Some((file.name, file.data));
-        }
-        if found.is_none() && Description::parse(file.data).is_ok_and(|other| other.name == name) {
-            found = Some((file.name, file.data));
-        }
-    }
-    found
+    /// Names that descriptions give, each with its file: they are read once, not for each domain that is made.
+    static GIVEN: Once<Vec<(String, &'static str)>> = Once::new();
+    let given = GIVEN.call_once(|| {
+        let files = archive.files().filter_map(Result::ok).filter(|file| file.name.ends_with(".toml"));
+        files.filter_map(|file| Some((Description::parse(file.data).ok()?.name, file.name))).collect()
+    });
+    let in_archive = |file: &'static str| Some((file, archive.find(file)?));
+    let files = || archive.names().filter_map(|file| Some((file, file.strip_suffix(".toml")?)));
+    files()
+        .find(|(file, stem)| *file == name || *stem == name)
+        .or_else(|| given.iter().find(|(other, _)| other == name).map(|(_, file)| (*file, "")))
+        .and_then(|(file, _)| in_archive(file))
 }
 
 fn candidates(archive: Archive<'static>, words: &[&str]) -> Vec<String> {
     match words {
-        [] => COMMANDS.iter().map(|command| command.name.to_string()).collect(),
-        ["help"] => COMMANDS.iter().map(|command| command.name.to_string()).collect(),
+        [] => commands().iter().map(|command| command.name.to_string()).collect(),
+        ["help"] => commands().iter().map(|command| command.name.to_string()).collect(),
         ["create" | "run"] => {
             let files = archive.files().filter_map(Result::ok).map(|file| file.name);
             files.filter(|name| name.ends_with(".toml")).map(ToString::to_string).collect()
@@ -1088,7 +1188,7 @@ fn synopsis(command: &Command) -> String {
 }
 
 fn usage(name: &str) -> String {
-    let command = COMMANDS.iter().find(|command| command.name == name);
+    let command = commands().iter().find(|command| command.name == name);
     format!("use it as `{}`", command.map(synopsis).unwrap_or_default())
 }
 

@@ -63,6 +63,11 @@ fn with<R>(work: impl FnOnce(&mut State) -> R) -> R {
     result
 }
 
+/// Nobody is in the middle of a request.
+pub fn is_intact() -> bool {
+    !STATE.is_locked()
+}
+
 /// Gives up events that guests do not take, until none wait.
 async fn expire(mut at_ns: u64) {
     loop {

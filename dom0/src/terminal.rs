@@ -4,8 +4,10 @@
 
 use crate::waiting::{First, first};
 use alloc::string::String;
-use core::fmt;
-use core::future::pending;
+use alloc::sync::Arc;
+use core::fmt::{self, Write as _};
+use core::future::{Future, pending, poll_fn};
+use core::pin::pin;
 use guest_sdk::console::Console;
 use guest_sdk::{print, time};
 use spin::Mutex;
@@ -13,8 +15,65 @@ use spin::Mutex;
 /// The line being edited, as last drawn.
 static EDITED: Mutex<Option<String>> = Mutex::new(None);
 
+/// Whose output is being collected, while it is polled.
+static COLLECTING: Mutex<Option<Arc<Mutex<Captured>>>> = Mutex::new(None);
+
+/// What a piece of work printed.
+#[derive(Debug, Default)]
+pub struct Captured {
+    /// As much of it as was to be kept.
+    pub text: String,
+    /// There was more.
+    pub truncated: bool,
+    room: usize,
+}
+
+impl fmt::Write for Captured {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut end = text.len().min(self.room);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.truncated |= end < text.len();
+        self.room = if end < text.len() { 0 } else { self.room - end };
+        self.text.push_str(text.get(..end).unwrap_or(""));
+        Ok(())
+    }
+}
+
+/// Does work whose output, up to `most` bytes, is collected instead of printed. Tasks that it starts print as usual.
+pub async fn captured<F: Future>(most: usize, work: F) -> (F::Output, Captured) {
+    let collected = Arc::new(Mutex::new(Captured { room: most, ..Captured::default() }));
+    let mut work = pin!(work);
+    let result = poll_fn(|context| {
+        let before = COLLECTING.lock().replace(Arc::clone(&collected));
+        let polled = work.as_mut().poll(context);
+        *COLLECTING.lock() = before;
+        polled
+    })
+    .await;
+    let captured = core::mem::take(&mut *collected.lock());
+    (result, captured)
+}
+
+/// Nobody is in the middle of printing.
+pub fn is_intact() -> bool {
+    !EDITED.is_locked() && !COLLECTING.is_locked()
+}
+
+/// Keeps text of work whose output is collected; false when nobody collects.
+fn collect(text: fmt::Arguments<'_>) -> bool {
+    let Some(collecting) = COLLECTING.lock().clone() else { return false };
+    // Its writer cannot fail.
+    let _ = collecting.lock().write_fmt(text);
+    true
+}
+
 /// Prints lines; the text ends with a line end.
 pub fn put(text: fmt::Arguments<'_>) {
+    if collect(text) {
+        return;
+    }
     match &*EDITED.lock() {
         Some(line) => print!("\r\x1b[K{text}{line}"),
         None => print!("{text}"),
@@ -49,7 +108,8 @@ pub fn raw(bytes: &[u8]) {
 
 /// The keyboard.
 pub struct Keys {
-    console: Console,
+    /// `None` where nobody types.
+    console: Option<Console>,
     buffer: [u8; 64],
     next: usize,
     end: usize,
@@ -58,13 +118,19 @@ pub struct Keys {
 impl Keys {
     /// Takes the console's input.
     pub fn new(console: Console) -> Self {
-        Self { console, buffer: [0; 64], next: 0, end: 0 }
+        Self { console: Some(console), buffer: [0; 64], next: 0, end: 0 }
+    }
+
+    /// A keyboard that nobody types on.
+    pub const fn none() -> Self {
+        Self { console: None, buffer: [0; 64], next: 0, end: 0 }
     }
 
     /// The next byte typed.
     pub async fn key(&mut self) -> u8 {
         if self.next == self.end {
-            match self.console.read_async(&mut self.buffer).await {
+            let Some(console) = &mut self.console else { return pending().await };
+            match console.read_async(&mut self.buffer).await {
                 Ok(count) => (self.next, self.end) = (0, count),
                 // No input on this console, ever.
                 Err(_) => pending().await,
@@ -81,5 +147,38 @@ impl Keys {
             First::One(key) => Some(key),
             First::Other(()) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{captured, collect};
+    use core::future::Future;
+    use core::pin::pin;
+    use core::task::{Context, Poll, Waker};
+    use guest_sdk::executor::yield_now;
+
+    #[test]
+    fn works_output_is_its_own_while_it_runs() {
+        let (mut one, mut other) = (
+            pin!(captured(100, async {
+                collect(format_args!("one\n"));
+                yield_now().await;
+                collect(format_args!("more of one\n"));
+                1
+            })),
+            pin!(captured(5, async {
+                collect(format_args!("ü ü ü\n"));
+                yield_now().await;
+                collect(format_args!("x\n"));
+            })),
+        );
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(one.as_mut().poll(&mut context).is_pending());
+        assert!(other.as_mut().poll(&mut context).is_pending());
+        let Poll::Ready((1, first)) = one.poll(&mut context) else { panic!("it is not done") };
+        assert_eq!((first.text.as_str(), first.truncated), ("one\nmore of one\n", false));
+        let Poll::Ready(((), second)) = other.poll(&mut context) else { panic!("it is not done") };
+        assert_eq!((second.text.as_str(), second.truncated), ("ü ü", true));
     }
 }

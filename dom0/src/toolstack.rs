@@ -21,6 +21,8 @@ use crate::units::Bytes;
 const WINDOW_PAGES: u64 = 64;
 /// Pages asked for at a time.
 const POPULATE_PAGES: u64 = 512;
+/// Pages in a block that is asked for as one, as a power of two: so few that nobody waits for them long.
+const BLOCK_ORDER: u32 = 6;
 /// Builder steps between two chances for other tasks.
 const STEPS_PER_TURN: u32 = 32;
 
@@ -48,11 +50,14 @@ pub trait ControlInterface {
     /// The hypervisor's.
     fn create_domain(&mut self, vcpus: u32, max_pages: u64, limits: Limits) -> Result<(DomId, Mfn), Errno>;
 
-    /// Gives pages: `frames` holds guest frame numbers, and machine frames afterwards.
+    /// Gives pages, 2^`order` behind each other for each of `frames`, which holds guest frame numbers, and machine frames afterwards.
     ///
     /// # Errors
-    /// `ENOMEM` when there are not enough; others as the hypervisor's.
-    fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno>;
+    /// `ENOMEM` when there are not enough, or none so large; others as the hypervisor's. With how many of them were given before it.
+    fn populate(&mut self, domain: DomId, order: u32, frames: &mut [u64]) -> Result<(), (usize, Errno)>;
+
+    /// Whether pages that it gives are zeroes.
+    fn gives_blank_pages(&self) -> bool;
 
     /// Maps frames of a paused domain, writable.
     ///
@@ -348,28 +353,47 @@ async fn furnish<C: ControlInterface>(
 }
 
 /// Gives the domain its pages; returns the machine frame behind each.
+///
+/// They are asked for in blocks, which cost much less; one by one where memory has no blocks any more, and at the end.
 async fn populate<C: ControlInterface>(
     control: &mut C,
     domain: DomId,
     pages: u64,
 ) -> Result<Vec<Mfn>, CreateError> {
-    let mut frames = Vec::new();
-    let mut next = 0;
-    while next < pages {
-        let count = POPULATE_PAGES.min(pages - next);
-        let mut chunk: Vec<u64> = (next..next + count).collect();
-        if let Err(errno) = control.populate(domain, &mut chunk) {
-            return Err(match (errno, control.free_pages()) {
-                // What it got so far is given back when it is destroyed.
-                (Errno::ENOMEM, Ok(free)) => CreateError::Memory { wanted: pages, free: free + next },
-                _ => CreateError::Refused(Step::Populate, errno),
-            });
+    let mut frames: Vec<Mfn> = Vec::new();
+    let mut order = BLOCK_ORDER;
+    loop {
+        let next = frames.len() as u64;
+        let left = pages.saturating_sub(next);
+        if left == 0 {
+            return Ok(frames);
         }
-        frames.extend(chunk.into_iter().map(Mfn::new));
-        next += count;
+        if left < 1 << order {
+            order = 0;
+        }
+        let blocks = (left >> order).min(POPULATE_PAGES >> order);
+        let mut chunk: Vec<u64> = (0..blocks).map(|block| next + (block << order)).collect();
+        let result = control.populate(domain, order, &mut chunk);
+        let given = result.map_or_else(|(given, _)| given, |()| chunk.len());
+        for first in chunk.into_iter().take(given) {
+            frames.extend((first..first + (1 << order)).map(Mfn::new));
+        }
+        match result {
+            Ok(()) => {}
+            // There may be as much in smaller pieces.
+            Err((_, Errno::ENOMEM)) if order > 0 => order = 0,
+            Err((_, errno)) => {
+                return Err(match (errno, control.free_pages()) {
+                    // What it got so far is given back when it is destroyed.
+                    (Errno::ENOMEM, Ok(free)) => {
+                        CreateError::Memory { wanted: pages, free: free + frames.len() as u64 }
+                    }
+                    _ => CreateError::Refused(Step::Populate, errno),
+                });
+            }
+        }
         control.turn().await;
     }
-    Ok(frames)
 }
 
 /// Tears a domain down and waits until it is gone.
@@ -442,6 +466,10 @@ impl<C: ControlInterface> BuildTarget for Memory<'_, C> {
         Ok(())
     }
 
+    fn starts_blank(&self) -> bool {
+        self.control.gives_blank_pages()
+    }
+
     fn hypercall_page(&mut self, pfn: Pfn) -> Result<(), CreateError> {
         let frame = self.mfn_of(pfn)?;
         let refused = |errno| CreateError::Refused(Step::HypercallPage, errno);
@@ -468,6 +496,10 @@ mod tests {
     #[derive(Default)]
     struct Machine {
         free: Vec<u64>,
+        /// Blocks of pages that lie behind each other; there are only single ones then.
+        blocks: usize,
+        /// Pages are zeroes when they are given.
+        blank: bool,
         domains: BTreeMap<u16, Vec<u64>>,
         memory: BTreeMap<u64, Vec<u8>>,
         mapped: BTreeSet<u64>,
@@ -487,6 +519,7 @@ mod tests {
             // Descending and with gaps: nothing may take frames for consecutive.
             Fake(Rc::new(RefCell::new(Machine {
                 free: (0..pages).map(|n| 1000 + 3 * n).collect(),
+                blocks: 5,
                 ..Machine::default()
             })))
         }
@@ -526,14 +559,27 @@ mod tests {
             self.0.borrow_mut().domains.insert(5, Vec::new());
             Ok((DomId::new(5), Mfn::new(77)))
         }
-        fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {
-            self.call()?;
+        fn populate(&mut self, domain: DomId, order: u32, frames: &mut [u64]) -> Result<(), (usize, Errno)> {
+            self.call().map_err(|errno| (0, errno))?;
             let machine = &mut *self.0.borrow_mut();
-            for frame in frames {
-                *frame = machine.free.pop().ok_or(Errno::ENOMEM)?;
-                machine.domains.get_mut(&domain.get()).unwrap().push(*frame);
+            let pages = 1 << order;
+            for (given, frame) in frames.iter_mut().enumerate() {
+                if order > 0 && machine.blocks == 0 {
+                    return Err((given, Errno::ENOMEM));
+                }
+                machine.blocks -= usize::from(order > 0);
+                for page in 0..pages {
+                    let free = machine.free.pop().ok_or((given, Errno::ENOMEM))?;
+                    // A block's frames lie behind each other, and are no others'.
+                    let mfn = if order == 0 { free } else { (1 << 30) + (free << 10) };
+                    *frame = if page == 0 { mfn } else { *frame };
+                    machine.domains.get_mut(&domain.get()).unwrap().push(*frame + page);
+                }
             }
             Ok(())
+        }
+        fn gives_blank_pages(&self) -> bool {
+            self.0.borrow().blank
         }
         fn map(&mut self, domain: DomId, frames: &[Mfn]) -> Result<FakeWindow, Errno> {
             self.call()?;
@@ -749,8 +795,16 @@ mod tests {
                 self.0.0.borrow_mut().free.truncate(700);
                 self.0.create_domain(vcpus, pages, limits)
             }
-            fn populate(&mut self, domain: DomId, frames: &mut [u64]) -> Result<(), Errno> {
-                self.0.populate(domain, frames)
+            fn populate(
+                &mut self,
+                domain: DomId,
+                order: u32,
+                frames: &mut [u64],
+            ) -> Result<(), (usize, Errno)> {
+                self.0.populate(domain, order, frames)
+            }
+            fn gives_blank_pages(&self) -> bool {
+                false
             }
             fn map(&mut self, domain: DomId, frames: &[Mfn]) -> Result<FakeWindow, Errno> {
                 self.0.map(domain, frames)

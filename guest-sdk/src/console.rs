@@ -233,6 +233,11 @@ impl Write for Buffered {
     }
 }
 
+/// Nobody is in the middle of a line.
+pub(crate) fn is_intact() -> bool {
+    !LINE.is_locked()
+}
+
 /// Prints to the console; [`print!`](crate::print) and [`println!`](crate::println) come here.
 #[doc(hidden)]
 pub fn print(text: fmt::Arguments<'_>) {

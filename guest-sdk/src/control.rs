@@ -327,15 +327,24 @@ pub fn map_granted_pages(domain: DomId, grants: &[GrantRef]) -> Result<Mapping, 
     Grants::new().map(domain, grants, Access::ReadWrite)
 }
 
-/// Gives pages to a domain: on success `frames`, which holds the guest frame numbers wanted, holds the machine frames.
+/// Gives pages to a domain one by one: see [`populate_blocks`].
 ///
 /// # Errors
-/// `ENOMEM` with the number of pages that there were, when memory or the domain's limit ran out; `ESRCH`, `EPERM`.
+/// As there.
 pub fn populate(domain: DomId, frames: &mut [u64]) -> Result<(), (usize, Errno)> {
+    populate_blocks(domain, 0, frames)
+}
+
+/// Gives pages to a domain, 2^`order` that lie behind each other for each of `frames`: it holds the first guest frame number of each
+/// block, and on success the first machine frame.
+///
+/// # Errors
+/// `ENOMEM` with the number of blocks that there were, when memory or the domain's limit ran out; `ESRCH`, `EPERM`.
+pub fn populate_blocks(domain: DomId, order: u32, frames: &mut [u64]) -> Result<(), (usize, Errno)> {
     let mut request = MemoryReservation {
         extent_start: GuestHandle::new(frames.as_mut_ptr() as u64),
         nr_extents: frames.len() as u64,
-        extent_order: 0,
+        extent_order: order,
         mem_flags: 0,
         domid: domain,
         pad0: [0; 3],
@@ -403,6 +412,23 @@ pub fn pin_table_for(domain: DomId, level: u32, frame: Mfn) -> Result<(), Errno>
 pub struct Foreign {
     range: Range,
     shared: Shared,
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let places = (0..self.range.pages()).map(|index| memory::leaf_address(self.range.address(index)));
+        let requests: Option<Vec<MmuUpdate>> = places
+            .map(|place| Some(MmuUpdate::new(MmuCommand::NormalPtUpdate, MachAddr::new(place?), 0)))
+            .collect();
+        let Some(requests) = requests else { return };
+        // SAFETY: as many requests as it says; they end the mappings of a range that nobody uses any more.
+        let ended = unsafe {
+            stub::mmu_update(requests.as_ptr() as u64, requests.len() as u64, 0, u64::from(DomId::SELF.get()))
+        };
+        if ended.is_ok() {
+            self.range.set_empty();
+        }
+    }
 }
 
 impl Foreign {

@@ -305,6 +305,11 @@ pub fn status(domain: DomId, port: Port) -> Result<EvtchnStatus, Errno> {
     Ok(argument)
 }
 
+/// Nobody is in the middle of changing what this module keeps.
+pub(crate) fn is_intact() -> bool {
+    !WAKERS.is_locked() && !OPEN.is_locked() && !fifo::COUNT.is_locked()
+}
+
 /// The domain's event channels: makes [`Channel`]s.
 #[derive(Debug)]
 #[non_exhaustive]

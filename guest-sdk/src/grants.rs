@@ -10,7 +10,7 @@ use crate::ring::SharedPage;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use hypercall_abi::grant::{
     GNTST_OKAY, GNTTAB_NR_RESERVED_ENTRIES, GTF_PERMIT_ACCESS, GnttabCopy, GnttabMapGrantRef,
     GnttabQuerySize, GnttabSetupTable, GnttabUnmapGrantRef, GrantEntryV1, GrantFlags, MapFlags,
@@ -264,7 +264,8 @@ impl Grants {
         // SAFETY: the range is mapped whole, or this value is dropped before anybody uses it.
         let shared = unsafe { Shared::new(range.start(), bytes) };
         // Made before the results are looked at: dropping it ends what was mapped.
-        let mapping = Mapping { range, handles, shared };
+        let mapping =
+            Mapping { mapped: Arc::new(Mapped { range, handles, ended: AtomicBool::new(false) }), shared };
         called?;
         requests.iter().try_for_each(|request| check(request.status))?;
         Ok(mapping)
@@ -284,6 +285,11 @@ impl Grants {
         unsafe { stub::grant_table_op(u64::from(GnttabOp::Copy.number()), at, count)? };
         copies.iter().try_for_each(|copy| check(copy.status))
     }
+}
+
+/// Nobody is in the middle of changing the table.
+pub(crate) fn is_intact() -> bool {
+    !TABLE.is_locked()
 }
 
 /// A page of ours that another domain may use. Dropping it ends the grant; if the other domain still uses the page then, the
@@ -353,42 +359,79 @@ crate::ring::shared_by_field!(Grant);
 /// Pages of another domain, mapped here; unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
+    mapped: Arc<Mapped>,
+    shared: Shared,
+}
+
+/// What a [`Mapping`] and its [`Lease`]s know of it.
+#[derive(Debug)]
+struct Mapped {
     range: Range,
     handles: Vec<Option<u32>>,
-    shared: Shared,
+    ended: AtomicBool,
 }
 
 impl Mapping {
     /// Where the first page is mapped.
     #[must_use]
     pub fn address(&self) -> u64 {
-        self.range.start()
+        self.mapped.range.start()
+    }
+
+    /// The means to end it without having it.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        Lease(Leased::Mapping(Arc::clone(&self.mapped)))
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        let mut requests: Vec<GnttabUnmapGrantRef> = self
-            .handles
-            .iter()
-            .enumerate()
+        self.mapped.end();
+    }
+}
+
+impl Mapped {
+    fn end(&self) {
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let pages = self.handles.iter().enumerate();
+        let mut requests: Vec<GnttabUnmapGrantRef> = pages
             .filter_map(|(index, handle)| {
-                let host_addr = self.range.address(index as u64);
-                handle.map(|handle| GnttabUnmapGrantRef {
-                    host_addr,
-                    handle,
-                    ..GnttabUnmapGrantRef::default()
-                })
+                handle.map(|handle| unmap_request(self.range.address(index as u64), handle))
             })
             .collect();
         if requests.is_empty() {
             return;
         }
-        let (at, count) = (requests.as_mut_ptr() as u64, requests.len() as u64);
-        // SAFETY: as many requests as it says; nobody uses the pages any more, since the mapping is dropped.
-        let _ = unsafe { stub::grant_table_op(u64::from(GnttabOp::UnmapGrantRef.number()), at, count) };
+        unmap_all(&mut requests);
         if let Some(failed) = requests.iter().find(|request| request.status != GNTST_OKAY) {
             log::warn!("a granted page cannot be unmapped: status {}", failed.status);
+        }
+    }
+}
+
+/// Ends mappings in place of who has them: for when that is a [compartment](crate::compartment) that panicked, and will never
+/// drop them. Dropping this does nothing.
+///
+/// The addresses are not used for anything else as long as the owner has not dropped what it has, so whoever uses the pages
+/// afterwards faults, and reads or writes nothing of others.
+#[derive(Debug)]
+pub struct Lease(Leased);
+
+#[derive(Debug)]
+enum Leased {
+    Mapping(Arc<Mapped>),
+    Pool(Arc<Mutex<Vec<Arc<Block>>>>),
+}
+
+impl Lease {
+    /// Unmaps all that is mapped still. What a pool maps after this stays.
+    pub fn end(self) {
+        match self.0 {
+            Leased::Mapping(mapped) => mapped.end(),
+            Leased::Pool(blocks) => blocks.lock().iter().for_each(|block| block.end()),
         }
     }
 }
@@ -532,6 +575,38 @@ struct Block {
     range: Range,
     /// A bit for each page that nothing is mapped to.
     free: AtomicU64,
+    /// The handle of each page, with [`MAPPED`]; 0 for none.
+    handles: [AtomicU64; BLOCK_PAGES as usize],
+}
+
+/// Set beside a handle.
+const MAPPED: u64 = 1 << 32;
+
+impl Block {
+    fn handle(&self, slot: u32) -> Option<u32> {
+        let word = self.handles.get(slot as usize)?.load(Ordering::Acquire);
+        (word & MAPPED != 0).then_some(word as u32)
+    }
+
+    fn set_handle(&self, slot: u32, handle: Option<u32>) {
+        if let Some(word) = self.handles.get(slot as usize) {
+            word.store(handle.map_or(0, |handle| MAPPED | u64::from(handle)), Ordering::Release);
+        }
+    }
+
+    /// Unmaps all, for a [`Lease`].
+    fn end(&self) {
+        let mut requests: Vec<GnttabUnmapGrantRef> = Vec::new();
+        for slot in 0..BLOCK_PAGES {
+            if let Some(handle) = self.handle(slot) {
+                requests.push(unmap_request(self.range.address(u64::from(slot)), handle));
+                self.set_handle(slot, None);
+            }
+        }
+        if !requests.is_empty() {
+            unmap_all(&mut requests);
+        }
+    }
 }
 
 /// A page of another domain, mapped by a [`MapPool`]; unmapped when dropped.
@@ -539,8 +614,6 @@ struct Block {
 pub struct MappedPage {
     block: Arc<Block>,
     slot: u32,
-    /// `None` once it is unmapped.
-    handle: Option<u32>,
     machine: MachAddr,
     shared: Shared,
 }
@@ -553,18 +626,12 @@ impl MappedPage {
     }
 
     fn unmap_request(&self) -> Option<GnttabUnmapGrantRef> {
-        let host_addr = self.shared.address();
-        self.handle.map(|handle| GnttabUnmapGrantRef {
-            host_addr,
-            handle,
-            status: -1,
-            ..GnttabUnmapGrantRef::default()
-        })
+        self.block.handle(self.slot).map(|handle| unmap_request(self.shared.address(), handle))
     }
 
     /// It was tried to unmap it.
     fn unmapped(&mut self, status: i16) {
-        self.handle = None;
+        self.block.set_handle(self.slot, None);
         if status == GNTST_OKAY {
             self.block.free.fetch_or(1 << self.slot, Ordering::Release);
         } else {
@@ -586,6 +653,10 @@ impl Drop for MappedPage {
 
 crate::ring::shared_by_field!(MappedPage);
 
+fn unmap_request(host_addr: u64, handle: u32) -> GnttabUnmapGrantRef {
+    GnttabUnmapGrantRef { host_addr, handle, status: -1, ..GnttabUnmapGrantRef::default() }
+}
+
 fn unmap_all(requests: &mut [GnttabUnmapGrantRef]) {
     let (at, count) = (requests.as_mut_ptr() as u64, requests.len() as u64);
     // SAFETY: as many requests as it says; whoever held the pages has given them up.
@@ -598,6 +669,8 @@ pub struct MapPool {
     from: DomId,
     most: usize,
     blocks: Vec<Arc<Block>>,
+    /// The same, for leases.
+    all: Arc<Mutex<Vec<Arc<Block>>>>,
     map: Vec<GnttabMapGrantRef>,
     places: Vec<(Arc<Block>, u32)>,
     unmap: Vec<GnttabUnmapGrantRef>,
@@ -607,8 +680,14 @@ impl MapPool {
     /// For pages that `from` grants, `most` at a time, rounded up to 64.
     #[must_use]
     pub fn new(from: DomId, most: usize) -> Self {
-        let (blocks, places) = (Vec::new(), Vec::new());
-        Self { from, most, blocks, map: Vec::new(), places, unmap: Vec::new() }
+        let (blocks, places, all) = (Vec::new(), Vec::new(), Arc::default());
+        Self { from, most, blocks, all, map: Vec::new(), places, unmap: Vec::new() }
+    }
+
+    /// The means to unmap all its pages without having them.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        Lease(Leased::Pool(Arc::clone(&self.all)))
     }
 
     /// An address that nothing is mapped to.
@@ -625,7 +704,9 @@ impl MapPool {
             return None;
         }
         let range = Range::new(u64::from(BLOCK_PAGES)).ok()?;
-        let block = Arc::new(Block { range, free: AtomicU64::new(!1) });
+        let handles = [const { AtomicU64::new(0) }; BLOCK_PAGES as usize];
+        let block = Arc::new(Block { range, free: AtomicU64::new(!1), handles });
+        self.all.lock().push(Arc::clone(&block));
         // The one that was used last comes first: it is the one that has room.
         self.blocks.insert(0, Arc::clone(&block));
         Some((block, 0))
@@ -670,8 +751,8 @@ impl MapPool {
             }
             // SAFETY: mapped until the value is dropped; the range lives as long as it.
             let shared = unsafe { Shared::new(request.host_addr, PAGE_SIZE) };
-            let (handle, machine) = (Some(request.handle), request.dev_bus_addr);
-            *result = Some(MappedPage { block, slot, handle, machine, shared });
+            block.set_handle(slot, Some(request.handle));
+            *result = Some(MappedPage { block, slot, machine: request.dev_bus_addr, shared });
         }
     }
 
@@ -682,7 +763,7 @@ impl MapPool {
         if !self.unmap.is_empty() {
             unmap_all(&mut self.unmap);
         }
-        let mapped = pages.iter_mut().filter(|page| page.handle.is_some());
+        let mapped = pages.iter_mut().filter(|page| page.block.handle(page.slot).is_some());
         for (page, request) in mapped.zip(&self.unmap) {
             page.unmapped(request.status);
         }

@@ -27,6 +27,55 @@ fn physdev<T>(operation: PhysdevOp, argument: &mut T) -> Result<(), Errno> {
     unsafe { stub::physdev_op(u64::from(operation.number()), (&raw mut *argument) as u64) }.map(drop)
 }
 
+/// Ports side by side, for a device that has its registers there. Those of a bus master are as this module says.
+#[derive(Debug)]
+pub struct Ports {
+    first: u16,
+    count: u16,
+}
+
+impl Ports {
+    /// Lets this vCPU's kernel use `count` ports from `first` on that the domain was given.
+    ///
+    /// # Errors
+    /// `EINVAL` for ports beyond the last; without the right to the ports, their use faults.
+    pub fn open(first: u16, count: u16) -> Result<Ports, Errno> {
+        first.checked_add(count.saturating_sub(1)).ok_or(Errno::EINVAL)?;
+        physdev(PhysdevOp::SetIopl, &mut PhysdevSetIopl { iopl: KERNEL })?;
+        Ok(Ports { first, count })
+    }
+
+    fn port(&self, at: u16) -> u16 {
+        assert!(at < self.count, "port {at} of {}", self.count);
+        self.first + at
+    }
+
+    /// Reads a byte from the port `at` places behind the first.
+    ///
+    /// # Panics
+    /// When it is not one of them.
+    #[must_use]
+    pub fn read(&self, at: u16) -> u8 {
+        let value: u8;
+        // SAFETY: a port that the domain was given, of a device whose driver answers for it; no memory of Rust's is behind it.
+        unsafe {
+            core::arch::asm!("in al, dx", out("al") value, in("dx") self.port(at), options(nostack, preserves_flags));
+        }
+        value
+    }
+
+    /// Writes a byte to it.
+    ///
+    /// # Panics
+    /// As [`Ports::read`].
+    pub fn write(&self, at: u16, value: u8) {
+        // SAFETY: as above.
+        unsafe {
+            core::arch::asm!("out dx, al", in("al") value, in("dx") self.port(at), options(nostack, preserves_flags));
+        }
+    }
+}
+
 /// The two ports behind which PCI configuration space is (mechanism 1 of the PCI specification).
 #[derive(Debug)]
 pub struct ConfigPorts(());

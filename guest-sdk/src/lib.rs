@@ -18,6 +18,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod block;
+pub mod compartment;
 pub mod console;
 #[cfg(feature = "control")]
 pub mod control;

@@ -454,11 +454,18 @@ impl Page {
 static FREE: Mutex<Vec<(u64, u64)>> = Mutex::new(Vec::new());
 static NEXT: AtomicU64 = AtomicU64::new(WINDOW);
 
+/// Nobody is in the middle of changing what this module keeps.
+pub(crate) fn is_intact() -> bool {
+    !RESERVE.is_locked() && !FREE.is_locked()
+}
+
 /// Addresses of the window, without a mapping until one is made; given back when dropped.
 #[derive(Debug)]
 pub struct Range {
     start: u64,
     pages: u64,
+    /// Whoever mapped something has ended it: its end need not look.
+    empty: bool,
 }
 
 impl Range {
@@ -468,7 +475,7 @@ impl Range {
     /// `ENOMEM` without a page for a table, or when the window is full.
     pub fn new(pages: u64) -> Result<Range, Errno> {
         let start = Self::find(pages)?;
-        let range = Range { start, pages };
+        let range = Range { start, pages, empty: false };
         let page = || Page::new().ok().map(Page::leak);
         let mut at = start & !0x1f_ffff;
         while at < start + pages * PAGE {
@@ -492,6 +499,11 @@ impl Range {
             next.checked_add(bytes).filter(|&end| end <= WINDOW_END)
         })
         .map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Says that nothing is mapped any more.
+    pub(crate) fn set_empty(&mut self) {
+        self.empty = true;
     }
 
     /// First address.
@@ -540,7 +552,7 @@ impl Range {
 
 impl Drop for Range {
     fn drop(&mut self) {
-        for index in 0..self.pages {
+        for index in 0..if self.empty { 0 } else { self.pages } {
             if leaf(self.address(index)).is_some_and(|entry| entry & 1 != 0) && self.unmap(index).is_err() {
                 // Still mapped: the addresses are lost rather than reused.
                 return;

@@ -114,7 +114,7 @@ fn measure(workspace: &Workspace, host: Host, args: &Args) -> Result<Vec<(String
     };
     let qemu = boot::command(&machine, &boot)?;
     let timeout = Some(Duration::from_secs(TIMEOUT));
-    let watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &[] })?;
+    let watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &[], channel: None })?;
     let good = watched.end == End::Poweroff && watched.text.contains("Test result: SUCCESS");
     if !good {
         let lines: Vec<&str> = watched.text.lines().collect();

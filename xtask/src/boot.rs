@@ -56,7 +56,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
     };
     let qemu = command(&args.machine, &boot)?;
     let timeout = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
-    let end = qemu::watch(qemu, &Watch { host: args.on, timeout, quiet: false, steps: &[] })?.end;
+    let end =
+        qemu::watch(qemu, &Watch { host: args.on, timeout, quiet: false, steps: &[], channel: None })?.end;
     if end != End::Poweroff {
         eprintln!("xtask: {end}");
     }

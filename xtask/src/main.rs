@@ -13,6 +13,7 @@ mod boot;
 mod build;
 mod conformance;
 mod coverage;
+mod ctl;
 mod debian;
 mod devices;
 mod docs;
@@ -54,6 +55,8 @@ enum Command {
     Build(build::Args),
     /// Boot Xenolith with dom0 in QEMU: the terminal becomes dom0's shell
     Run(run::Args),
+    /// Ask dom0 of a running `cargo xtask run` something, or follow what happens there
+    Ctl(ctl::Args),
     /// Run every test: format, lints, tidiness, host tests, audit, and the scenarios in QEMU
     Test(test::Args),
     /// Check house rules that the compiler does not know
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::main(args),
         Command::Build(args) => build::main(args),
         Command::Run(args) => run::main(args),
+        Command::Ctl(args) => ctl::main(args),
         Command::Test(args) => test::main(args),
         Command::Tidy(args) => tidy::main(args),
         Command::Docs(args) => docs::main(args),

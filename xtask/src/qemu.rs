@@ -4,6 +4,7 @@ use crate::{devices, sh};
 use anyhow::{Context, Result, bail};
 use std::fmt;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -199,6 +200,13 @@ impl Machine {
     }
 }
 
+/// QEMU's words for the machine's second serial port, dom0's management channel, behind a socket.
+pub fn management(socket: &Path) -> [String; 4] {
+    let path = socket.to_string_lossy().replace(',', ",,");
+    let chardev = format!("socket,id=management,path={path},server=on,wait=off");
+    ["-chardev".into(), chardev, "-serial".into(), "chardev:management".into()]
+}
+
 /// QEMU's program: `QEMU` in the environment overrides it.
 pub fn program() -> std::ffi::OsString {
     std::env::var_os("QEMU").unwrap_or_else(|| "qemu-system-x86_64".into())
@@ -310,6 +318,8 @@ pub struct Step {
     pub wait: regex::Regex,
     /// What to type then.
     pub send: String,
+    /// It is a line for the management channel, not for the console.
+    pub channel: bool,
 }
 
 /// What a watched run gave.
@@ -332,6 +342,8 @@ pub struct Watch<'a> {
     pub quiet: bool,
     /// What to type, and when.
     pub steps: &'a [Step],
+    /// The management channel's socket, if it is to be listened to: its lines are in the text, behind `ctl: `.
+    pub channel: Option<&'a Path>,
 }
 
 /// Boots with the serial line on our terminal; nobody but the user reads it.
@@ -400,6 +412,10 @@ fn watch_once(qemu: &mut Command, how: &Watch, stall: Option<Duration>) -> Resul
         Some(stderr) => complaints(stderr),
         None => {}
     }
+    let mut channel = match how.channel {
+        Some(path) => Some(listen(path, &mut child, sender.clone())?),
+        None => None,
+    };
     forward(child.stdout.take().context("QEMU's stdout")?, sender);
 
     let mut seen = Vec::new();
@@ -435,12 +451,16 @@ fn watch_once(qemu: &mut Command, how: &Watch, stall: Option<Duration>) -> Resul
                 break;
             }
         }
-        if let (Some(step), Some(stdin)) = (steps.peek(), stdin.as_mut()) {
+        if let Some(step) = steps.peek() {
             let text = String::from_utf8_lossy(seen.get(matched..).unwrap_or_default()).into_owned();
             if let Some(found) = step.wait.find(&text) {
                 matched += found.end();
+                let to: Option<&mut dyn Write> = match step.channel {
+                    true => channel.as_mut().map(|stream| stream as _),
+                    false => stdin.as_mut().map(|stream| stream as _),
+                };
                 // QEMU may be gone already; its end says so better.
-                let _ = stdin.write_all(step.send.as_bytes()).and_then(|()| stdin.flush());
+                let _ = to.map(|to| to.write_all(step.send.as_bytes()).and_then(|()| to.flush()));
                 steps.next();
             }
         }
@@ -481,6 +501,29 @@ fn plain(text: &str) -> String {
         out += part.trim_start_matches(|c: char| !c.is_ascii_alphabetic()).get(1..).unwrap_or_default();
     }
     out.replace('\r', "")
+}
+
+/// Connects to the management channel, and forwards its lines, marked.
+fn listen(socket: &Path, child: &mut Child, to: mpsc::Sender<Vec<u8>>) -> Result<UnixStream> {
+    let start = Instant::now();
+    let stream = loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(error) if start.elapsed() > Duration::from_secs(20) || child.try_wait()?.is_some() => {
+                return Err(error).with_context(|| format!("the socket {}", socket.display()));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    let from = BufReader::new(stream.try_clone()?);
+    std::thread::spawn(move || {
+        for line in from.lines().map_while(Result::ok) {
+            if to.send(format!("\nctl: {line}\n").into_bytes()).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(stream)
 }
 
 fn forward(mut from: impl Read + Send + 'static, to: mpsc::Sender<Vec<u8>>) {
@@ -574,7 +617,7 @@ mod tests {
         let mut shell = Command::new("sh");
         shell.args(["-c", &script]);
         let timeout = Some(Duration::from_secs(4));
-        let how = Watch { host: Host::Xen, timeout, quiet: true, steps: &[] };
+        let how = Watch { host: Host::Xen, timeout, quiet: true, steps: &[], channel: None };
         Ok((watch_twice(&mut shell, &how, Duration::from_secs(1))?, mark))
     }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask run`: a hypervisor, our dom0 and the guests of the boot archive, from one command.
 
 use crate::boot::{self, Boot};
+use crate::ctl::Instance;
 use crate::images::Workspace;
 use crate::qemu::{self, End, Host, Machine, Watch};
 use crate::{archive, build, sh, xen};
@@ -28,6 +29,9 @@ pub struct Args {
     /// Words for the hypervisor's command line; after ` --- `, words for dom0
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     append: String,
+    /// What `cargo xtask ctl --instance` calls this run; its process number unless given
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
     /// Stop after this many seconds (0: never; with --exec, 300 unless given)
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -73,6 +77,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
             );
         }
     }
+    let instance = Instance::new(&workspace.target_dir, args.name.as_deref())?;
+    machine.qemu_args.extend(qemu::management(&instance.socket));
     let qemu = boot::command(&machine, &boot)?;
 
     let end = if interactive {
@@ -81,13 +87,17 @@ pub fn main(args: Args) -> Result<ExitCode> {
             Host::Xenolith => qemu::interact(qemu)?,
             // It does not end QEMU: somebody has to read its last line.
             Host::Xen => {
-                qemu::watch(qemu, &Watch { host: args.on, timeout: None, quiet: false, steps: &[] })?.end
+                qemu::watch(
+                    qemu,
+                    &Watch { host: args.on, timeout: None, quiet: false, steps: &[], channel: None },
+                )?
+                .end
             }
         }
     } else {
         let seconds = args.timeout.unwrap_or(if args.exec.is_some() { 300 } else { 0 });
         let timeout = (seconds > 0).then(|| Duration::from_secs(seconds));
-        qemu::watch(qemu, &Watch { host: args.on, timeout, quiet: false, steps: &[] })?.end
+        qemu::watch(qemu, &Watch { host: args.on, timeout, quiet: false, steps: &[], channel: None })?.end
     };
     if end != End::Poweroff {
         eprintln!("xtask: {end}");

@@ -237,6 +237,9 @@ pub struct Keys {
     pub wait: String,
     /// What to type.
     pub send: String,
+    /// Send it over dom0's management channel instead, whose own lines are printed behind `ctl: `.
+    #[serde(default)]
+    pub channel: bool,
 }
 
 /// A version of QEMU that a scenario needs.
@@ -383,10 +386,12 @@ impl Scenario {
         let steps: Vec<Step> = self
             .keys
             .iter()
-            .map(|keys| Ok(Step { wait: regex(&keys.wait)?, send: keys.send.clone() }))
+            .map(|keys| Ok(Step { wait: regex(&keys.wait)?, send: keys.send.clone(), channel: keys.channel }))
             .collect::<Result<_>>()?;
         let timeout = Some(Duration::from_secs(self.timeout));
-        let mut watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &steps })?;
+        let socket = scratch.with_extension("sock");
+        let channel = self.listens().then_some(socket.as_path());
+        let mut watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &steps, channel })?;
         watched.text += &neighbour.leave();
         sh::write(&scratch.with_extension("log"), watched.text.as_bytes())?;
         let (mut outcome, cases) = self.judge(&watched.text, watched.end);
@@ -408,6 +413,11 @@ impl Scenario {
         }
         scenario.net = scenario.net.map(|net| net.replace("{visit}", &visit.to_string()));
         scenario
+    }
+
+    /// Whether it uses dom0's management channel.
+    fn listens(&self) -> bool {
+        self.keys.iter().any(|keys| keys.channel)
     }
 
     fn command(
@@ -433,6 +443,9 @@ impl Scenario {
         }
         if let Some(cpu) = &self.cpu {
             machine.cpu.clone_from(cpu);
+        }
+        if self.listens() {
+            machine.qemu_args.extend(qemu::management(&scratch.with_extension("sock")));
         }
         let mut words = self.append.clone();
         let mut module = None;

@@ -4,10 +4,11 @@
 
 use super::device::{Device, Kind, Link, Nodes};
 use super::disk::Handle;
-use super::pages::Pages;
+use super::pages::{Fused, Pages};
 use crate::accounts::Traffic;
 use crate::disks::DiskSpec;
 use crate::waiting::Bell;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -18,9 +19,10 @@ use blkback::queue::{Counters, REQUESTS_PER_TURN};
 use blkback::request::{Fault, Identity, MAX_INDIRECT_SEGMENTS};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
-use core::task::Poll;
+use core::task::{Context, Poll};
+use guest_sdk::compartment::{self, Fuse};
 use guest_sdk::events::Channel;
-use guest_sdk::grants::Mapping;
+use guest_sdk::grants::{Lease, Mapping};
 use guest_sdk::{control, executor};
 use hypercall_abi::io::blkif::{ABI, SECTOR_SIZE, VDISK_READONLY, keys};
 use hypercall_abi::{GrantRef, Port};
@@ -35,6 +37,8 @@ pub struct Block {
     pub spec: DiskSpec,
     disk: Handle,
     status: Mutex<Status>,
+    /// For tests: its back end panics when it blows.
+    pub fuse: Arc<Fuse>,
 }
 
 /// How a device is.
@@ -44,6 +48,8 @@ pub struct Status {
     pub counters: Counters,
     /// Pages of the guest that are kept mapped.
     pub kept_pages: usize,
+    /// Times that its back end panicked.
+    pub panics: u32,
 }
 
 /// What a front end says of its rings.
@@ -56,7 +62,7 @@ struct Rings {
 impl Block {
     /// A device for a disk.
     pub fn new(spec: DiskSpec, disk: Handle) -> Self {
-        Self { spec, disk, status: Mutex::new(Status::default()) }
+        Self { spec, disk, status: Mutex::new(Status::default()), fuse: Arc::default() }
     }
 
     /// How it is.
@@ -188,36 +194,67 @@ impl Kind for Block {
 
     fn connect(vbd: &Arc<Vbd>) -> Result<Arc<Link>, String> {
         let Rings { rings, persistent } = vbd.rings()?;
-        let (mut pages, mut channels) = (Vec::new(), Vec::new());
+        let (mut pages, mut channels, mut leases) = (Vec::new(), Vec::new(), Vec::new());
         for (references, port) in &rings {
             let mapped = control::map_granted_pages(vbd.domain, references)
                 .map_err(|error| format!("its ring cannot be mapped: {error}"))?;
             let channel = control::connect(vbd.domain, *port)
                 .map_err(|errno| format!("its event channel {port} cannot be bound: {errno}"))?;
-            pages.push(mapped);
+            leases.push(mapped.lease());
+            pages.push(Fused::new(mapped, Arc::clone(&vbd.kind.fuse)));
             channels.push(channel);
         }
         let most = MOST_KEPT + pages.len() * REQUESTS_PER_TURN as usize * (MAX_INDIRECT_SEGMENTS + 1);
         let mapper = Pages::new(vbd.domain, most);
+        leases.push(mapper.lease());
         let identity = Identity { device: vbd.kind.spec.device };
         let backend = Backend::new(pages, identity, persistent, mapper, vbd.kind.disk.clone());
-        let link = Link::new();
-        executor::spawn(serve(Arc::clone(vbd), backend, channels, Arc::clone(&link)));
+        let (backend, link) = (Box::new(backend), Link::new());
+        executor::spawn(serve(Arc::clone(vbd), backend, leases, channels, Arc::clone(&link)));
         Ok(link)
     }
 }
 
-type Served = Backend<Mapping, Pages, Handle>;
+type Served = Backend<Fused<Mapping>, Pages, Handle>;
 
 /// A connection, from start to end.
-async fn serve(vbd: Arc<Vbd>, mut backend: Served, mut channels: Vec<Channel>, link: Arc<Link>) {
+///
+/// A turn runs in a compartment of its own: the back end moves into it and comes back, unless it panics there.
+async fn serve(
+    vbd: Arc<Vbd>,
+    mut backend: Box<Served>,
+    leases: Vec<Lease>,
+    mut channels: Vec<Channel>,
+    link: Arc<Link>,
+) {
     let before = vbd.kind.status().counters;
     loop {
         let seen = link.bell.rings();
         if link.is_stopping() {
             break;
         }
-        let turn = poll_fn(|context| Poll::Ready(backend.turn(context))).await;
+        let waker = poll_fn(|context| Poll::Ready(context.waker().clone())).await;
+        let work = move || {
+            let turn = backend.turn(&mut Context::from_waker(&waker));
+            let waits = turn.as_ref().is_ok_and(|turn| !turn.more) && !backend.prepare_to_wait();
+            (backend, turn, waits)
+        };
+        let (turn, waits) = match compartment::run(super::is_intact, work) {
+            Ok((back, turn, waits)) => {
+                backend = back;
+                (turn, waits)
+            }
+            Err(panic) => {
+                // What the disk was given before has its pages until it is done with them.
+                vbd.kind.disk.settled().await;
+                leases.into_iter().for_each(Lease::end);
+                drop(channels);
+                let status = &mut *vbd.kind.status.lock();
+                status.kept_pages = 0;
+                status.panics += 1;
+                return vbd.panicked(Some(&link), &panic, status.counters.requests);
+            }
+        };
         let Ok(turn) = turn else {
             vbd.broke(&link);
             // The other task has to hear of it first; it stops this one.
@@ -236,7 +273,7 @@ async fn serve(vbd: Arc<Vbd>, mut backend: Served, mut channels: Vec<Channel>, l
         if turn.more {
             note(&vbd, &backend, before);
             executor::yield_now().await;
-        } else if !backend.prepare_to_wait() {
+        } else if waits {
             note(&vbd, &backend, before);
             anything(&mut channels, &link.bell, seen).await;
         }
@@ -245,7 +282,9 @@ async fn serve(vbd: Arc<Vbd>, mut backend: Served, mut channels: Vec<Channel>, l
     vbd.kind.status.lock().kept_pages = 0;
     // Pages of the guest stay mapped until the disk lets go of them.
     poll_fn(|context| backend.poll_finish(context)).await;
-    drop(backend.close());
+    if compartment::run(super::is_intact, move || drop(backend.close())).is_err() {
+        leases.into_iter().for_each(Lease::end);
+    }
     drop(channels);
     link.end();
 }

@@ -3,6 +3,8 @@
 //! A task follows the front end's state and lives as long as the device. What serves a connection is the kind's; the two tell
 //! each other by a [`Link`].
 
+use crate::channel::Event;
+use crate::management::publish;
 use crate::say;
 use crate::store;
 use crate::waiting::{Bell, First, first};
@@ -12,11 +14,15 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::str::FromStr;
 use core::sync::atomic::{AtomicBool, Ordering};
+use guest_sdk::compartment::Panicked;
 use guest_sdk::{executor, time};
 use hypercall_abi::DomId;
 use hypercall_abi::io::xenbus::XenbusState;
 use spin::Mutex;
 use xenstore::Error;
+
+/// So many panics of a back end in a row, without anything done between them, and it is given up.
+const MOST_FUTILE: u32 = 3;
 
 /// Nodes and their values.
 pub type Nodes = Vec<(&'static str, String)>;
@@ -111,6 +117,10 @@ pub struct Device<K> {
     stopped: AtomicBool,
     /// Connections are to be given up as if the back end had died, and it is to come back.
     restart: AtomicBool,
+    /// Its back end panicked.
+    panicked: AtomicBool,
+    /// What was done when it panicked the last time, and how often it panicked without getting further.
+    futile: Mutex<(u64, u32)>,
     /// Changes of the above and of the state.
     bell: Bell,
     state: Mutex<Option<XenbusState>>,
@@ -134,6 +144,8 @@ impl<K: Kind> Device<K> {
             stop: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             restart: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
+            futile: Mutex::new((u64::MAX, 0)),
             bell: Bell::new(),
             state: Mutex::new(None),
             reported: AtomicBool::new(false),
@@ -223,6 +235,25 @@ impl<K: Kind> Device<K> {
         }
     }
 
+    /// The back end panicked, and nothing of the guest is mapped for it any more. `link` is that of the connection whose task ends with
+    /// it. `done` grows with what the device does: whether it got further than the last time it panicked.
+    pub fn panicked(&self, link: Option<&Link>, panic: &Panicked, done: u64) {
+        say!("{} (domain {}) {}: its back end panicked: {panic}", self.guest, self.domain, self.kind.name());
+        let mut futile = self.futile.lock();
+        *futile = (done, if futile.0 == done { futile.1 + 1 } else { 0 });
+        drop(futile);
+        self.panicked.store(true, Ordering::Release);
+        if let Some(link) = link {
+            link.end();
+        }
+        self.bell.ring();
+    }
+
+    /// Whether it is not worth another try: it panics before it gets anywhere.
+    fn is_given_up(&self) -> bool {
+        self.futile.lock().1 >= MOST_FUTILE
+    }
+
     /// The front end broke a ring: it is disconnected.
     pub fn broke(&self, link: &Link) {
         link.broken.store(true, Ordering::Release);
@@ -270,6 +301,10 @@ impl<K: Kind> Device<K> {
     pub fn restart(&self) {
         self.restart.store(true, Ordering::Release);
         self.bell.ring();
+    }
+
+    fn tell_restarted(&self, cause: &'static str) {
+        publish(Event::BackendRestarted { name: self.guest.clone(), device: self.kind.name(), cause });
     }
 
     /// Ends it: nothing of the guest is mapped for it afterwards, and its nodes are gone.
@@ -345,6 +380,21 @@ async fn step<K: Kind>(device: &Arc<Device<K>>, link: &mut Option<Arc<Link>>) ->
     use XenbusState as S;
     if device.restart.swap(false, Ordering::AcqRel) && link.is_some() {
         disconnect(link).await;
+        device.tell_restarted("asked");
+        return device.set_state(S::Closing);
+    }
+    if device.panicked.swap(false, Ordering::AcqRel) {
+        disconnect(link).await;
+        if device.is_given_up() {
+            let (name, kind) = (&device.guest, device.kind.name());
+            say!(
+                "{name} (domain {}) {kind}: it panics again and again: it is not connected any more",
+                device.domain
+            );
+            publish(Event::BackendGivenUp { name: name.clone(), device: kind });
+        } else {
+            device.tell_restarted("panic");
+        }
         return device.set_state(S::Closing);
     }
     if link.as_ref().is_some_and(|link| link.broken.load(Ordering::Acquire)) {
@@ -372,6 +422,7 @@ async fn step<K: Kind>(device: &Arc<Device<K>>, link: &mut Option<Arc<Link>>) ->
             disconnect(link).await;
             device.set_state(S::Closed)
         }
+        (S::Initialising, S::Closed) if device.is_given_up() => Ok(()),
         // It begins anew.
         (S::Initialising, S::Closed) => device.offer(),
         (S::Initialising, S::Connected) => {

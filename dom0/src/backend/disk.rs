@@ -1,6 +1,7 @@
 //! The disks that there are, opened from what descriptions say.
 
 use super::drives::{self, Claim, Place};
+use super::held::Shared;
 use super::pages::{Page, own_page};
 use crate::disks::{DiskSpec, Kind, Path, Source};
 use alloc::boxed::Box;
@@ -10,9 +11,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use blkback::disk::{Disk, Done, Job, Properties};
 use blkback::memory::{BadDisk, MemoryDisk};
+use core::future::poll_fn;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::{Context, Poll};
 use guest_sdk::memory;
-use spin::Mutex;
 use storage::blocks::Blocks;
 use storage::overlay::{self, Header, Overlay};
 use storage::{AnyDisk, SECTOR};
@@ -34,7 +36,9 @@ enum Below {
 #[derive(Clone)]
 pub struct Handle {
     // One vCPU, and never held over an await: never waited for.
-    disk: Arc<Mutex<Below>>,
+    disk: Arc<Shared<Below>>,
+    /// Jobs that it has not answered.
+    at_work: Arc<AtomicUsize>,
     readonly: bool,
     /// What it uses of dom0's disks.
     _claims: Arc<Vec<Claim>>,
@@ -118,7 +122,12 @@ pub async fn open(spec: &DiskSpec, by: &str) -> Result<Handle, String> {
             Below::Stored(claimed(&place, !spec.readonly, by, &path.to_string(), &mut claims)?)
         }
     };
-    Ok(Handle { disk: Arc::new(Mutex::new(disk)), readonly: spec.readonly, _claims: Arc::new(claims) })
+    Ok(Handle {
+        disk: Arc::new(Shared::new(disk)),
+        at_work: Arc::default(),
+        readonly: spec.readonly,
+        _claims: Arc::new(claims),
+    })
 }
 
 fn claimed(
@@ -198,6 +207,21 @@ impl Handle {
         Disk::<Page>::properties(self)
     }
 
+    /// Waits until all that it was given is done, for nobody: who gave it is gone.
+    pub async fn settled(&self) {
+        let mut disk = self.clone();
+        poll_fn(|context| {
+            while self.at_work.load(Ordering::Acquire) > 0 {
+                match disk.poll_done(context) {
+                    Poll::Ready(done) => drop(done),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// Makes it larger.
     ///
     /// # Errors
@@ -229,7 +253,11 @@ impl Disk<Page> for Handle {
         match &mut *self.disk.lock() {
             Below::Ram(disk) => disk.submit(job),
             Below::File(disk) => disk.submit(job),
-            Below::Stored(disk) => disk.submit(job),
+            Below::Stored(disk) => {
+                let done = disk.submit(job);
+                self.at_work.fetch_add(usize::from(done.is_none()), Ordering::AcqRel);
+                done
+            }
         }
     }
 
@@ -237,7 +265,11 @@ impl Disk<Page> for Handle {
         match &mut *self.disk.lock() {
             // All is done when it is submitted.
             Below::Ram(_) | Below::File(_) => Poll::Pending,
-            Below::Stored(disk) => disk.poll_done(context),
+            Below::Stored(disk) => {
+                let done = disk.poll_done(context);
+                self.at_work.fetch_sub(usize::from(done.is_ready()), Ordering::AcqRel);
+                done
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod carrier;
 mod device;
 mod disk;
 mod drives;
+mod held;
 mod net;
 mod pages;
 
@@ -18,8 +19,10 @@ pub use pages::Page;
 use crate::accounts::Traffic;
 use crate::archive::Archive;
 use crate::cards::CardSpec;
+use crate::channel::Event;
 use crate::devices::NetDevice;
 use crate::disks::DiskSpec;
+use crate::management::publish;
 use crate::{say, switches};
 use alloc::boxed::Box;
 use alloc::format;
@@ -62,6 +65,11 @@ pub fn start_network(cards: Vec<Arc<NetDevice>>) {
     if let Err(error) = specs.and_then(|specs| net::start(&specs, cards)) {
         say!("dom0: {NETWORK}: {error}");
     }
+}
+
+/// Whether dom0 can go on when a back end panics: it holds nothing that others need. The panic handler asks this.
+fn is_intact() -> bool {
+    held::none() && crate::store::is_intact() && crate::terminal::is_intact()
 }
 
 /// A file that may be a disk.
@@ -125,6 +133,14 @@ impl Devices {
         Ok(devices)
     }
 
+    fn tell_attached(&self, device: String) {
+        publish(Event::DeviceAttached { name: self.guest.clone(), device });
+    }
+
+    fn tell_detached(&self, device: String) {
+        publish(Event::DeviceDetached { name: self.guest.clone(), device });
+    }
+
     /// Adds a network card; returns its number.
     ///
     /// # Errors
@@ -137,6 +153,7 @@ impl Devices {
         let vif = Vif::start(self.domain, &self.guest, card)
             .map_err(|error| format!("card {number}: xenstore answers {error}"))?;
         cards.push(vif);
+        self.tell_attached(format!("card {number}"));
         Ok(number)
     }
 
@@ -171,6 +188,7 @@ impl Devices {
         vif.stop().await;
         self.cards.lock().retain(|other| other.number() != vif.number());
         *self.past.lock() += vif.kind.traffic();
+        self.tell_detached(format!("card {number}"));
         Ok(())
     }
 
@@ -193,6 +211,7 @@ impl Devices {
         let vbd = Vbd::start(self.domain, &self.guest, Block::new(spec.clone(), disk))
             .map_err(|error| format!("disk {}: xenstore answers {error}", spec.name))?;
         self.disks.lock().push(vbd);
+        self.tell_attached(format!("disk {}", spec.name));
         Ok(())
     }
 
@@ -237,6 +256,7 @@ impl Devices {
         vbd.stop().await;
         self.disks.lock().retain(|other| other.kind.spec.device != vbd.kind.spec.device);
         *self.past.lock() += vbd.kind.traffic();
+        self.tell_detached(format!("disk {}", vbd.kind.spec.name));
         Ok(())
     }
 

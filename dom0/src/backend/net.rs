@@ -6,7 +6,7 @@
 use super::carrier::{CardPages, Carrier, Keeping};
 use super::device::{Device, Kind, Link, Nodes};
 use crate::accounts::Traffic;
-use crate::cards::CardSpec;
+use crate::cards::{CardSpec, mac_text};
 use crate::devices::NetDevice;
 use crate::switches::{self, SwitchSpec};
 use crate::table::{Align, Table};
@@ -325,7 +325,7 @@ impl Card {
                 if let Some(named) = net.switches.iter_mut().find(|named| named.id == switch) {
                     named.cards -= 1;
                 }
-                return Err(format!("{address} on switch {}: {error}", spec.switch));
+                return Err(format!("{} on switch {}: {error}", mac_text(address), spec.switch));
             }
             None => return Err(format!("there is no switch {}", spec.switch)),
         };

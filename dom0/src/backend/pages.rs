@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use blkback::disk::GuestPage;
 use blkback::grants::{Mapper, Wanted};
 use core::sync::atomic::AtomicU32;
-use guest_sdk::grants::{MapPool, MappedPage};
+use guest_sdk::compartment::Fuse;
+use guest_sdk::grants::{Lease, MapPool, MappedPage};
 use guest_sdk::hardware::DmaPage;
 use guest_sdk::memory::Access;
 use guest_sdk::ring::SharedPage;
@@ -63,6 +64,37 @@ impl GuestPage for Page {
     }
 }
 
+/// A ring whose use may be made to panic, for tests.
+pub struct Fused<M> {
+    page: M,
+    fuse: Arc<Fuse>,
+}
+
+impl<M> Fused<M> {
+    /// The same ring, with a fuse.
+    pub fn new(page: M, fuse: Arc<Fuse>) -> Self {
+        Self { page, fuse }
+    }
+}
+
+impl<M: SharedPage> SharedPage for Fused<M> {
+    fn size(&self) -> usize {
+        self.page.size()
+    }
+    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
+        self.fuse.reached();
+        self.page.read_bytes(offset, to);
+    }
+    fn write_bytes(&self, offset: usize, from: &[u8]) {
+        self.fuse.reached();
+        self.page.write_bytes(offset, from);
+    }
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        self.fuse.reached();
+        self.page.word(offset)
+    }
+}
+
 /// Maps them.
 pub struct Pages {
     pool: MapPool,
@@ -74,6 +106,11 @@ impl Pages {
     /// Pages of `guest`, `most` at a time.
     pub fn new(guest: DomId, most: usize) -> Self {
         Self { pool: MapPool::new(guest, most), mapped: Vec::new(), unused: Vec::new() }
+    }
+
+    /// The means to unmap them all.
+    pub fn lease(&self) -> Lease {
+        self.pool.lease()
     }
 }
 

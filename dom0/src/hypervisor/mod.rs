@@ -33,6 +33,9 @@ pub trait Hypervisor: Sync {
         limits: Limits,
     ) -> Result<(DomId, Mfn), Errno>;
 
+    /// Whether pages that are given to a domain are zeroes.
+    fn gives_blank_pages(&self) -> bool;
+
     /// Fills a frame of a domain under construction with hypercall stubs.
     ///
     /// # Errors

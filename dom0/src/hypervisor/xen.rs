@@ -87,6 +87,11 @@ impl Hypervisor for Xen {
         })
     }
 
+    fn gives_blank_pages(&self) -> bool {
+        // It promises nothing: a build that does not scrub exists.
+        false
+    }
+
     fn hypercall_page(&self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
         control::hypercall_page(domain, frame)
     }

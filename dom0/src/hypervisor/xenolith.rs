@@ -80,6 +80,11 @@ impl Hypervisor for Xenolith {
         Ok((made.domid, made.shared_info))
     }
 
+    fn gives_blank_pages(&self) -> bool {
+        // Frames are scrubbed before they are given out.
+        true
+    }
+
     fn hypercall_page(&self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
         control::hypercall_page(domain, frame)
     }

@@ -48,7 +48,7 @@ struct Queues {
 static QUEUES: Once<Queues> = Once::new();
 static CHUNKS: [Once<Chunk>; PAGES] = [const { Once::new() }; PAGES];
 /// How many chunks there are; held while one is added.
-static COUNT: Mutex<usize> = Mutex::new(0);
+pub(super) static COUNT: Mutex<usize> = Mutex::new(0);
 
 /// Whether the domain has this form.
 pub(super) fn is_on() -> bool {

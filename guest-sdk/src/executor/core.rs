@@ -89,6 +89,11 @@ impl<P: Platform> Executor<P> {
         Spawner { queue: Arc::clone(&self.queue) }
     }
 
+    /// Nobody is in the middle of changing what is to run.
+    pub(crate) fn is_intact(&self) -> bool {
+        !self.queue.ready.is_locked() && timers::is_intact()
+    }
+
     /// Starts a task; it runs when the executor next turns.
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         self.spawner().spawn(future);
@@ -175,6 +180,11 @@ pub(crate) mod timers {
 
     static TIMERS: Mutex<BTreeMap<(u64, u64), Waker>> = Mutex::new(BTreeMap::new());
     static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+    /// Nobody is in the middle of changing who waits.
+    pub fn is_intact() -> bool {
+        !TIMERS.is_locked()
+    }
 
     /// Wakes `waker` at `deadline_ns`; the result takes the entry back.
     pub fn add(deadline_ns: u64, waker: Waker) -> (u64, u64) {

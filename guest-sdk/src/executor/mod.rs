@@ -42,6 +42,11 @@ fn executor() -> &'static Executor<Pv> {
     EXECUTOR.call_once(|| Executor::new(Pv))
 }
 
+/// Nobody is in the middle of changing what is to run.
+pub(crate) fn is_intact() -> bool {
+    EXECUTOR.get().is_none_or(Executor::is_intact)
+}
+
 /// Starts a task on the domain's executor.
 pub fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     executor().spawn(future);

@@ -13,6 +13,16 @@ pub mod trap;
 
 use core::fmt::Debug;
 
+/// Whether this library is in the middle of nothing: none of its locks is held.
+pub(crate) fn is_intact() -> bool {
+    heap::is_intact()
+        && crate::console::is_intact()
+        && crate::memory::is_intact()
+        && crate::grants::is_intact()
+        && crate::events::is_intact()
+        && crate::executor::is_intact()
+}
+
 /// What `main` may return.
 pub trait Outcome {
     /// Ends the domain accordingly.

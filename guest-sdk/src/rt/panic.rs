@@ -7,8 +7,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 static PANICS: AtomicU32 = AtomicU32::new(0);
 
-/// Prints message, place and return addresses, and crashes the domain.
+/// Leaves the compartment at work, if that panicked; else prints message, place and return addresses, and crashes the domain.
 pub fn report(info: &PanicInfo<'_>) -> ! {
+    if PANICS.load(Ordering::Relaxed) == 0 {
+        crate::compartment::leave(info);
+    }
     // A panic while reporting a panic says nothing more.
     if PANICS.fetch_add(1, Ordering::Relaxed) == 0 {
         let mut out = console::Emergency;

@@ -28,6 +28,10 @@ pub trait BuildTarget {
     fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), Self::Error>;
     /// Fills page `pfn` with zeroes.
     fn zero(&mut self, pfn: Pfn) -> Result<(), Self::Error>;
+    /// Whether all pages are zeroes before anything is written: those that stay so are not zeroed again then.
+    fn starts_blank(&self) -> bool {
+        false
+    }
     /// Fills page `pfn` with the hypercall stubs.
     fn hypercall_page(&mut self, pfn: Pfn) -> Result<(), Self::Error>;
 }
@@ -174,7 +178,7 @@ impl<'a> Builder<'a> {
             Stage::List => self.write_list_page(index, target),
             Stage::StartInfo => self.write_start_info(target),
             Stage::Blank => match self.blank_pages().nth(index as usize) {
-                Some(page) => target.zero(page),
+                Some(page) => blank(page, target),
                 None => Ok(()),
             },
             Stage::Tables => self.write_table(index, target),
@@ -184,15 +188,18 @@ impl<'a> Builder<'a> {
     /// Composes a page from all segments that have bytes in it: two may share one.
     fn write_image_page<T: BuildTarget>(&mut self, index: u64, target: &mut T) -> Result<(), T::Error> {
         let Some(pfn) = self.layout.image.nth(index) else { return Ok(()) };
-        self.page = [0; PAGE_SIZE];
         let mut any = false;
         for segment in self.kernel.segments() {
-            if let Some((offset, bytes)) = part_in_page(segment, pfn) {
-                any = true;
-                copy_to(&mut self.page, offset, bytes);
+            let Some((offset, bytes)) = part_in_page(segment, pfn) else { continue };
+            if bytes.len() == PAGE_SIZE {
+                return target.write(pfn, 0, bytes);
             }
+            if !core::mem::replace(&mut any, true) {
+                self.page = [0; PAGE_SIZE];
+            }
+            copy_to(&mut self.page, offset, bytes);
         }
-        if any { target.write(pfn, 0, &self.page) } else { target.zero(pfn) }
+        if any { target.write(pfn, 0, &self.page) } else { blank(pfn, target) }
     }
 
     fn write_module_page<T: BuildTarget>(&mut self, index: u64, target: &mut T) -> Result<(), T::Error> {
@@ -219,7 +226,10 @@ impl<'a> Builder<'a> {
 
     fn write_table<T: BuildTarget>(&mut self, index: u64, target: &mut T) -> Result<(), T::Error> {
         let Some((table, pfn)) = self.layout.tables.nth(index) else { return Ok(()) };
-        for (word, entry) in self.page.as_chunks_mut::<8>().0.iter_mut().zip(0..) {
+        self.page = [0; PAGE_SIZE];
+        let used = self.layout.tables.used(table);
+        let words = self.page.as_chunks_mut::<8>().0.get_mut(used.start as usize..used.end as usize);
+        for (word, entry) in words.into_iter().flatten().zip(used) {
             let value = self.layout.tables.entry(table, entry, |pfn| target.mfn_of(pfn))?;
             *word = value.to_le_bytes();
         }
@@ -275,6 +285,10 @@ impl<'a> Builder<'a> {
             used_pages: layout.used_pages(),
         })
     }
+}
+
+fn blank<T: BuildTarget>(pfn: Pfn, target: &mut T) -> Result<(), T::Error> {
+    if target.starts_blank() { Ok(()) } else { target.zero(pfn) }
 }
 
 /// The file's bytes of `segment` that belong into page `pfn`, with their offset in it.

@@ -135,6 +135,20 @@ impl Tables {
         Some((frame, !is_table))
     }
 
+    /// Indexes of the entries of `table` that can be anything but zero.
+    pub fn used(&self, table: TableName) -> Range<u64> {
+        let per_table = PTES_PER_TABLE as u64;
+        let first = table.prefix * per_table;
+        let used = [Some(self.boot), self.list].into_iter().flatten().map(|mapped| {
+            // Level 0 are the pages themselves.
+            let below = mapped.area.tables(table.level - 1);
+            below.start.saturating_sub(first)..below.end.saturating_sub(first).min(per_table)
+        });
+        used.filter(|range| !range.is_empty())
+            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+            .unwrap_or(0..0)
+    }
+
     /// The value of entry `index` (below 512) of `table`.
     ///
     /// # Errors

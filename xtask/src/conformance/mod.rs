@@ -575,7 +575,8 @@ impl Bench<'_> {
         )?;
         sh::echo(&qemu);
         let timeout = Some(Duration::from_secs(what.timeout));
-        let watched = qemu::watch(qemu, &Watch { host: what.host, timeout, quiet: true, steps: &[] })?;
+        let watched =
+            qemu::watch(qemu, &Watch { host: what.host, timeout, quiet: true, steps: &[], channel: None })?;
         sh::write(&scratch.with_extension("log"), watched.text.as_bytes())?;
         Ok(watched)
     }

@@ -102,9 +102,12 @@ impl Copier for Host {
     }
 }
 
+/// Frames, and what the card has to finish in each.
+type Sent = Vec<(Vec<u8>, Unfinished)>;
+
 /// A card of the machine's that notes what it was given.
 struct Cable {
-    sent: Rc<RefCell<Vec<(Vec<u8>, Unfinished)>>>,
+    sent: Rc<RefCell<Sent>>,
     takes: Features,
     flushed: Rc<RefCell<usize>>,
 }
@@ -137,7 +140,7 @@ struct World {
     host: Host,
     guests: Vec<Guest>,
     wire: WireId,
-    sent: Rc<RefCell<Vec<(Vec<u8>, Unfinished)>>>,
+    sent: Rc<RefCell<Sent>>,
     flushed: Rc<RefCell<usize>>,
     lan: SwitchId,
     bridge: SwitchId,

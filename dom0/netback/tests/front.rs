@@ -311,7 +311,8 @@ fn large_frames_go_whole_or_in_segments_and_no_slot_is_lost() {
             }
             let _ = world.guests[1].receive.publish();
             assert!(stream == expected, "round {round}");
-            (stream.clear(), expected.clear());
+            stream.clear();
+            expected.clear();
         }
         assert_eq!(world.guests[0].transmit.counts(), (sent.into(), 0));
         assert_eq!(world.guests[1].receive.counts(), (got, 0, 0));

@@ -16,6 +16,9 @@ use netswitch::{Checksum, EthernetAddress, Port, PortId, SEGMENT_HEAD};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
+/// A frame, the flags of its first page, and the bytes of payload of the segments that it is to be cut into.
+type Large = (Vec<u8>, RxFlags, Option<u16>);
+
 /// Guests' pages, by guest and grant; some for reading only.
 struct Host {
     pages: HashMap<(u16, u32), (Vec<u8>, bool)>,
@@ -192,8 +195,8 @@ impl World {
     }
 
     /// The same, with the bytes of payload of the segments that they are to be cut into.
-    fn got_large(&mut self, guest: usize) -> Vec<Result<(Vec<u8>, RxFlags, Option<u16>), i16>> {
-        let (mut frames, mut frame) = (Vec::new(), None::<(Vec<u8>, RxFlags, Option<u16>)>);
+    fn got_large(&mut self, guest: usize) -> Vec<Result<Large, i16>> {
+        let (mut frames, mut frame) = (Vec::new(), None::<Large>);
         let mut last = 0;
         while let Some(response) = self.guests[guest].receive.pop().unwrap() {
             assert!(response.id > last, "in the order of the requests");

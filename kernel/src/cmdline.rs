@@ -174,6 +174,7 @@ fn size(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     #[test]
     fn every_option() {
@@ -207,12 +208,17 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_reported_and_changes_nothing() {
-        let bad = "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 dom0_max_vcpus=0 dom0_guarantee=101 maxcpus=0 sched=rr watchdog_timeout=x wedge= clocksource=pit \
-                   debug-exit=0x10000 noreboot=1 iommu=on é";
-        let o = parse(bad);
-        assert_eq!(o.unknown.len(), bad.split_ascii_whitespace().count());
-        assert_eq!(o.words, bad);
-        assert_eq!(Options { unknown: ArrayVec::new(), words: "", ..o }, parse(""));
+        let bad = [
+            "loglvl=loud dom0_mem= dom0_mem=12Q dom0_mem=99999999999G com1=fast com1=9600,7e1 iommu=on é",
+            "dom0_max_vcpus=0 dom0_guarantee=101 maxcpus=0 sched=rr watchdog_timeout=x wedge= clocksource=pit",
+            "calibrate=tsc debug-exit=0x10000 noreboot=1",
+        ];
+        for bad in bad {
+            let o = parse(bad);
+            assert_eq!(o.unknown.as_slice(), bad.split_ascii_whitespace().collect::<Vec<_>>());
+            assert_eq!(o.words, bad);
+            assert_eq!(Options { unknown: ArrayVec::new(), words: "", ..o }, parse(""));
+        }
         let many = "x ".repeat(40);
         assert_eq!(parse(&many).unknown.len(), MAX_UNKNOWN);
     }

@@ -425,6 +425,8 @@ impl Drop for Foreign {
         let ended = unsafe {
             stub::mmu_update(requests.as_ptr() as u64, requests.len() as u64, 0, u64::from(DomId::SELF.get()))
         };
+        // mmu_update leaves stale translations of level-1 entries to its caller.
+        memory::flush_tlb();
         if ended.is_ok() {
             self.range.set_empty();
         }

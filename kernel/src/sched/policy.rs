@@ -22,6 +22,8 @@ pub const WAKE_BONUS_NS: u64 = 5_000_000;
 pub const CLAIM_NS: u64 = 20_000_000;
 /// How far ahead of its new competitors a vCPU may be, so that no debt from elsewhere starves it.
 pub const LIMIT_NS: u64 = 100_000_000;
+/// Standings up to this one are of those that have guaranteed time.
+const LAST_GUARANTEED: u64 = 1;
 /// How far behind one that waits elsewhere must be to be worth moving: less would move vCPUs at each switch.
 pub const STEAL_NS: u64 = 5_000_000;
 
@@ -55,9 +57,16 @@ impl View {
         View { clock: all.map(|view| view.floor()).fold(self.clock, u64::max), ..self }
     }
 
-    /// The clock of a CPU where `running` runs and `first` waits.
+    /// The clock of a CPU where `running` runs and `first` waits. Who has guaranteed time does not count: its standing is no virtual
+    /// time, and beside it the clock would stand still while the others' goes on.
     pub fn clock_after(clock: u64, running: Option<u64>, first: Option<u64>) -> u64 {
-        running.into_iter().chain(first).min().map_or(clock, |least| clock.max(least))
+        let compete = |standing: &u64| *standing > LAST_GUARANTEED;
+        running.into_iter().chain(first).filter(compete).min().map_or(clock, |least| clock.max(least))
+    }
+
+    /// What one that runs at `standing` is at, having run for `virtual_ns` since: guaranteed time advances nothing.
+    pub fn advanced(standing: u64, virtual_ns: u64) -> u64 {
+        if standing > LAST_GUARANTEED { standing.saturating_add(virtual_ns) } else { standing }
     }
 
     fn idle(&self) -> bool {
@@ -189,7 +198,13 @@ impl Policy for Fair {
 
     /// Those with guaranteed time first, in turn.
     fn standing(&self, virtual_ns: u64, guaranteed: bool, ran_ns: u64) -> u64 {
-        if guaranteed { u64::from(ran_ns >= SLICE_NS) } else { virtual_ns }
+        if !guaranteed {
+            virtual_ns.max(LAST_GUARANTEED + 1)
+        } else if ran_ns < SLICE_NS {
+            0
+        } else {
+            LAST_GUARANTEED
+        }
     }
 
     fn preempts(&self, waiting: u64, running: u64, ran_ns: u64) -> Preempt {

@@ -41,7 +41,7 @@ impl Published {
         let ran = now.saturating_sub(self.since.load(Ordering::Relaxed));
         let ran = virtual_time(ran, self.weight.load(Ordering::Relaxed));
         View {
-            running: some(self.running.load(Ordering::SeqCst)).map(|at| at.saturating_add(ran)),
+            running: some(self.running.load(Ordering::SeqCst)).map(|at| View::advanced(at, ran)),
             first: some(self.first.load(Ordering::SeqCst)),
             clock: self.clock.load(Ordering::Relaxed),
             waiting: self.waiting.load(Ordering::SeqCst),

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::policy::{Affinity, Arrival, Fair, Null, Policy, Preempt, SHORTEST_RUN_NS, View};
-use super::{Cap, DEFAULT_WEIGHT, FairQueue, Guarantee};
+use super::{Cap, DEFAULT_WEIGHT, FairQueue, Guarantee, SLICE_NS, WAKE_BONUS_NS};
 use crate::platform::{CpuId, CpuSet};
 
 const MS: u64 = 1_000_000;
@@ -138,7 +138,7 @@ impl<P: Policy> Simulation<P> {
     fn view(&self, cpu: &Cpu) -> View {
         // What the one who runs there has run since it was last charged counts as well.
         let uncharged = self.now.saturating_sub(cpu.charged) * u64::from(DEFAULT_WEIGHT);
-        let at = |task: &Task| self.standing(task, 0) + uncharged / task.weight;
+        let at = |task: &Task| View::advanced(self.standing(task, 0), uncharged / task.weight);
         View {
             running: cpu.running.and_then(|task| self.tasks.get(task)).map(at),
             first: cpu.queue.first(),
@@ -639,4 +639,20 @@ fn null_never_moves_or_preempts() {
         assert_eq!(task.last, cpu);
         assert!(task.longest_wait == 0, "nobody competes");
     }
+}
+
+#[test]
+fn time_goes_on_beside_one_with_guaranteed_time() {
+    // Somebody has run alone for five seconds, and one with guaranteed time runs for a moment: a newcomer competes with the former.
+    let alone = 5_000 * MS;
+    for running in [Fair.standing(77 * MS, true, 0), Fair.standing(77 * MS, true, SLICE_NS)] {
+        let view =
+            View { running: Some(View::advanced(running, MS)), first: Some(alone), clock: 10, waiting: 1 };
+        assert_eq!(Fair.join(0, view, Arrival::Woken), alone - WAKE_BONUS_NS);
+        let view = View { running: Some(View::advanced(alone, MS)), first: Some(running), ..view };
+        assert_eq!(Fair.join(0, view, Arrival::Woken), alone + MS - WAKE_BONUS_NS);
+    }
+    // With nobody else there, what the clock was before holds.
+    let view = View { running: Some(0), first: None, clock: alone, waiting: 0 };
+    assert_eq!(Fair.join(0, view, Arrival::Woken), alone - WAKE_BONUS_NS);
 }

@@ -128,11 +128,11 @@ fn shares(cells: &[Cell], due: &[u64], ms: u64, percent: u64) -> Verdict {
     let read = |cell: &Cell| -> Result<(u64, u64), Errno> { Ok((cell.work(), cell.ran_ns()?)) };
     let before = cells.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let mut last: Vec<u64> = before.iter().map(|(work, _)| *work).collect();
-    for _ in 0..ms / WINDOW_MS {
+    for window in 0..ms / WINDOW_MS {
         wait_ms(WINDOW_MS);
         for ((index, cell), last) in cells.iter().enumerate().zip(&mut last) {
             let work = cell.work();
-            check!(work > *last, "cell {index} did nothing for {WINDOW_MS} ms");
+            check!(work > *last, "cell {index} did nothing for {WINDOW_MS} ms, after {window} of these");
             *last = work;
         }
     }
@@ -190,8 +190,9 @@ fn ideal(weights: &[u32], cpus: u64) -> Vec<u64> {
     }
 }
 
-/// Cells of these weights on all CPUs for half a minute; the first `dozing` of them sleep half of the time.
-fn shares_of_all_cpus(weights: &[u32], dozing: usize) -> Verdict {
+/// Cells of these weights on all CPUs for half a minute; the first `dozing` of them sleep half of the time. Each gets what is due to it
+/// within `percent`.
+fn shares_of_all_cpus(weights: &[u32], dozing: usize, percent: u64) -> Verdict {
     let cpus = control::phys_info()?.cpus;
     let deed = |index| if index < dozing { Deed::Doze } else { Deed::Spin };
     let cells = weights
@@ -202,7 +203,7 @@ fn shares_of_all_cpus(weights: &[u32], dozing: usize) -> Verdict {
     cells.iter().try_for_each(Cell::start)?;
     wait_ms(500);
     let (idle, start) = (idle_ns(cpus)?, now_ns());
-    shares(&cells, &ideal(weights, cpus.into()), 30_000, 2)?;
+    shares(&cells, &ideal(weights, cpus.into()), 30_000, percent)?;
     let (idle, span) = (idle_ns(cpus)? - idle, (now_ns() - start) * u64::from(cpus));
     println!("{cpus} CPUs idled for {} parts in 100000", idle * 100_000 / span);
     check!(idle * 100 <= span, "CPUs idled for {} ms while somebody waited", idle / MS);
@@ -218,20 +219,20 @@ fn weights_on_several_cpus(_: &mut Domain) -> Verdict {
     wants_cpus(4)?;
     wants_icount()?;
     // Nobody is due more than a CPU: 8 parts of 36 of 4 CPUs.
-    shares_of_all_cpus(&[1, 2, 3, 4, 5, 6, 7, 8], 0)
+    shares_of_all_cpus(&[1, 2, 3, 4, 5, 6, 7, 8], 0, 2)
 }
 
 fn weights_beyond_a_cpu_on_several_cpus(_: &mut Domain) -> Verdict {
     wants_cpus(4)?;
     wants_icount()?;
-    // The last two get a CPU each, the others two by weight.
-    shares_of_all_cpus(&[1, 1, 1, 2, 2, 4, 16, 16], 0)
+    // The last two get a CPU each, the others two by weight: who shares with whom changes seldom, so the lightest are off by more.
+    shares_of_all_cpus(&[1, 1, 1, 2, 2, 4, 16, 16], 0, 5)
 }
 
 fn sleepers_on_several_cpus(_: &mut Domain) -> Verdict {
     wants_cpus(4)?;
     wants_icount()?;
-    shares_of_all_cpus(&[1, 1, 2, 2, 7, 7, 8, 8], 4)
+    shares_of_all_cpus(&[1, 1, 2, 2, 7, 7, 8, 8], 4, 2)
 }
 
 fn weights_change_at_run_time(_: &mut Domain) -> Verdict {

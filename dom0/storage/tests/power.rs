@@ -193,6 +193,20 @@ impl<D: Disk<Mapped>> Guest<D> {
         self.host.push(&rw(operation, id, sector, &segments));
     }
 
+    /// Asks for writes of a sector each, and for a flush behind them, without waiting for answers. Returns the number of writes: of sectors
+    /// that are written twice at once anything may become.
+    fn write_and_flush(&mut self, places: &[u64], version: &mut u64, reference: &mut Reference) -> usize {
+        let places: BTreeSet<u64> = places.iter().copied().collect();
+        for (number, &sector) in places.iter().enumerate() {
+            *version += 1;
+            let content = content(sector, *version);
+            self.write(10 + number as u64, number, sector, &[content], WRITE);
+            reference.0[sector as usize].push(content);
+        }
+        self.host.push(&rw(FLUSH, 2, 0, &[]));
+        places.len()
+    }
+
     fn read(&mut self, sector: u64, sectors: u64) -> Vec<Sector> {
         let segments = [segment(self.pages[15], 0, sectors as u8 - 1)];
         self.host.push(&rw(READ, 77, sector, &segments));
@@ -233,28 +247,13 @@ fn run(steps: &[Step], seed: u64) {
                 }
             }
             Step::Burst(places) => {
-                // One sector each; of those that are written twice at once anything may become.
-                let places: BTreeSet<u64> = places.iter().copied().collect();
-                for (number, &sector) in places.iter().enumerate() {
-                    version += 1;
-                    let content = content(sector, version);
-                    guest.write(10 + number as u64, number, sector, &[content], WRITE);
-                    reference.0[sector as usize].push(content);
-                }
-                guest.host.push(&rw(FLUSH, 2, 0, &[]));
-                let answers = guest.answers(places.len() + 1);
+                let writes = guest.write_and_flush(places, &mut version, &mut reference);
+                let answers = guest.answers(writes + 1);
                 assert!(answers.values().all(|&status| status == RSP_OKAY));
                 reference.flushed();
             }
             Step::PowerFailure { places, turns } => {
-                let places: BTreeSet<u64> = places.iter().copied().collect();
-                for (number, &sector) in places.iter().enumerate() {
-                    version += 1;
-                    let content = content(sector, version);
-                    guest.write(10 + number as u64, number, sector, &[content], WRITE);
-                    reference.0[sector as usize].push(content);
-                }
-                guest.host.push(&rw(FLUSH, 2, 0, &[]));
+                guest.write_and_flush(places, &mut version, &mut reference);
                 for _ in 0..*turns {
                     guest.host.turn().expect("an honest front");
                     if guest.host.answers().contains(&(2, RSP_OKAY)) {

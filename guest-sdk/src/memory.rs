@@ -502,6 +502,7 @@ impl Range {
     }
 
     /// Says that nothing is mapped any more.
+    #[cfg(feature = "control")]
     pub(crate) fn set_empty(&mut self) {
         self.empty = true;
     }

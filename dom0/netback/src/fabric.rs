@@ -73,6 +73,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of a turn on one switch.
+    #[must_use]
+    pub fn of(switch: SwitchId, turn: Turn) -> Self {
+        let mut outcome = Self::default();
+        outcome.add(switch.0, turn);
+        outcome
+    }
+
     fn add(&mut self, switch: usize, turn: Turn) {
         let switch = SwitchId(switch);
         for (port, queue) in turn.notify {
@@ -261,10 +269,24 @@ impl<M: SharedPage, W: Wire> Fabric<M, W> {
             let mut taker = taker(now_ns, &lane.behind, routers, cables, onward);
             lane.network.turn(now_ns, port, queue, copier, &mut taker)
         };
-        let (more, closed) = (turn.more, turn.closed);
+        let (more, closed, until_ns) = (turn.more, turn.closed, turn.until_ns);
         outcome.add(switch.0, turn);
         self.finish(now_ns, copier, &mut outcome);
-        (Turn { more, closed, ..Turn::default() }, outcome)
+        (Turn { more, closed, until_ns, ..Turn::default() }, outcome)
+    }
+
+    /// Brings what waits for a queue of a guest's card, and takes nothing of what it has sent.
+    pub fn refill(
+        &mut self,
+        now_ns: u64,
+        switch: SwitchId,
+        port: PortId,
+        queue: usize,
+        copier: &mut impl Copier,
+    ) -> Outcome {
+        let network = self.network_mut(switch);
+        let turn = network.map(|network| network.refill(now_ns, port, queue, copier));
+        Outcome::of(switch, turn.unwrap_or_default())
     }
 
     /// Brings frames that came in from outside where they go.

@@ -15,7 +15,8 @@
 //! one without its checksum) gets it as it takes it.
 //!
 //! A front end is hostile until shown otherwise: a request is copied out of the ring once and decided on the copy. A bad frame is
-//! answered with an error; a bad ring ends the connection. Who has no room for a frame does not get it: nobody waits for another.
+//! answered with an error; a bad ring ends the connection. Who has no room for a frame gets it a little later, or not at all: nobody but its
+//! sender waits, and that with a part of its ring.
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

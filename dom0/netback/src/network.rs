@@ -1,7 +1,12 @@
 //! Cards, the switch between them, and ports of dom0's own.
 //!
 //! A turn of a queue takes what its guest has sent and brings it where it goes, with two calls of the hypervisor: one that reads, one
-//! that writes. A guest that has no room, or whose pages are not what it says, misses the frame; others get it.
+//! that writes. A guest whose pages are not what it says misses the frame; others get it.
+//!
+//! A frame for one guest that has no room waits, unanswered, in its sender's ring, and what comes behind it for the same queue, too: so
+//! whoever sends faster than its receiver takes is slowed down, and nothing is kept in dom0 but heads. Who has put up no pages for
+//! [`PATIENCE_NS`] loses all that waits for it, and until it puts up some nothing waits any more. No more than [`WAITING_SLOTS`] of a ring
+//! wait at a time: the others are there for frames to others. Frames for several, and those of dom0's own, do not wait.
 //!
 //! What a receiver does not take as it is (segments to be cut, a checksum to be filled in, and it is too long to have been read whole) is
 //! put together in a workshop, a frame at a time, with calls of its own.
@@ -9,6 +14,7 @@
 use crate::receive::Receive;
 use crate::transmit::{Frame, Transmit};
 use crate::{Closed, Fault};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::ops::Range;
 use guest_sdk::copy::{Copier, Copy, Place};
@@ -25,6 +31,10 @@ pub const FRAMES: usize = 64;
 const REQUESTS: usize = 4 * FRAMES;
 /// The longest frame that is read whole; of longer ones, the head.
 pub const WHOLE: usize = 2048;
+/// Slots of a ring whose frames may wait for receivers: half of it.
+pub const WAITING_SLOTS: usize = 128;
+/// How long a frame waits for its receiver to put up pages: longer than a guest that runs needs, shorter than a sender gives up after.
+pub const PATIENCE_NS: u64 = 300_000_000;
 /// Most queues of a card.
 pub const QUEUES: usize = 4;
 /// Where frames are put together: the longest one, cut into the most segments.
@@ -67,6 +77,26 @@ pub struct Missed {
 struct Queue<M> {
     transmit: Transmit<M>,
     receive: Receive<M>,
+    /// Frames that it is to get once it has room, in order.
+    waiting: VecDeque<Waiting>,
+    /// It let frames wait in vain, and has put up nothing since.
+    stalled: bool,
+    /// Slots of its own ring whose frames wait for others.
+    held: usize,
+}
+
+/// A frame that waits in its sender's ring.
+struct Waiting {
+    /// The queue that it was sent by.
+    from: (PortId, usize),
+    frame: Frame,
+    /// Its bytes in the staging area, which were decided on.
+    head: Vec<u8>,
+    parcel: Parcel,
+    segments: Option<Segments>,
+    /// The first segment that has not been brought.
+    next: usize,
+    until_ns: u64,
 }
 
 struct Card<M> {
@@ -93,6 +123,8 @@ pub struct Turn {
     pub more: bool,
     /// The card's guest broke a ring: nothing that it says counts any more. What it had sent before has gone.
     pub closed: bool,
+    /// Frames of this queue's wait for others, at most until then, ns: a turn is due.
+    pub until_ns: Option<u64>,
     /// Queues whose guests want to be notified.
     pub notify: Vec<(PortId, usize)>,
     /// Cards whose guests broke a ring that frames went to: their next turn fails.
@@ -116,6 +148,8 @@ pub type Local<'a> = &'a mut dyn FnMut(PortId, &mut [u8], Unfinished);
 
 /// One copy of a frame, to one queue.
 struct Delivery {
+    /// Whose frame it is, unless it is dom0's.
+    sender: Option<DomId>,
     frame: usize,
     to: (PortId, usize),
     bytes: u16,
@@ -126,6 +160,7 @@ struct Delivery {
 }
 
 /// A frame as it is brought to somebody: its first bytes are in the staging area.
+#[derive(Clone, Copy)]
 struct Parcel {
     at: usize,
     staged: usize,
@@ -137,17 +172,35 @@ struct Parcel {
     hash: u32,
 }
 
+/// What has become of a frame for one guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passed {
+    /// It is on its way, or can never be.
+    Done,
+    /// There was no room for it, or for the segments from this one on.
+    Left(usize),
+}
+
+/// Whether slots were taken for a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reserved {
+    Yes,
+    /// There are not enough now.
+    NoRoom,
+    /// There never will be.
+    Never,
+}
+
 /// A frame that is put together for those who do not take it as it is.
-struct Job<'a> {
-    port: PortId,
+struct Job {
+    sender: DomId,
     index: usize,
     /// How it can be cut, if it can.
     segments: Option<Segments>,
     parcel: Parcel,
-    ports: &'a [PortId],
 }
 
-impl Job<'_> {
+impl Job {
     /// Of the frame, or of a segment of it: where it is in the workshop, bytes of its headers, and what of the frame is behind them.
     fn layout(&self, cut: Option<Segments>, at: usize) -> (usize, usize, Range<usize>) {
         let Some(cut) = cut else {
@@ -194,6 +247,8 @@ pub struct Network<M> {
     touched: Vec<(PortId, usize)>,
     /// Cards that turned out to be broken in this turn.
     broken: Vec<PortId>,
+    /// When the first of all frames that wait has waited long enough, or earlier.
+    expires_ns: u64,
     // Kept for their memory.
     frames: Vec<Frame>,
     copies: Vec<Copy>,
@@ -262,6 +317,7 @@ impl<M: SharedPage> Network<M> {
             slots: Vec::new(),
             touched: Vec::new(),
             broken: Vec::new(),
+            expires_ns: u64::MAX,
             frames: Vec::new(),
             copies: Vec::new(),
             pages: Vec::new(),
@@ -286,8 +342,9 @@ impl<M: SharedPage> Network<M> {
         Ok(port)
     }
 
-    /// Takes a port away, with its card.
-    pub fn detach(&mut self, port: PortId) {
+    /// Takes a port away, with its card; whom to notify, as by [`disconnect`](Self::disconnect).
+    pub fn detach(&mut self, port: PortId) -> Turn {
+        let turn = self.disconnect(port);
         if let Some(place) = self
             .slots
             .get_mut(port.index())
@@ -296,6 +353,7 @@ impl<M: SharedPage> Network<M> {
             *place = None;
         }
         self.switch.detach(port);
+        turn
     }
 
     fn slot(&self, port: PortId) -> Option<&Slot<M>> {
@@ -336,7 +394,7 @@ impl<M: SharedPage> Network<M> {
         }
     }
 
-    /// Puts a guest's card behind a port: its queues, each a ring to send and one to receive, and what it takes.
+    /// Puts a guest's card behind a port that has none: its queues, each a ring to send and one to receive, and what it takes.
     pub fn connect(
         &mut self,
         port: PortId,
@@ -347,18 +405,31 @@ impl<M: SharedPage> Network<M> {
         let queues = queues.into_iter().map(|(transmit, receive)| Queue {
             transmit: Transmit::new(transmit),
             receive: Receive::new(receive),
+            waiting: VecDeque::new(),
+            stalled: false,
+            held: 0,
         });
         let card = Card { domain, queues: queues.collect(), features: features.consistent(), broken: false };
-        if let Some(slot) = self.slot_mut(port) {
+        if let Some(slot) = self.slot_mut(port).filter(|slot| slot.card.is_none()) {
             slot.card = Some(card);
         }
     }
 
-    /// Lets go of a card's rings.
-    pub fn disconnect(&mut self, port: PortId) {
-        if let Some(slot) = self.slot_mut(port) {
-            slot.card = None;
+    /// Lets go of a card's rings. What waited for it is lost, and what it had sent; who sent what was lost is notified.
+    #[must_use = "whoever has sent to it sleeps if it is not notified"]
+    pub fn disconnect(&mut self, port: PortId) -> Turn {
+        let mut turn = Turn::default();
+        let Some(card) = self.slot_mut(port).and_then(|slot| slot.card.take()) else { return turn };
+        for waiting in card.queues.into_iter().flat_map(|queue| queue.waiting) {
+            self.answer(waiting.from, waiting.frame);
         }
+        for card in self.slots.iter_mut().flatten().filter_map(|slot| slot.card.as_mut()) {
+            for queue in &mut card.queues {
+                queue.waiting.retain(|waiting| waiting.from.0 != port);
+            }
+        }
+        self.publish(&mut turn);
+        turn
     }
 
     /// Frames that a card's guest missed.
@@ -389,14 +460,15 @@ impl<M: SharedPage> Network<M> {
         copier: &mut impl Copier,
         local: Local<'_>,
     ) -> Turn {
+        self.bring_waiting(now_ns, (port, queue), copier);
         let mut frames = core::mem::take(&mut self.frames);
         let taken = self.take(port, queue, &mut frames);
         if !frames.is_empty() {
             self.read(port, &mut frames, copier);
             for index in 0..frames.len() {
-                self.decide(now_ns, port, index, &mut frames, copier, &mut *local);
+                self.decide(now_ns, (port, queue), index, &mut frames, copier, &mut *local);
             }
-            self.bring(port, &mut frames, copier);
+            self.bring(&mut frames, copier);
             if let Some(Queue { transmit, .. }) = self.queue_mut((port, queue)) {
                 for frame in &frames {
                     if let Some(fault) = frame.failed {
@@ -406,15 +478,28 @@ impl<M: SharedPage> Network<M> {
                 }
             }
         }
+        self.touch((port, queue));
         frames.clear();
         self.frames = frames;
         let mut turn = Turn::default();
-        if self.queue_mut((port, queue)).is_some_and(|queue| queue.transmit.publish()) {
-            turn.notify.push((port, queue));
-        }
         self.publish(&mut turn);
         (turn.more, turn.closed) = (taken == Ok(true), taken.is_err());
+        turn.until_ns = self.until_ns((port, queue));
         turn
+    }
+
+    /// Brings what waits for a queue, if it has room now, and takes nothing of what it has sent.
+    pub fn refill(&mut self, now_ns: u64, port: PortId, queue: usize, copier: &mut impl Copier) -> Turn {
+        self.bring_waiting(now_ns, (port, queue), copier);
+        let mut turn = Turn { until_ns: self.until_ns((port, queue)), ..Turn::default() };
+        self.publish(&mut turn);
+        turn
+    }
+
+    /// When something is to be done about frames of a queue's that wait.
+    fn until_ns(&mut self, from: (PortId, usize)) -> Option<u64> {
+        let expires_ns = self.expires_ns;
+        self.queue_mut(from).filter(|queue| queue.held > 0).map(|_| expires_ns)
     }
 
     /// Takes frames of a queue; whether there may be more.
@@ -456,12 +541,13 @@ impl<M: SharedPage> Network<M> {
     fn decide(
         &mut self,
         now_ns: u64,
-        port: PortId,
+        from: (PortId, usize),
         index: usize,
         frames: &mut [Frame],
         copier: &mut impl Copier,
         local: Local<'_>,
     ) {
+        let (port, _) = from;
         let Some(frame) = frames.get_mut(index).filter(|frame| frame.failed.is_none()) else { return };
         let (slot, bytes, staged) = (index * WHOLE, usize::from(frame.bytes), staged(frame));
         let head = copier.staging().get(slot..slot + staged).unwrap_or_default();
@@ -504,23 +590,230 @@ impl<M: SharedPage> Network<M> {
             netswitch::complete_checksum(frame);
             (parcel.blank, parcel.validated) = (false, true);
         }
-        let alone = ports.len() == 1;
-        let mut work = false;
-        for to in &ports {
-            if !self.fits(&parcel, *to) {
-                work = true;
-            } else if self.card(*to).is_some() {
-                self.reserve(index, &parcel, *to, frames.get(index).map(|frame| (port, frame)));
-            } else if let Some(frame) = copier.staging().get_mut(slot..slot + bytes) {
-                give(local, *to, frame, unfinished(&parcel), alone);
+        let Some(sender) = self.card(port).map(|card| card.domain) else { return };
+        let job = Job { sender, index, segments, parcel };
+        if let [to] = *ports.as_slice()
+            && let Some(to) = self.queue_of(&parcel, to)
+        {
+            // What waits was sent first.
+            let waits = self.queue_mut(to).is_some_and(|queue| !queue.waiting.is_empty());
+            let passed = if waits { Passed::Left(0) } else { self.pass(&job, 0, to, frames, copier) };
+            if let Passed::Left(next) = passed {
+                self.hold(now_ns, from, to, &job, next, frames, copier);
+            }
+        } else {
+            let mut work = false;
+            for to in &ports {
+                if !self.fits(&parcel, *to) {
+                    work = true;
+                } else if self.card(*to).is_some() {
+                    let frame = frames.get(index).map(|frame| (sender, frame));
+                    self.reserve_or_miss(index, &parcel, *to, Some(sender), frame);
+                } else if let Some(frame) = copier.staging().get_mut(slot..slot + bytes) {
+                    give(local, *to, frame, unfinished(&parcel), ports.len() == 1);
+                }
+            }
+            if work {
+                // What waits comes first: it was sent first, and the workshop has room for one frame.
+                self.bring(frames, copier);
+                self.make(&job, &ports, frames, copier, local);
             }
         }
-        if work {
-            // What waits comes first: it was sent first, and the workshop has room for one frame.
-            self.bring(port, frames, copier);
-            self.make(&Job { port, index, segments, parcel, ports: &ports }, frames, copier, local);
-        }
         self.ports = ports;
+    }
+
+    /// The queue that a frame goes to, if a guest is behind the port.
+    fn queue_of(&self, parcel: &Parcel, to: PortId) -> Option<(PortId, usize)> {
+        self.card(to).map(|card| (to, parcel.hash as usize % card.queues.len().max(1)))
+    }
+
+    /// Brings a frame, from a segment of it on, to the one guest that gets it, as that takes it and as far as it has room.
+    fn pass(
+        &mut self,
+        job: &Job,
+        next: usize,
+        to: (PortId, usize),
+        frames: &mut [Frame],
+        copier: &mut impl Copier,
+    ) -> Passed {
+        let Job { sender, index, parcel, .. } = job;
+        if self.fits(parcel, to.0) {
+            let frame = frames.get(*index).map(|frame| (*sender, frame));
+            return match self.reserve(*index, parcel, to, Some(*sender), frame) {
+                Reserved::NoRoom => Passed::Left(next),
+                Reserved::Yes | Reserved::Never => Passed::Done,
+            };
+        }
+        let cut = job.segments.filter(|_| !self.takes(to.0).segments);
+        let (count, bytes) = match cut {
+            Some(cut) => (cut.count(), cut.bytes(0)),
+            None => (1, parcel.bytes.into()),
+        };
+        // Nothing is made for which there is no room.
+        let Some(queue) = self.queue_mut(to) else { return Passed::Done };
+        let large = parcel.segment.is_some() && cut.is_none();
+        let room = match queue.receive.room(bytes, large, count - next) {
+            Ok(0) => return Passed::Left(next),
+            Ok(room) => room,
+            // Its next turn tells.
+            Err(Closed) => {
+                self.broke(to.0);
+                return Passed::Done;
+            }
+        };
+        // The workshop has room for one frame.
+        self.bring(frames, copier);
+        let some = next..next + room;
+        if !self.fetch(job, cut, some.clone(), frames, copier) {
+            if let Some(frame) = frames.get_mut(*index) {
+                frame.failed = Some(Fault::Grant);
+            }
+            return Passed::Done;
+        }
+        for at in some {
+            if let Some(made) = job.finish(cut, at, copier) {
+                self.reserve(*index, &made, to, Some(*sender), None);
+            }
+        }
+        self.bring(frames, copier);
+        let failed = frames.get(*index).is_none_or(|frame| frame.failed.is_some());
+        if failed || next + room == count { Passed::Done } else { Passed::Left(next + room) }
+    }
+
+    /// Leaves a frame in its sender's ring until its receiver has room, unless it would be in vain, or too much waits already.
+    #[expect(clippy::too_many_arguments, reason = "all that there is to know of a frame")]
+    fn hold(
+        &mut self,
+        now_ns: u64,
+        from: (PortId, usize),
+        to: (PortId, usize),
+        job: &Job,
+        next: usize,
+        frames: &mut [Frame],
+        copier: &mut impl Copier,
+    ) {
+        let Some(frame) = frames.get_mut(job.index) else { return };
+        let slots = frame.slots();
+        let head = copier.staging().get(job.parcel.at..job.parcel.at + job.parcel.staged);
+        let head = head.unwrap_or_default().to_vec();
+        let there = self.queue_mut(to).is_some_and(|queue| !queue.stalled);
+        let held = self.queue_mut(from).map(|queue| &mut queue.held);
+        match held.filter(|held| there && **held + slots <= WAITING_SLOTS) {
+            Some(held) => *held += slots,
+            None => {
+                self.miss(to.0, job.segments, next);
+                return;
+            }
+        }
+        let until_ns = now_ns.saturating_add(PATIENCE_NS);
+        self.expires_ns = self.expires_ns.min(until_ns);
+        // What is left in its place has nothing to be answered.
+        let frame = core::mem::take(frame);
+        let waiting =
+            Waiting { from, frame, head, parcel: job.parcel, segments: job.segments, next, until_ns };
+        if let Some(queue) = self.queue_mut(to) {
+            queue.waiting.push_back(waiting);
+        }
+    }
+
+    /// Counts what a guest has missed for want of room: a frame, or its segments from one on.
+    fn miss(&mut self, to: PortId, segments: Option<Segments>, next: usize) {
+        let cut = segments.filter(|_| !self.takes(to).segments);
+        if let Some(slot) = self.slot_mut(to) {
+            slot.missed.no_room += cut.map_or(1, |cut| cut.count() - next) as u64;
+        }
+    }
+
+    /// Brings what waits for a queue as far as it has room, in order; what has waited too long, for whomever, is lost.
+    fn bring_waiting(&mut self, now_ns: u64, to: (PortId, usize), copier: &mut impl Copier) {
+        if now_ns >= self.expires_ns {
+            self.expire(now_ns);
+        }
+        loop {
+            // A turn's frames at a time: that many heads fit.
+            let mut some: Vec<Waiting> = match self.queue_mut(to) {
+                Some(Queue { waiting, .. }) if !waiting.is_empty() => {
+                    waiting.drain(..waiting.len().min(FRAMES)).collect()
+                }
+                _ => return,
+            };
+            let mut frames: Vec<Frame> =
+                some.iter_mut().map(|waiting| core::mem::take(&mut waiting.frame)).collect();
+            let mut left = None;
+            for (index, waiting) in some.iter_mut().enumerate() {
+                // Its sender is there, or it would not wait.
+                let Some(sender) = self.card(waiting.from.0).map(|card| card.domain) else { continue };
+                waiting.parcel.at = index * WHOLE;
+                let place = copier.staging().get_mut(index * WHOLE..index * WHOLE + waiting.head.len());
+                if let Some(place) = place {
+                    place.copy_from_slice(&waiting.head);
+                }
+                let job = Job { sender, index, segments: waiting.segments, parcel: waiting.parcel };
+                if let Passed::Left(next) = self.pass(&job, waiting.next, to, &mut frames, copier) {
+                    waiting.next = next;
+                    left = Some(index);
+                    break;
+                }
+            }
+            self.bring(&mut frames, copier);
+            let (all, left) = (left.is_none(), left.unwrap_or(some.len()));
+            let mut rest: Vec<Waiting> = Vec::new();
+            for (index, (mut waiting, frame)) in some.into_iter().zip(frames).enumerate() {
+                if index < left {
+                    self.answer(waiting.from, frame);
+                } else {
+                    waiting.frame = frame;
+                    rest.push(waiting);
+                }
+            }
+            if let Some(queue) = self.queue_mut(to) {
+                rest.into_iter().rev().for_each(|waiting| queue.waiting.push_front(waiting));
+            }
+            if !all {
+                return;
+            }
+        }
+    }
+
+    /// Gives up what has waited too long, and what waits behind it.
+    fn expire(&mut self, now_ns: u64) {
+        let mut given_up = Vec::new();
+        let mut next = u64::MAX;
+        for slot in self.slots.iter_mut().flatten() {
+            let Slot { port, card: Some(card), .. } = slot else { continue };
+            for queue in &mut card.queues {
+                match queue.waiting.front() {
+                    Some(first) if first.until_ns <= now_ns => {
+                        queue.stalled = true;
+                        given_up.extend(queue.waiting.drain(..).map(|waiting| (*port, waiting)));
+                    }
+                    Some(first) => next = next.min(first.until_ns),
+                    None => {}
+                }
+            }
+        }
+        self.expires_ns = next;
+        for (to, Waiting { from, frame, segments, next, .. }) in given_up {
+            self.miss(to, segments, next);
+            self.answer(from, frame);
+        }
+    }
+
+    /// Answers a frame that has waited.
+    fn answer(&mut self, from: (PortId, usize), frame: Frame) {
+        let Some(queue) = self.queue_mut(from) else { return };
+        queue.held -= frame.slots();
+        if let Some(fault) = frame.failed {
+            queue.transmit.blame(fault);
+        }
+        queue.transmit.answer(&frame, frame.failed.is_none());
+        self.touch(from);
+    }
+
+    fn touch(&mut self, queue: (PortId, usize)) {
+        if !self.touched.contains(&queue) {
+            self.touched.push(queue);
+        }
     }
 
     /// What whoever is behind a port takes.
@@ -538,9 +831,15 @@ impl<M: SharedPage> Network<M> {
             && (self.card(to).is_some() || parcel.staged == parcel.bytes.into())
     }
 
-    /// Brings a frame to those who do not take it as it is: put together in the workshop, whole or in segments, with its checksum.
-    fn make(&mut self, job: &Job<'_>, frames: &mut [Frame], copier: &mut impl Copier, local: Local<'_>) {
-        let Some(domain) = self.card(job.port).map(|card| card.domain) else { return };
+    /// Brings a frame to several who do not take it as it is: put together in the workshop, whole or in segments, with its checksum.
+    fn make(
+        &mut self,
+        job: &Job,
+        ports: &[PortId],
+        frames: &mut [Frame],
+        copier: &mut impl Copier,
+        local: Local<'_>,
+    ) {
         let parcel = &job.parcel;
         // Those who get it in one piece, then those who get segments.
         for cut in core::iter::once(None).chain(job.segments.map(Some)) {
@@ -548,44 +847,45 @@ impl<M: SharedPage> Network<M> {
                 !network.fits(parcel, to)
                     && (job.segments.is_some() && !network.takes(to).segments) == cut.is_some()
             };
-            if !job.ports.iter().any(|to| wants(self, *to)) {
+            if !ports.iter().any(|to| wants(self, *to)) {
                 continue;
             }
-            if !self.fetch(domain, job, cut, frames, copier) {
+            let count = cut.map_or(1, |cut| cut.count());
+            if !self.fetch(job, cut, 0..count, frames, copier) {
                 if let Some(frame) = frames.get_mut(job.index) {
                     frame.failed = Some(Fault::Grant);
                 }
                 return;
             }
-            for at in 0..cut.map_or(1, |cut| cut.count()) {
+            for at in 0..count {
                 let Some(parcel) = job.finish(cut, at, copier) else { continue };
-                for to in job.ports.iter().filter(|to| wants(self, **to)).copied().collect::<Vec<_>>() {
+                for to in ports.iter().filter(|to| wants(self, **to)).copied().collect::<Vec<_>>() {
                     let made = parcel.at..parcel.at + parcel.staged;
                     if self.card(to).is_some() {
-                        self.reserve(job.index, &parcel, to, None);
+                        self.reserve_or_miss(job.index, &parcel, to, Some(job.sender), None);
                     } else if let Some(frame) = copier.staging().get_mut(made) {
-                        give(local, to, frame, unfinished(&parcel), job.ports.len() == 1);
+                        give(local, to, frame, unfinished(&parcel), ports.len() == 1);
                     }
                 }
             }
-            self.bring(job.port, frames, copier);
+            self.bring(frames, copier);
         }
     }
 
-    /// Reads what is behind the head of a frame into the workshop; false when it cannot be read.
+    /// Reads what is behind the head of a frame into the workshop, for some of its segments; false when it cannot be read.
     fn fetch(
         &mut self,
-        domain: DomId,
-        job: &Job<'_>,
+        job: &Job,
         cut: Option<Segments>,
+        some: Range<usize>,
         frames: &[Frame],
         copier: &mut impl Copier,
     ) -> bool {
         let Some(frame) = frames.get(job.index) else { return false };
-        for at in 0..cut.map_or(1, |cut| cut.count()) {
+        for at in some {
             let (start, headers, payload) = job.layout(cut, at);
             let to = |byte: usize| staging(start + headers + byte - payload.start);
-            part(domain, frame, payload.clone(), to, &mut self.copies);
+            part(job.sender, frame, payload.clone(), to, &mut self.copies);
         }
         copier.copy(&mut self.copies);
         let read = all_done(&self.copies);
@@ -593,31 +893,48 @@ impl<M: SharedPage> Network<M> {
         read
     }
 
+    /// As [`reserve`](Self::reserve), for one of several receivers: who has no room misses it.
+    fn reserve_or_miss(
+        &mut self,
+        index: usize,
+        parcel: &Parcel,
+        to: PortId,
+        sender: Option<DomId>,
+        rest: Option<(DomId, &Frame)>,
+    ) {
+        if let Some(to) = self.queue_of(parcel, to)
+            && self.reserve(index, parcel, to, sender, rest) == Reserved::NoRoom
+        {
+            self.miss(to.0, None, 0);
+        }
+    }
+
     /// Takes slots of a card's guest for a frame and puts down the copies into its pages: from the staging area, and what is not there
     /// from its sender.
-    fn reserve(&mut self, index: usize, parcel: &Parcel, to: PortId, rest: Option<(PortId, &Frame)>) {
-        let sender = rest.and_then(|(port, frame)| Some((self.card(port)?.domain, frame)));
-        let Some(slot) = self.slots.get_mut(to.index()).and_then(Option::as_mut) else { return };
-        let Slot { card: Some(card), missed, .. } = slot else { return };
+    fn reserve(
+        &mut self,
+        index: usize,
+        parcel: &Parcel,
+        to: (PortId, usize),
+        sender: Option<DomId>,
+        rest: Option<(DomId, &Frame)>,
+    ) -> Reserved {
+        let Some(slot) = self.slots.get_mut(to.0.index()).and_then(Option::as_mut) else {
+            return Reserved::Never;
+        };
+        let Slot { card: Some(card), missed, .. } = slot else { return Reserved::Never };
         if usize::from(parcel.bytes) > PAGE_SIZE && !card.features.scatter_gather {
             missed.too_long += 1;
-            return;
+            return Reserved::Never;
         }
-        let count = card.queues.len().max(1);
-        let number = parcel.hash as usize % count;
-        let Some(queue) = card.queues.get_mut(number) else { return };
+        let Some(queue) = card.queues.get_mut(to.1) else { return Reserved::Never };
         let (first, start) = (self.pages.len(), self.copies.len());
         match queue.receive.take(parcel.bytes, parcel.segment.is_some(), &mut self.pages) {
-            Ok(true) => {}
-            Ok(false) => {
-                missed.no_room += 1;
-                return;
-            }
+            Ok(true) => queue.stalled = false,
+            Ok(false) => return Reserved::NoRoom,
             Err(Closed) => {
-                if !core::mem::replace(&mut card.broken, true) {
-                    self.broken.push(to);
-                }
-                return;
+                self.broke(to.0);
+                return Reserved::Never;
             }
         }
         let slots = self.pages.get(first..).unwrap_or_default();
@@ -629,7 +946,7 @@ impl<M: SharedPage> Network<M> {
             self.copies.push(Copy { from, to, bytes: bytes as u16, done: false });
             at += bytes;
         }
-        if let Some((domain, frame)) = sender {
+        if let Some((domain, frame)) = rest {
             part(domain, frame, parcel.staged..parcel.bytes.into(), to_guest, &mut self.copies);
         }
         let flags = if parcel.blank {
@@ -640,23 +957,31 @@ impl<M: SharedPage> Network<M> {
             RxFlags::empty()
         };
         self.deliveries.push(Delivery {
+            sender,
             frame: index,
-            to: (to, number),
+            to,
             bytes: parcel.bytes,
             slots: first..self.pages.len(),
             copies: start..self.copies.len(),
             flags,
             segment: parcel.segment,
         });
+        Reserved::Yes
+    }
+
+    /// A guest has broken a ring that others' frames go to.
+    fn broke(&mut self, port: PortId) {
+        if self.card_mut(port).is_some_and(|card| !core::mem::replace(&mut card.broken, true)) {
+            self.broken.push(port);
+        }
     }
 
     /// Has everything copied that was put down, and shows receivers what they got.
-    fn bring(&mut self, port: PortId, frames: &mut [Frame], copier: &mut impl Copier) {
+    fn bring(&mut self, frames: &mut [Frame], copier: &mut impl Copier) {
         if self.deliveries.is_empty() {
             return;
         }
         copier.copy(&mut self.copies);
-        let source = self.card(port).map(|card| card.domain);
         let deliveries = core::mem::take(&mut self.deliveries);
         for delivery in &deliveries {
             let slots = self.pages.get(delivery.slots.clone()).unwrap_or_default();
@@ -671,7 +996,7 @@ impl<M: SharedPage> Network<M> {
             } else {
                 missed.failed += 1;
                 let frame = frames.get_mut(delivery.frame);
-                let readable = match (&frame, source) {
+                let readable = match (&frame, delivery.sender) {
                     (Some(frame), Some(domain)) => readable(domain, frame, copier),
                     _ => true,
                 };
@@ -680,9 +1005,7 @@ impl<M: SharedPage> Network<M> {
                     frame.failed = Some(Fault::Grant);
                 }
             }
-            if !self.touched.contains(&delivery.to) {
-                self.touched.push(delivery.to);
-            }
+            self.touch(delivery.to);
         }
         self.deliveries = deliveries;
         self.deliveries.clear();
@@ -703,7 +1026,7 @@ impl<M: SharedPage> Network<M> {
             for (index, frame) in frames.iter().enumerate() {
                 self.send_one(now_ns, port, index, frame.as_ref(), copier, &mut *local);
             }
-            self.bring(port, &mut [], copier);
+            self.bring(&mut [], copier);
         }
         let mut turn = Turn::default();
         self.publish(&mut turn);
@@ -740,7 +1063,7 @@ impl<M: SharedPage> Network<M> {
         let alone = ports.len() == 1;
         for to in &ports {
             if self.card(*to).is_some() {
-                self.reserve(index, &parcel, *to, None);
+                self.reserve_or_miss(index, &parcel, *to, None, None);
             } else if let Some(frame) = copier.staging().get_mut(at..at + frame.len()) {
                 give(local, *to, frame, FINISHED, alone);
             }
@@ -752,7 +1075,9 @@ impl<M: SharedPage> Network<M> {
     fn publish(&mut self, turn: &mut Turn) {
         let mut touched = core::mem::take(&mut self.touched);
         for to in touched.drain(..) {
-            if self.queue_mut(to).is_some_and(|queue| queue.receive.publish()) && !turn.notify.contains(&to) {
+            // Both, whatever the first says.
+            let wanted = |queue: &mut Queue<M>| queue.receive.publish() | queue.transmit.publish();
+            if self.queue_mut(to).is_some_and(wanted) {
                 turn.notify.push(to);
             }
         }

@@ -28,19 +28,43 @@ impl<M: SharedPage> Receive<M> {
     }
 
     /// Takes slots for a frame of `bytes`, one for each page, and one more if it is a `large` one; none at all when there are not enough.
+    /// Then the guest says when it puts up more.
     ///
     /// # Errors
     /// [`Closed`]: an index is out of range.
     pub fn take(&mut self, bytes: u16, large: bool, slots: &mut Vec<NetifRxRequest>) -> Result<bool, Closed> {
-        let wanted = usize::from(bytes).div_ceil(PAGE_SIZE) + usize::from(large);
-        while self.spare.len() < wanted {
-            match self.ring.pop()? {
-                Some(request) => self.spare.push(request),
-                None => return Ok(false),
-            }
+        let wanted = wanted(bytes.into(), large);
+        if self.gather(wanted)? < wanted {
+            return Ok(false);
         }
         slots.extend(self.spare.drain(..wanted));
         Ok(true)
+    }
+
+    /// For how many frames of `bytes` there are slots, up to `most`; as [`take`](Self::take) would take them.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn room(&mut self, bytes: usize, large: bool, most: usize) -> Result<usize, Closed> {
+        let each = wanted(bytes, large);
+        Ok(self.gather(each * most)? / each)
+    }
+
+    /// Has so many slots at hand, or as many as there are.
+    fn gather(&mut self, wanted: usize) -> Result<usize, Closed> {
+        let mut asked = false;
+        while self.spare.len() < wanted {
+            match self.ring.pop()? {
+                Some(request) => {
+                    self.spare.push(request);
+                    asked = false;
+                }
+                // The guest may have put up some until it was asked; it is not believed twice.
+                None if !asked && self.ring.prepare_to_wait() => asked = true,
+                None => break,
+            }
+        }
+        Ok(self.spare.len().min(wanted))
     }
 
     /// Shows the guest a frame of `bytes` in what was taken for it: pages, and behind the first the slot of a large frame, which says
@@ -89,4 +113,9 @@ impl<M: SharedPage> Receive<M> {
     pub fn publish(&mut self) -> bool {
         core::mem::take(&mut self.unpublished) && self.ring.publish()
     }
+}
+
+/// Slots of a frame of `bytes`.
+fn wanted(bytes: usize, large: bool) -> usize {
+    bytes.div_ceil(PAGE_SIZE).max(1) + usize::from(large)
 }

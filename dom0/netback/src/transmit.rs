@@ -45,6 +45,13 @@ pub struct Frame {
     extras: usize,
 }
 
+impl Frame {
+    /// Slots of the ring that are its.
+    pub(crate) fn slots(&self) -> usize {
+        self.ids.len() + self.extras
+    }
+}
+
 /// The ring of what a guest sends.
 pub struct Transmit<M> {
     ring: Back<M, NetifTxRequest, NetifTxResponse>,

@@ -1,21 +1,19 @@
 //! Guests behind a router, and the network outside: what a guest says arrives there in the router's name, answers and forwarded ports lead
 //! back, and a guest on a bridge is there itself.
 
-use guest_sdk::copy::{Copier, Copy, Place};
-use guest_sdk::net::{Checksum, Offload, Pages, Receive, Transmit};
-use guest_sdk::ring::SharedPage;
-use guest_sdk::ring::host::HostPages;
-use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
+mod memory;
+
+use guest_sdk::net::{Checksum, Offload, Receive, Transmit};
+use hypercall_abi::DomId;
+use memory::{Granted, Host};
 use netback::fabric::{Fabric, SwitchId, Wire, WireId};
-use netback::network::{Features, STAGING_BYTES, Unfinished};
+use netback::network::{Features, Unfinished};
 use netswitch::{
     EthernetAddress, Forward, Gateway, Ipv4Address, Ipv4Cidr, Outside, Place as Uplink, Port, PortId,
     Transport,
 };
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::atomic::AtomicU32;
 
 const CARD: EthernetAddress = EthernetAddress([2, 0, 0, 0, 9, 9]);
 const ROUTER: EthernetAddress = EthernetAddress([2, 0, 0, 0, 9, 1]);
@@ -23,84 +21,6 @@ const FAR: EthernetAddress = EthernetAddress([2, 0, 0, 0, 8, 8]);
 const OWN: Ipv4Address = Ipv4Address::new(192, 168, 1, 9);
 const GATEWAY: Ipv4Address = Ipv4Address::new(192, 168, 1, 1);
 const SERVER: Ipv4Address = Ipv4Address::new(203, 0, 113, 5);
-
-/// Pages with their grants.
-#[derive(Clone)]
-struct Granted {
-    pages: HostPages,
-    references: Rc<[GrantRef]>,
-}
-
-impl Granted {
-    fn new(first: u32, pages: u32) -> Self {
-        let references = (first..first + pages).map(GrantRef::new).collect();
-        Self { pages: HostPages::new(pages as usize, 0), references }
-    }
-}
-
-impl SharedPage for Granted {
-    fn size(&self) -> usize {
-        self.pages.size()
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        self.pages.read_bytes(offset, to);
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        self.pages.write_bytes(offset, from);
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        self.pages.word(offset)
-    }
-}
-
-impl Pages for Granted {
-    type Own<'a> = Vec<u8>;
-    fn references(&self) -> &[GrantRef] {
-        &self.references
-    }
-    fn withdraw(&mut self, _: usize) -> Option<Vec<u8>> {
-        None
-    }
-    fn page_mut(&mut self, _: usize) -> Option<&mut [u8]> {
-        None
-    }
-}
-
-/// What the hypervisor does for dom0.
-struct Host {
-    granted: HashMap<(u16, u32), (Granted, usize)>,
-    staging: Vec<u8>,
-}
-
-impl Copier for Host {
-    fn copy(&mut self, copies: &mut [Copy]) {
-        for copy in copies {
-            let mut bytes = vec![0; copy.bytes.into()];
-            let page = |host: &Self, domain: DomId, gref: GrantRef| {
-                host.granted.get(&(domain.get(), gref.get())).cloned()
-            };
-            match copy.from {
-                Place::Granted { domain, gref, offset } => {
-                    let Some((pages, page)) = page(self, domain, gref) else { continue };
-                    pages.read_bytes(page * PAGE_SIZE + usize::from(offset), &mut bytes);
-                }
-                Place::Staging(at) => bytes.copy_from_slice(&self.staging[at..][..usize::from(copy.bytes)]),
-            }
-            match copy.to {
-                Place::Granted { domain, gref, offset } => {
-                    let Some((pages, page)) = page(self, domain, gref) else { continue };
-                    pages.write_bytes(page * PAGE_SIZE + usize::from(offset), &bytes);
-                }
-                Place::Staging(at) => self.staging[at..at + bytes.len()].copy_from_slice(&bytes),
-            }
-            copy.done = true;
-        }
-    }
-
-    fn staging(&mut self) -> &mut [u8] {
-        &mut self.staging
-    }
-}
 
 /// Frames, and what the card has to finish in each.
 type Sent = Vec<(Vec<u8>, Unfinished)>;
@@ -158,7 +78,7 @@ impl World {
         let inside = Ipv4Cidr::new(Ipv4Address::new(10, 77, 0, 1), 24);
         let gateway = Gateway::new(inside, ROUTER, CARD, Uplink::Fixed(outside), 0);
         fabric.add_gateway(gateway, (lan, ROUTER), Some((bridge, CARD))).unwrap();
-        let host = Host { granted: HashMap::new(), staging: vec![0; STAGING_BYTES] };
+        let host = Host::new();
         Self { fabric, host, guests: Vec::new(), wire, sent, flushed, lan, bridge, now: 0 }
     }
 
@@ -169,11 +89,8 @@ impl World {
         let port = network.attach(Port::guest(mac)).unwrap();
         let rings = [Granted::new(8, 1), Granted::new(9, 1)];
         let (transmit_pages, receive_pages) = (Granted::new(100, 64), Granted::new(1000, 64));
-        for pages in [&transmit_pages, &receive_pages] {
-            for (page, gref) in pages.references.iter().enumerate() {
-                self.host.granted.insert((domain, gref.get()), (pages.clone(), page));
-            }
-        }
+        self.host.grant(domain, &transmit_pages, false);
+        self.host.grant(domain, &receive_pages, true);
         let transmit = Transmit::new(rings[0].clone(), transmit_pages);
         let receive = Receive::new(rings[1].clone(), receive_pages, false).unwrap();
         let [one, two] = rings;

@@ -1,113 +1,22 @@
 //! The front end of cards, as guests have it, against the back end, as dom0 has it, over memory of this process; and against back ends
 //! that break the rules.
 
-use guest_sdk::copy::{Copier, Copy, Place};
-use guest_sdk::net::{Broken, Checksum, Offload, Pages, Receive, Received, Transmit};
-use guest_sdk::ring::host::HostPages;
+mod memory;
+
+use guest_sdk::net::{Broken, Checksum, Offload, Receive, Received, Transmit};
 use guest_sdk::ring::{Back, SharedPage};
 use hypercall_abi::io::netif::{
     NR_SLOTS_MIN, NetifExtraInfo, NetifRxRequest, NetifRxResponse, NetifTxRequest, NetifTxResponse,
     RSP_ERROR, RSP_OKAY, RxFlags, TxFlags,
 };
 use hypercall_abi::io::ring::RingHeader;
-use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
-use netback::network::{Features, Network, STAGING_BYTES};
+use hypercall_abi::{DomId, PAGE_SIZE};
+use memory::{Granted, Host};
+use netback::Fault;
+use netback::network::{Features, Network, PATIENCE_NS, WAITING_SLOTS};
 use netswitch::{EthernetAddress, Port, PortId};
 use proptest::prelude::*;
-use std::cell::Cell;
-use std::collections::HashMap;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-/// Pages of a guest, which the back end reaches by their grants.
-#[derive(Clone)]
-struct Granted {
-    pages: HostPages,
-    references: Rc<[GrantRef]>,
-    /// The other end holds on to them: none can be withdrawn.
-    held: Rc<Cell<bool>>,
-}
-
-impl Granted {
-    fn new(first: u32, pages: u32) -> Self {
-        Self {
-            pages: HostPages::new(pages as usize, 0xcccc_cccc),
-            references: (first..first + pages).map(GrantRef::new).collect(),
-            held: Rc::default(),
-        }
-    }
-}
-
-impl SharedPage for Granted {
-    fn size(&self) -> usize {
-        self.pages.size()
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        self.pages.read_bytes(offset, to);
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        self.pages.write_bytes(offset, from);
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        self.pages.word(offset)
-    }
-}
-
-impl Pages for Granted {
-    type Own<'a> = Vec<u8>;
-    fn references(&self) -> &[GrantRef] {
-        &self.references
-    }
-    fn withdraw(&mut self, page: usize) -> Option<Vec<u8>> {
-        let mut bytes = vec![0; PAGE_SIZE];
-        self.read_bytes(page * PAGE_SIZE, &mut bytes);
-        (!self.held.get()).then_some(bytes)
-    }
-    fn page_mut(&mut self, _: usize) -> Option<&mut [u8]> {
-        None
-    }
-}
-
-/// What the hypervisor does for dom0.
-struct Host {
-    /// By guest and grant: the pages, which of them, and whether they may be written to.
-    granted: HashMap<(u16, u32), (Granted, usize, bool)>,
-    staging: Vec<u8>,
-}
-
-impl Host {
-    fn page(&self, domain: DomId, gref: GrantRef) -> Option<&(Granted, usize, bool)> {
-        self.granted.get(&(domain.get(), gref.get()))
-    }
-}
-
-impl Copier for Host {
-    fn copy(&mut self, copies: &mut [Copy]) {
-        for copy in copies {
-            let mut bytes = vec![0; copy.bytes.into()];
-            match copy.from {
-                Place::Granted { domain, gref, offset } => {
-                    let Some((pages, page, _)) = self.page(domain, gref) else { continue };
-                    pages.read_bytes(page * PAGE_SIZE + usize::from(offset), &mut bytes);
-                }
-                Place::Staging(at) => bytes.copy_from_slice(&self.staging[at..][..usize::from(copy.bytes)]),
-            }
-            match copy.to {
-                Place::Granted { domain, gref, offset } => {
-                    let Some((pages, page, true)) = self.page(domain, gref) else { continue };
-                    assert!(usize::from(offset) + bytes.len() <= PAGE_SIZE);
-                    pages.write_bytes(page * PAGE_SIZE + usize::from(offset), &bytes);
-                }
-                Place::Staging(at) => self.staging[at..at + bytes.len()].copy_from_slice(&bytes),
-            }
-            copy.done = true;
-        }
-    }
-
-    fn staging(&mut self) -> &mut [u8] {
-        &mut self.staging
-    }
-}
+use std::sync::atomic::Ordering;
 
 struct Guest {
     domain: u16,
@@ -147,6 +56,9 @@ struct World {
     network: Network<Granted>,
     host: Host,
     guests: Vec<Guest>,
+    now: u64,
+    /// When the last turn wants another one.
+    until: Option<u64>,
 }
 
 const FEATURES: Features = Features { scatter_gather: true, blank_checksums: false, segments: false };
@@ -159,18 +71,14 @@ impl World {
 
     /// The same, which take what is said.
     fn with(pages: &[(u32, u32)], features: Features) -> Self {
-        let host = Host { granted: HashMap::new(), staging: vec![0; STAGING_BYTES] };
-        let mut world = Self { network: Network::new(), host, guests: Vec::new() };
+        let mut world = Self { network: Network::new(), host: Host::new(), guests: Vec::new(), now: 0, until: None };
         for (domain, &(transmit_pages, receive_pages)) in (1..).zip(pages) {
             let port = world.network.attach(Port::guest(mac(domain))).unwrap();
             let rings = [Granted::new(8, 1), Granted::new(9, 1)];
             let transmit_pages = Granted::new(100, transmit_pages);
             let receive_pages = Granted::new(1000, receive_pages);
-            for (pages, writable) in [(&transmit_pages, false), (&receive_pages, true)] {
-                for (page, gref) in pages.references.iter().enumerate() {
-                    world.host.granted.insert((domain, gref.get()), (pages.clone(), page, writable));
-                }
-            }
+            world.host.grant(domain, &transmit_pages, false);
+            world.host.grant(domain, &receive_pages, true);
             let guest = Guest {
                 domain,
                 port,
@@ -191,8 +99,9 @@ impl World {
         let port = self.guests[guest].port;
         let mut notify = Vec::new();
         loop {
-            let turn = self.network.turn(0, port, 0, &mut self.host, &mut |_, _, _| {});
+            let turn = self.network.turn(self.now, port, 0, &mut self.host, &mut |_, _, _| {});
             assert!(!turn.closed && turn.broken.is_empty());
+            self.until = turn.until_ns;
             notify.extend(turn.notify.into_iter().map(|(port, _)| port));
             if !turn.more && !self.network.prepare_to_wait(port, 0) {
                 assert_eq!(self.network.take_fault(port), None, "the front end obeys the rules");
@@ -615,6 +524,155 @@ fn requests_of_a_frame_say_what_they_have_to() {
     assert_eq!(grants, requests.iter().map(|request| request.id.into()).collect::<Vec<u32>>());
 }
 
+#[test]
+fn what_is_sent_faster_than_it_is_taken_waits_in_its_senders_ring() {
+    for (pages, segments) in [(18, false), (18, true), (64, false), (256, false)] {
+        let features = Features { blank_checksums: true, segments, ..FEATURES };
+        let mut world = World::with(&[(256, 18), (18, pages)], features);
+        let offload = Offload { checksum_blank: true, segment: Some(1460) };
+        let mut expected = Vec::new();
+        // Large ones, and small ones that must stay behind them: 120 slots, fewer than those that may wait.
+        for number in 0..6 {
+            let large = tcp(2, 1, 65000, number);
+            assert_eq!(world.guests[0].transmit.push_with(&large, offload), Ok(true));
+            let small = tcp(2, 1, 10 + number as usize, number);
+            assert_eq!(world.guests[0].transmit.push(&small), Ok(true));
+            expected.extend_from_slice(&large[54..]);
+            expected.extend_from_slice(&small[54..]);
+        }
+        let _ = world.guests[0].transmit.publish();
+        world.turn(0);
+        assert_eq!(world.until, Some(PATIENCE_NS), "some of it waits");
+        assert_eq!(world.guests[0].transmit.room(0xffff), Ok(true));
+        let (mut stream, mut rounds) = (Vec::new(), 0);
+        let mut frame = vec![0; 0x10000];
+        while stream.len() < expected.len() {
+            rounds += 1;
+            while let Some(received) = world.guests[1].receive.copy(&mut frame).unwrap() {
+                stream.extend_from_slice(&frame[54..received.bytes]);
+            }
+            if stream.len() < expected.len() {
+                assert!(!world.guests[1].receive.prepare_to_wait());
+                assert!(world.guests[1].receive.publish(), "the back end waits for pages");
+                assert!(world.turn(1).contains(&1), "frames have come");
+            }
+        }
+        assert!(stream == expected, "nothing is lost, and nothing overtakes");
+        assert!(rounds > 1, "it did not fit");
+        assert_eq!(world.network.missed(world.guests[1].port).no_room, 0);
+        // All answers have come, once each.
+        world.turn(0);
+        assert_eq!(world.until, None);
+        assert_eq!(world.guests[0].transmit.room(0xffff), Ok(true));
+        assert_eq!(world.guests[0].transmit.counts(), (12, 0));
+        let all = core::iter::repeat_with(|| world.guests[0].transmit.push(&[1; 60]).unwrap());
+        assert_eq!(all.take_while(|there| *there).count(), 255, "all pages are back");
+    }
+}
+
+#[test]
+fn a_slow_receiver_keeps_nobody_from_reaching_others() {
+    let mut world = World::new(&[(256, 18), (18, 18), (18, 256)]);
+    let send = |world: &mut World, to, count| {
+        for number in 0..count {
+            assert_eq!(world.guests[0].transmit.push(&frame(to, 1, 200, number)), Ok(true));
+        }
+        let _ = world.guests[0].transmit.publish();
+        world.turn(0);
+    };
+    // One takes nothing: 18 frames fill its pages, and as many wait as may.
+    send(&mut world, 2, 200);
+    let missed = |world: &World| world.network.missed(world.guests[1].port).no_room;
+    assert_eq!(missed(&world), 200 - 18 - WAITING_SLOTS as u64);
+    let free = (255 - WAITING_SLOTS) as u32;
+    world.now = PATIENCE_NS / 2;
+    // The other one gets what it is sent, in all the slots that are left.
+    for _ in 0..3 {
+        send(&mut world, 3, free);
+        assert_eq!((0..).take_while(|_| world.guests[2].take(false).is_some()).count(), free as usize);
+        let _ = world.guests[2].receive.publish();
+    }
+    assert_eq!(world.guests[0].transmit.push(&[1; 14]), Ok(true));
+    assert_eq!(world.until, Some(PATIENCE_NS), "when to give up");
+    // The time is over: everything that waits is lost, and answered.
+    world.now = PATIENCE_NS;
+    world.turn(0);
+    assert_eq!((missed(&world), world.until), (200 - 18, None));
+    assert_eq!(world.guests[0].transmit.room(0xffff), Ok(true));
+    // Nothing waits for it any more...
+    send(&mut world, 2, 50);
+    assert_eq!((missed(&world), world.until), (250 - 18, None));
+    // ...until it has put up pages again and used them up.
+    while world.guests[1].take_any() {}
+    let _ = world.guests[1].receive.publish();
+    send(&mut world, 2, 20);
+    assert_eq!((missed(&world), world.until), (250 - 18, Some(2 * PATIENCE_NS)));
+    while world.guests[1].take_any() {}
+    assert!(world.guests[1].receive.publish());
+    world.turn(1);
+    assert_eq!((0..).take_while(|_| world.guests[1].take_any()).count(), 2);
+}
+
+#[test]
+fn what_waits_ends_with_either_end() {
+    for sender_leaves in [true, false] {
+        let mut world = World::new(&[(64, 18), (18, 18)]);
+        for number in 0..40 {
+            assert_eq!(world.guests[0].transmit.push(&frame(2, 1, 5000, number)), Ok(true));
+            if !world.guests[0].transmit.room(5000).unwrap() {
+                break;
+            }
+        }
+        let _ = world.guests[0].transmit.publish();
+        world.turn(0);
+        assert!(world.until.is_some());
+        assert!(!world.guests[0].transmit.prepare_to_wait(0xffff));
+        let leaves = world.guests[usize::from(!sender_leaves)].port;
+        let turn = world.network.disconnect(leaves);
+        let first = (0..).take_while(|_| world.guests[1].take_any()).count();
+        let _ = world.guests[1].receive.publish();
+        if sender_leaves {
+            assert_eq!(turn.notify, []);
+            // It comes back with other rings: what waited by the old ones is not answered in them.
+            let rings = (Granted::new(8, 1), Granted::new(9, 1));
+            let mut transmit = Transmit::new(rings.0.clone(), Granted::new(100, 64));
+            world.network.connect(leaves, DomId::new(1), [rings], FEATURES);
+            world.turn(1);
+            assert!(!world.guests[1].take_any(), "nothing of what waited comes after its {first}");
+            assert_eq!(transmit.room(0xffff), Ok(true));
+        } else {
+            assert_eq!(turn.notify, [(world.guests[0].port, 0)], "it waited for room");
+            assert_eq!(world.guests[0].transmit.room(0xffff), Ok(true));
+        }
+        world.now = 2 * PATIENCE_NS;
+        world.turn(0);
+        assert_eq!(world.until, None);
+    }
+}
+
+#[test]
+fn what_is_taken_back_while_it_waits_is_its_senders_fault() {
+    let features = Features { blank_checksums: true, ..FEATURES };
+    let mut world = World::with(&[(256, 18), (18, 18)], features);
+    let offload = Offload { checksum_blank: true, segment: Some(1460) };
+    for number in 0..3 {
+        assert_eq!(world.guests[0].transmit.push_with(&tcp(2, 1, 65000, number), offload), Ok(true));
+    }
+    let _ = world.guests[0].transmit.publish();
+    world.turn(0);
+    world.host.granted.retain(|(domain, gref), _| *domain != 1 || *gref >= 1000);
+    while world.guests[1].take_any() {}
+    let _ = world.guests[1].receive.publish();
+    let port = world.guests[1].port;
+    let turn = world.network.turn(0, port, 0, &mut world.host, &mut |_, _, _| {});
+    assert!(!turn.closed && turn.notify.iter().all(|(notified, _)| *notified != port), "nothing came");
+    assert_eq!(world.network.take_fault(world.guests[0].port), Some(Fault::Grant));
+    assert_eq!(world.network.take_fault(port), None);
+    assert_eq!(world.guests[0].transmit.room(0xffff), Ok(true));
+    let all = core::iter::repeat_with(|| world.guests[0].transmit.push(&[1; 60]).unwrap());
+    assert_eq!(all.take_while(|there| *there).count(), 255, "all pages are back");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Send { guest: usize, bytes: usize },
@@ -681,12 +739,21 @@ proptest! {
                 Step::Hold { guest, held } => world.guests[guest].receive_pages.held.set(held),
             }
         }
-        for guest in 0..3 {
-            let _ = world.guests[guest].transmit.publish();
-            world.turn(guest);
+        // Until nothing comes any more, what waits has come, too.
+        let mut came = true;
+        while core::mem::take(&mut came) {
+            for guest in 0..3 {
+                let _ = world.guests[guest].transmit.publish();
+                world.turn(guest);
+            }
+            for guest in 0..3 {
+                while take(&mut world, &mut got, guest, true) {
+                    came = true;
+                }
+                let _ = world.guests[guest].receive.publish();
+            }
         }
         for guest in 0..3 {
-            while take(&mut world, &mut got, guest, true) {}
             let missed = world.network.missed(world.guests[guest].port);
             prop_assert_eq!(got[guest].len() as u64 + missed.no_room, sent[guest].len() as u64);
             prop_assert_eq!((missed.too_long, missed.failed), (0, 0));

@@ -271,7 +271,8 @@ impl Net {
     /// Takes a card's place away.
     fn leave(&mut self, switch: SwitchId, port: PortId, address: EthernetAddress) {
         if let Some(network) = self.fabric.network_mut(switch) {
-            network.detach(port);
+            let outcome = Outcome::of(switch, network.detach(port));
+            tell(&self.links, &outcome);
         }
         if let Some(gateway) = self.fabric.gateway_mut(switch) {
             gateway.router_mut().release(address);
@@ -644,11 +645,21 @@ async fn serve(vif: Arc<Vif>, queue: usize, mut channel: Channel, link: Arc<Link
             // The other task has to hear of it first; it stops this one.
             link.bell.after(seen).await;
         } else if let Some(until_ns) = bucket.as_mut().and_then(|bucket| held_until(bucket, sent)) {
-            // Its ring fills up, and it waits.
-            first(time::until_ns(until_ns), link.bell.after(seen)).await;
+            // Its ring fills up, and it waits. It gets what others send all the same.
+            let wait = async { first(time::until_ns(until_ns), link.bell.after(seen)).await };
+            let mut wait = core::pin::pin!(wait);
+            while let First::Other(()) = first(wait.as_mut(), channel.fired()).await {
+                let mut net = NET.lock();
+                let Net { fabric, staging, links, .. } = &mut *net;
+                let outcome = fabric.refill(time::now_ns(), switch, port, queue, staging);
+                tell(links, &outcome);
+            }
         } else if waits {
-            if let First::Other(()) = first(channel.fired(), link.bell.after(seen)).await {
-                continue;
+            let told = first(channel.fired(), link.bell.after(seen));
+            match turn.until_ns {
+                // Some of what it has sent waits for others, which have so much time.
+                Some(until_ns) => drop(first(told, time::until_ns(until_ns)).await),
+                None => drop(told.await),
             }
         } else {
             executor::yield_now().await;
@@ -663,9 +674,8 @@ fn leave(vif: &Vif, link: &Link, left: &AtomicUsize) {
     if left.fetch_sub(1, Ordering::AcqRel) == 1 {
         let (switch, port) = (vif.kind.switch, vif.kind.port);
         let mut net = NET.lock();
-        if let Some(network) = net.fabric.network_mut(switch) {
-            network.disconnect(port);
-        }
+        let turn = net.fabric.network_mut(switch).map(|network| network.disconnect(port));
+        tell(&net.links, &Outcome::of(switch, turn.unwrap_or_default()));
         net.links.remove(&(switch, port));
         drop(net);
         link.end();

@@ -71,7 +71,8 @@ impl World {
 
     /// The same, which take what is said.
     fn with(pages: &[(u32, u32)], features: Features) -> Self {
-        let mut world = Self { network: Network::new(), host: Host::new(), guests: Vec::new(), now: 0, until: None };
+        let mut world =
+            Self { network: Network::new(), host: Host::new(), guests: Vec::new(), now: 0, until: None };
         for (domain, &(transmit_pages, receive_pages)) in (1..).zip(pages) {
             let port = world.network.attach(Port::guest(mac(domain))).unwrap();
             let rings = [Granted::new(8, 1), Granted::new(9, 1)];

@@ -11,7 +11,6 @@ mod fifo;
 
 use crate::hypercall::stub;
 use crate::rt::{start, trap};
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -32,7 +31,8 @@ const PORTS: u32 = hypercall_abi::shared_info::EVTCHN_2L_NR_CHANNELS;
 static HIGHEST: AtomicU32 = AtomicU32::new(0);
 /// Ports that fired and whose owner has not looked yet, in the two-level form.
 static FIRED: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
-static WAKERS: Mutex<BTreeMap<u32, Waker>> = Mutex::new(BTreeMap::new());
+/// Who waits for a port, by its number: ports are given out from the lowest one on.
+static WAKERS: Mutex<Vec<Option<Waker>>> = Mutex::new(Vec::new());
 
 fn pending_word(word: usize) -> &'static AtomicU64 {
     let shared = start::shared_info();
@@ -68,9 +68,9 @@ fn split(port: Port) -> (usize, u64) {
     (port.get() as usize / 64 % 64, 1 << (port.get() % 64))
 }
 
-/// Ports that are open, as long as there are few: what [`idle_until`] polls.
+/// Ports that are open: what [`idle_until`] polls, when there are few.
 static OPEN: Mutex<Vec<Port>> = Mutex::new(Vec::new());
-/// More ports than these are waited for by upcall.
+/// More ports than these are not polled.
 const POLLED_MOST: usize = 16;
 
 /// Masks every port: nothing is delivered before somebody binds it.
@@ -113,11 +113,28 @@ fn collect(word: usize, mut bits: u64) {
     }
 }
 
+/// Takes out who waits for a port: a waker may do anything when it is called or dropped.
+fn take_waker(port: u32) -> Option<Waker> {
+    WAKERS.lock().get_mut(port as usize)?.take()
+}
+
+/// Puts down who waits for a port; gives back who did before.
+fn put_waker(port: u32, waker: &Waker) -> Option<Waker> {
+    let mut wakers = WAKERS.lock();
+    let at = port as usize;
+    if wakers.len() <= at {
+        wakers.resize_with(at + 1, || None);
+    }
+    match wakers.get_mut(at) {
+        Some(Some(there)) if there.will_wake(waker) => None,
+        Some(place) => place.replace(waker.clone()),
+        None => None,
+    }
+}
+
 /// Wakes the task that waits for a port.
 fn wake(port: u32) {
-    // Taken out before it is called: a waker may do anything.
-    let waker = WAKERS.lock().remove(&port);
-    if let Some(waker) = waker {
+    if let Some(waker) = take_waker(port) {
         waker.wake();
     }
 }
@@ -184,36 +201,29 @@ pub fn window() -> u64 {
 /// The time that [`idle_until`] has set the timer to, if nobody has set it anew since; 0 for none.
 static ARMED: AtomicU64 = AtomicU64::new(0);
 
+/// The time that [`idle_until`] was last called with; 0 for none.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
 /// As [`sleep_until`], for who sleeps often: as cheaply as can be.
 ///
-/// With few ports it is the poll hypercall, which takes a deadline and returns without an upcall, so without an iret either. Otherwise
-/// the timer is left as it is, to be found set the next time, and may end a later sleep early.
+/// The block hypercall looks at no port and, with an upcall that returns by itself, is the cheapest. It needs the timer set: that is left
+/// as it is, to be found set the next time, and may end a later sleep early. A time that is another at each sleep would have to be set
+/// each time: then, with few ports, it is the poll hypercall, which takes a deadline.
 pub(crate) fn idle_until(deadline_ns: Option<u64>) {
     static BEAT: spin::Once = spin::Once::new();
     BEAT.call_once(|| {
         // A vCPU is born with a beat of 10 ms, which nobody here waits for.
         let _ = crate::hypercall::stop_periodic_timer(0);
     });
-    let mut ports = [Port::new(0); POLLED_MOST];
-    let count = {
-        let open = OPEN.lock();
-        ports.iter_mut().zip(open.iter()).for_each(|(to, from)| *to = *from);
-        open.len()
-    };
-    if let Some(ports) = ports.get(..count)
-        && !fifo::is_on()
-    {
-        // No deadline is 0.
-        if crate::hypercall::poll(ports, deadline_ns.map_or(0, |deadline| deadline.max(1))).is_ok() {
-            return turn();
-        }
-    }
     if let Some(deadline) = deadline_ns {
         let deadline = deadline.max(1);
-        let port = timer_port();
-        // It counts down once: after it has fired it is to be set again, also to the same time.
-        let fired = take_fired(port);
-        if fired || ARMED.load(Ordering::Relaxed) != deadline {
+        let again = ASKED.swap(deadline, Ordering::Relaxed) == deadline;
+        let armed = ARMED.load(Ordering::Relaxed) == deadline && !take_fired(timer_port());
+        if !armed {
+            if !again && poll_open(deadline) {
+                return turn();
+            }
+            // It counts down once: after it has fired it is to be set again, also to the same time.
             // SAFETY: a number only.
             let set = unsafe { stub::set_timer_op(deadline) };
             ARMED.store(if set.is_ok() { deadline } else { 0 }, Ordering::Relaxed);
@@ -221,6 +231,17 @@ pub(crate) fn idle_until(deadline_ns: Option<u64>) {
     }
     block();
     turn();
+}
+
+/// Polls all ports that are open; false when they are too many, or cannot be polled.
+fn poll_open(deadline_ns: u64) -> bool {
+    let mut ports = [Port::new(0); POLLED_MOST];
+    let count = {
+        let open = OPEN.lock();
+        ports.iter_mut().zip(open.iter()).for_each(|(to, from)| *to = *from);
+        open.len()
+    };
+    ports.get(..count).is_some_and(|ports| crate::hypercall::poll(ports, deadline_ns).is_ok())
 }
 
 /// Sleeps until something happens or system time reaches `deadline_ns`, and collects it; returns early now and then.
@@ -486,10 +507,13 @@ impl Channel {
     /// Waits, as a task, until it fires. One task can wait for a channel at a time.
     pub fn fired(&mut self) -> impl Future<Output = ()> + Send + '_ {
         core::future::poll_fn(|context| {
-            // The waker goes in first: what fires from here on wakes it.
-            WAKERS.lock().insert(self.port.get(), context.waker().clone());
             if take_fired(self.port) {
-                WAKERS.lock().remove(&self.port.get());
+                return Poll::Ready(());
+            }
+            // What fires from here on wakes it; what fired before is seen.
+            drop(put_waker(self.port.get(), context.waker()));
+            if take_fired(self.port) {
+                drop(take_waker(self.port.get()));
                 return Poll::Ready(());
             }
             Poll::Pending
@@ -545,7 +569,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         mask(self.port);
         OPEN.lock().retain(|open| *open != self.port);
-        WAKERS.lock().remove(&self.port.get());
+        drop(take_waker(self.port.get()));
         if self.owned {
             // The port is ours, so closing it cannot fail; if it did, the mask keeps it silent.
             let _ = operation(EvtchnOp::Close, &mut EvtchnClose { port: self.port });

@@ -142,11 +142,19 @@ impl<P: Platform> Executor<P> {
                 return;
             }
             let pending = || extra_ready() || !self.queue.ready.lock().is_empty();
-            timers::fire(self.platform.now_ns());
+            // Nobody needs the time who waits for none.
+            let until_ns = timers::next().and_then(|first| {
+                let now_ns = self.platform.now_ns();
+                if first > now_ns {
+                    return Some(first);
+                }
+                timers::fire(now_ns);
+                timers::next()
+            });
             if pending() {
                 self.platform.turn();
             } else {
-                self.platform.idle(timers::next(), &pending);
+                self.platform.idle(until_ns, &pending);
             }
         }
     }

@@ -386,6 +386,10 @@ stubs! {
 
 /// The event callback. From kernel code: counts, and returns with events masked, so that Rust goes on undisturbed; the
 /// pending bits are looked at by whoever let events in. From user code: as any entry.
+///
+/// Kernel code runs in ring 3 as this stub does, so the processor's own IRETQ leads back, without a hypercall: it takes no
+/// notice of the interrupt flag there, and the event mask stays as the hypervisor has set it. Only the selectors, shown with the RPL
+/// of a kernel, have to have the real one again.
 #[unsafe(naked)]
 unsafe extern "C" fn upcall() {
     naked_asm!(
@@ -395,17 +399,11 @@ unsafe extern "C" fn upcall() {
         "lock inc qword ptr [rip + {upcalls}]",
         "pop rcx",
         "pop r11",
-        "and dword ptr [rsp + 16], ~0x200",
-        "push 0",
-        "push rcx",
-        "push r11",
-        "push rax",
-        "mov eax, {iret}",
-        "syscall",
-        "ud2",
+        "or byte ptr [rsp + 8], 3",
+        "or byte ptr [rsp + 32], 3",
+        "iretq",
         from_user = sym upcall_from_user,
         upcalls = sym UPCALLS,
-        iret = const crate::hypercall::IRET,
     )
 }
 

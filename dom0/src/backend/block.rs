@@ -83,6 +83,11 @@ impl Block {
         }
     }
 
+    /// Requests that the disk has not answered.
+    pub fn at_work(&self) -> usize {
+        self.disk.at_work()
+    }
+
     /// Bytes of the disk.
     pub fn bytes(&self) -> u64 {
         self.disk.properties().sectors * SECTOR_SIZE as u64

@@ -207,6 +207,11 @@ impl Handle {
         Disk::<Page>::properties(self)
     }
 
+    /// Jobs that it was given and has not answered.
+    pub fn at_work(&self) -> usize {
+        self.at_work.load(Ordering::Acquire)
+    }
+
     /// Waits until all that it was given is done, for nobody: who gave it is gone.
     pub async fn settled(&self) {
         let mut disk = self.clone();

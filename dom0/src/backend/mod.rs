@@ -23,6 +23,7 @@ use crate::channel::Event;
 use crate::devices::NetDevice;
 use crate::disks::DiskSpec;
 use crate::management::publish;
+use crate::waiting::{Bell, First, first};
 use crate::{say, switches};
 use alloc::boxed::Box;
 use alloc::format;
@@ -30,12 +31,15 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
-use guest_sdk::time;
+use guest_sdk::{executor, time};
 use hypercall_abi::DomId;
 use spin::{Mutex, Once};
 
 /// How long a guest has to let go of a device.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long taking a device away may take before the shell goes on.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The devices of one life of a guest.
 pub struct Devices {
@@ -244,20 +248,40 @@ impl Devices {
     ///
     /// # Errors
     /// What to say: it keeps the disk then.
-    pub async fn detach(&self, name: &str, force: bool) -> Result<(), String> {
+    pub async fn detach(self: &Arc<Self>, name: &str, force: bool) -> Result<(), String> {
         let vbd = self.disk(name)?;
+        let silent = |vbd: &Vbd| {
+            let count = vbd.kind.at_work();
+            (count > 0).then(|| format!("what is below has not answered {count} requests"))
+        };
         if !force && !vbd.leave(patience()).await {
+            let why = silent(&vbd).unwrap_or_else(|| "it may be in use there".into());
             return Err(format!(
-                "{} does not let go of {name}: it may be in use there; `disk detach {} {name} force` takes it away all the \
-                 same, and what it has not written yet is lost",
+                "{} does not let go of {name}: {why}; `disk detach {} {name} force` takes it away all the same, and what it has \
+                 not written yet is lost",
                 self.guest, self.guest
             ));
         }
-        vbd.stop().await;
-        self.disks.lock().retain(|other| other.kind.spec.device != vbd.kind.spec.device);
-        *self.past.lock() += vbd.kind.traffic();
-        self.tell_detached(format!("disk {}", vbd.kind.spec.name));
-        Ok(())
+        let (devices, leaving, gone) = (Arc::clone(self), Arc::clone(&vbd), Arc::new(Bell::new()));
+        let (told, seen) = (Arc::clone(&gone), gone.rings());
+        // A task of its own: it takes as long as a disk of the machine's has pages of the guest.
+        executor::spawn(async move {
+            leaving.stop().await;
+            // Another command may have wanted the same.
+            let found = devices.disks.lock().extract_if(.., |other| Arc::ptr_eq(other, &leaving)).next();
+            if let Some(vbd) = found {
+                *devices.past.lock() += vbd.kind.traffic();
+                devices.tell_detached(format!("disk {}", vbd.kind.spec.name));
+            }
+            told.ring();
+        });
+        match first(gone.after(seen), time::after(STOP_PATIENCE)).await {
+            First::One(()) => Ok(()),
+            First::Other(()) => {
+                let why = silent(&vbd).unwrap_or_else(|| "its back end has not come to an end".into());
+                Err(format!("{}'s {name} is taken away, but {why}: it is gone when that is over", self.guest))
+            }
+        }
     }
 
     /// What went through all its disks and cards, also those that are gone.

@@ -17,17 +17,21 @@ use alloc::vec::Vec;
 use blkback::disk::{Action as JobAction, Disk, DiskError, Done, GuestPage as _, Job, Properties};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 use guest_sdk::events::Events;
-use guest_sdk::executor;
 use guest_sdk::hardware::DmaPage;
 use guest_sdk::ring::SharedPage as _;
+use guest_sdk::{executor, time};
 use spin::Mutex;
-use virtio::block::{Counters, Geometry, Rejected, SECTOR};
+use virtio::block::{Counters, Geometry, Rejected, SECTOR, Unflushed};
 use virtio::{Action, Block, Error, IoError, Request, Segment, Transport};
 
 /// Bytes that [`Storage::read`] and [`Storage::write`] move at once.
 const AT_ONCE: usize = 128 * 1024;
 const PAGE: usize = 4096;
+/// How often it is looked whether a device still answers, and how many looks a request may take.
+const BEAT: Duration = Duration::from_secs(5);
+const PATIENCE: u32 = 6;
 
 /// A disk of the machine's.
 pub struct Device {
@@ -49,7 +53,10 @@ struct Driver {
 
 /// A piece of work, and how far it has come.
 struct Ticket {
+    user: Arc<Mailbox>,
     work: Work,
+    /// Of a flush: what it is to make durable.
+    covered: Unflushed,
     action: Action,
     /// The next sector, and how many there are from it on; pieces that are done with.
     sector: u64,
@@ -61,15 +68,16 @@ struct Ticket {
 
 /// What the work is for, with the memory that it owns.
 enum Work {
-    Job(Arc<Mailbox>, Job<Page>),
+    Job(Job<Page>),
     Bytes(Arc<Shot>, Vec<DmaPage>, usize),
 }
 
-/// Where jobs of one user come back.
+/// Where jobs of one user come back, and what else is known of that user.
 #[derive(Default)]
 struct Mailbox {
     done: Mutex<VecDeque<Done<Page>>>,
     waker: Mutex<Option<Waker>>,
+    unflushed: Mutex<Unflushed>,
 }
 
 /// Pages that were lent, and how it went.
@@ -94,7 +102,7 @@ impl Ticket {
         segments.clear();
         let (mut bytes, first) = (0u64, self.pieces);
         match &self.work {
-            Work::Job(_, job) => {
+            Work::Job(job) => {
                 for piece in job.pieces.iter().skip(first).take(geometry.segments) {
                     let address = piece.page.machine_address().get() + u64::from(piece.offset);
                     segments.push(Segment { address, bytes: piece.bytes.into() });
@@ -131,9 +139,9 @@ impl Ticket {
     /// Tells whoever wants to know.
     fn finish(self, result: Result<(), DiskError>) {
         match self.work {
-            Work::Job(mailbox, job) => {
-                mailbox.done.lock().push_back(Done { job, result });
-                let waker = mailbox.waker.lock().take();
+            Work::Job(job) => {
+                self.user.done.lock().push_back(Done { job, result });
+                let waker = self.user.waker.lock().take();
                 if let Some(waker) = waker {
                     waker.wake();
                 }
@@ -161,6 +169,9 @@ impl Driver {
             // Without a cache, what is done is durable.
             ticket.finish(Ok(()));
             return None;
+        }
+        if ticket.action == Action::Flush {
+            ticket.user.unflushed.lock().begin(&mut ticket.covered);
         }
         ticket.next(segments, block.geometry());
         let request = Request { action: ticket.action, sector: ticket.sector, segments };
@@ -196,6 +207,16 @@ impl Driver {
             ticket.sector += sectors;
             ticket.left = ticket.left.saturating_sub(sectors);
             ticket.pieces += pieces;
+            let revivals = self.block.counters().revivals;
+            match (ticket.action, result) {
+                (_, Err(_)) | (Action::Read, Ok(())) => {}
+                (Action::Flush, Ok(())) if !ticket.covered.is_durable(revivals) => {
+                    ticket.finish(Err(DiskError::Failed));
+                    continue;
+                }
+                (Action::Flush, Ok(())) => {}
+                (_, Ok(())) => ticket.user.unflushed.lock().wrote(revivals),
+            }
             match result {
                 Ok(()) if ticket.left > 0 => {
                     more = true;
@@ -242,6 +263,7 @@ impl Device {
         let asked = Arc::clone(&device);
         interrupts.listen(events, move || asked.driver.lock().block.transport().cause() != 0);
         executor::spawn(serve(Arc::clone(&device), interrupts));
+        executor::spawn(watch(Arc::clone(&device)));
         Ok(device)
     }
 
@@ -295,6 +317,12 @@ impl Device {
         text + ", " + self.about
     }
 
+    /// Resets it and starts it again: what is under way fails.
+    pub fn restart(&self) {
+        self.driver.lock().block.restart();
+        self.bell.ring();
+    }
+
     fn take(&self, ticket: Ticket) {
         self.driver.lock().take(ticket);
         if !self.untold.swap(true, Ordering::AcqRel) {
@@ -343,6 +371,22 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
     }
 }
 
+/// Has a disk reset that does not answer.
+async fn watch(device: Arc<Device>) {
+    let mut beat = time::Ticker::every(BEAT);
+    while !device.is_broken() {
+        beat.tick().await;
+        let mut driver = device.driver.lock();
+        let before = driver.block.counters().revivals;
+        driver.block.tick(PATIENCE);
+        let reset = driver.block.is_broken() || driver.block.counters().revivals != before;
+        drop(driver);
+        if reset {
+            device.bell.ring();
+        }
+    }
+}
+
 impl Clone for Storage {
     fn clone(&self) -> Self {
         Storage::new(&self.device)
@@ -365,6 +409,11 @@ impl Storage {
         self.device.geometry()
     }
 
+    fn take(&self, work: Work, action: Action, sector: u64, left: u64) {
+        let (user, covered) = (Arc::clone(&self.mailbox), Unflushed::default());
+        self.device.take(Ticket { user, work, covered, action, sector, left, pieces: 0, now: (0, 0) });
+    }
+
     /// Takes a job; it comes back from [`Storage::poll_done`], in any order.
     pub fn submit(&self, job: Job<Page>) {
         let bytes = job.pieces.iter().map(|piece| u64::from(piece.bytes)).sum::<u64>();
@@ -375,8 +424,7 @@ impl Storage {
             JobAction::Discard { sectors } => (Action::Discard { sectors: 0 }, sectors),
         };
         let sector = job.sector;
-        let work = Work::Job(Arc::clone(&self.mailbox), job);
-        self.device.take(Ticket { work, action, sector, left, pieces: 0, now: (0, 0) });
+        self.take(Work::Job(job), action, sector, left);
     }
 
     /// The next job that is done.
@@ -405,8 +453,7 @@ impl Storage {
         bytes: usize,
     ) -> Result<Vec<DmaPage>, DiskError> {
         let shot = Arc::new(Shot::default());
-        let work = Work::Bytes(Arc::clone(&shot), pages, bytes);
-        self.device.take(Ticket { work, action, sector, left, pieces: 0, now: (0, 0) });
+        self.take(Work::Bytes(Arc::clone(&shot), pages, bytes), action, sector, left);
         loop {
             let rings = shot.bell.rings();
             if let Some((pages, result)) = shot.result.lock().take() {
@@ -433,6 +480,15 @@ impl Storage {
     pub async fn read_pages(&self, sector: u64, pages: Vec<DmaPage>) -> Result<Vec<DmaPage>, DiskError> {
         let bytes = pages.len() * PAGE;
         self.run(Action::Read, sector, bytes as u64 / SECTOR, pages, bytes).await
+    }
+
+    /// Writes pages to sectors, without a copy, and gives them back.
+    ///
+    /// # Errors
+    /// As [`Storage::write`]; the pages are freed then.
+    pub async fn write_pages(&self, sector: u64, pages: Vec<DmaPage>) -> Result<Vec<DmaPage>, DiskError> {
+        let bytes = pages.len() * PAGE;
+        self.run(Action::Write, sector, bytes as u64 / SECTOR, pages, bytes).await
     }
 
     /// Reads whole sectors.

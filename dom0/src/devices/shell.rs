@@ -4,12 +4,13 @@ use super::{Device, NetDevice, Port, Storage, all, card, port, storage};
 use crate::hypervisor;
 use crate::say;
 use crate::table::{Align, Table};
-use crate::units::Bytes;
+use crate::units::{Bytes, PAGE};
 use crate::waiting::{First, first};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use blkback::disk::DiskError;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use guest_sdk::hardware::DmaPage;
@@ -124,7 +125,11 @@ pub async fn run(words: &[&str]) -> Result<(), Option<String>> {
         ["arp", name, wanted, own] => arp(&*card(name)?, address(wanted)?, address(own)?).await?,
         ["echo", name, lines] => echo(&port(name)?, number(lines)?).await?,
         ["flush", disk] => storage(disk)?.flush().await.map_err(|error| error.to_string())?,
-        ["measure", disk, depth, count] => measure(&storage(disk)?, number(depth)?, number(count)?).await?,
+        ["reset", disk] => storage(disk)?.device().restart(),
+        ["measure", disk, depth, count, words @ ..] => {
+            let work = Work::parse(number(depth)?, number(count)?, words)?;
+            measure(&storage(disk)?, work).await?;
+        }
         _ => return Err(None),
     }
     Ok(())
@@ -258,12 +263,54 @@ async fn echo(port: &Port, lines: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads `count` times 4 KiB, `depth` at a time, here and there, and says what one cost.
-async fn measure(storage: &Storage, depth: u64, count: u64) -> Result<(), String> {
-    const SECTORS: u64 = 8;
-    let places = storage.geometry().sectors / SECTORS;
-    if places == 0 || count == 0 || !(1..=64).contains(&depth) {
-        return Err("at least one read, 1 to 64 at a time, of a disk of at least 8 sectors".into());
+/// What a disk is measured with.
+struct Work {
+    write: bool,
+    /// One after the other instead of here and there.
+    sequential: bool,
+    /// Of a request: whole pages.
+    bytes: u64,
+    /// Requests under way at a time.
+    depth: u64,
+    count: u64,
+}
+
+/// Bytes of a request at most.
+const MOST_MEASURED: u64 = 256 * 1024;
+
+impl Work {
+    fn parse(depth: u64, count: u64, words: &[&str]) -> Result<Work, Option<String>> {
+        let mut work = Work { write: false, sequential: false, bytes: PAGE, depth, count };
+        for word in words {
+            match *word {
+                "write" => work.write = true,
+                "sequential" => work.sequential = true,
+                bytes => work.bytes = bytes.parse().map_err(|_| None)?,
+            }
+        }
+        let whole = work.bytes.is_multiple_of(PAGE) && (1..=MOST_MEASURED).contains(&work.bytes);
+        if !whole || count == 0 || !(1..=64).contains(&depth) {
+            let most = Bytes::new(MOST_MEASURED);
+            return Err(Some(format!(
+                "at least one request of whole pages, up to {most}, and 1 to 64 at a time"
+            )));
+        }
+        Ok(work)
+    }
+
+    /// Where a request begins: its number in blocks of its own size, of which the disk has `places`.
+    fn place(&self, number: u64, places: u64) -> u64 {
+        // Else places that are far apart, and each of them in the end.
+        if self.sequential { number % places } else { number.wrapping_mul(7919) % places }
+    }
+}
+
+/// Reads or writes `count` times, `depth` at a time, and says what one cost and how fast that was.
+async fn measure(storage: &Storage, work: Work) -> Result<(), String> {
+    let sectors = work.bytes / SECTOR;
+    let places = storage.geometry().sectors / sectors;
+    if places == 0 {
+        return Err(format!("the disk has fewer than {sectors} sectors"));
     }
     let busy = || -> Result<(u64, u64), String> {
         let below = hypervisor::get();
@@ -271,34 +318,44 @@ async fn measure(storage: &Storage, depth: u64, count: u64) -> Result<(), String
         let own = below.domain(guest_sdk::id()).map_err(|errno| format!("the hypervisor answers {errno}"))?;
         Ok((idle.iter().sum(), own.cpu_time_ns))
     };
+    let work = Arc::new(work);
     let next = Arc::new(AtomicU64::new(0));
     let failed = Arc::new(AtomicU64::new(0));
-    let left = Arc::new((AtomicU64::new(depth), Bell::new()));
+    let left = Arc::new((AtomicU64::new(work.depth), Bell::new()));
     let (interrupts, kicks) = (storage.device().interrupts().1, storage.device().counters().kicks);
     let (start, before) = (time::now_ns(), busy()?);
-    for _ in 0..depth {
-        let (storage, next, failed, left) =
-            (storage.clone(), Arc::clone(&next), Arc::clone(&failed), Arc::clone(&left));
+    for _ in 0..work.depth {
+        let (storage, work, next, failed, left) =
+            (storage.clone(), Arc::clone(&work), Arc::clone(&next), Arc::clone(&failed), Arc::clone(&left));
         executor::spawn(async move {
-            let mut page = None;
+            let mut pages = Vec::new();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= count {
+                if number >= work.count {
                     break;
                 }
-                // Places that are far apart, and each of them in the end.
-                let place = number.wrapping_mul(7919) % places;
-                let Some(free) = page.take().or_else(|| DmaPage::new().ok()) else {
-                    failed.fetch_add(1, Ordering::Relaxed);
-                    continue;
+                while (pages.len() as u64) < work.bytes / PAGE
+                    && let Ok(page) = DmaPage::new()
+                {
+                    pages.push(page);
+                }
+                let sector = work.place(number, places) * sectors;
+                let lent = core::mem::take(&mut pages);
+                let result = if lent.len() as u64 * PAGE != work.bytes {
+                    Err(DiskError::NoSpace)
+                } else if work.write {
+                    storage.write_pages(sector, lent).await
+                } else {
+                    storage.read_pages(sector, lent).await
                 };
-                match storage.read_pages(place * SECTORS, [free].into()).await {
-                    Ok(mut pages) => page = pages.pop(),
+                match result {
+                    Ok(back) => pages = back,
                     Err(_) => _ = failed.fetch_add(1, Ordering::Relaxed),
                 }
             }
-            left.0.fetch_sub(1, Ordering::AcqRel);
-            left.1.ring();
+            if left.0.fetch_sub(1, Ordering::AcqRel) == 1 {
+                left.1.ring();
+            }
         });
     }
     loop {
@@ -313,9 +370,14 @@ async fn measure(storage: &Storage, depth: u64, count: u64) -> Result<(), String
         (storage.device().interrupts().1 - interrupts, storage.device().counters().kicks - kicks);
     let idle = after.0.saturating_sub(before.0);
     let own = after.1.saturating_sub(before.1);
+    let Work { write, sequential, bytes, depth, count } = *work;
+    let kib_s = (count * bytes / 1024).saturating_mul(1_000_000_000) / took.max(1);
     say!(
-        "{count} reads of 4 KiB, {depth} at a time: {} ns each of dom0's time ({took} ns in all, {idle} idle), {interrupts} interrupts, \
-         {kicks} kicks, {} failed",
+        "{count} {}{} of {}, {depth} at a time: {} ns each of dom0's time ({took} ns in all, {idle} idle, {kib_s} KiB/s), {interrupts} \
+         interrupts, {kicks} kicks, {} failed",
+        if sequential { "sequential " } else { "" },
+        if write { "writes" } else { "reads" },
+        Bytes::new(bytes),
         own / count,
         failed.load(Ordering::Relaxed)
     );

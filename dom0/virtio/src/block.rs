@@ -187,6 +187,37 @@ struct Slot<T> {
     tag: Option<T>,
     /// Sectors that it reads, and that it writes.
     sectors: [u64; 2],
+    /// The [`Block::tick`] before it was submitted.
+    tick: u32,
+}
+
+/// What one user of a disk has written and not had flushed, as far as a flush has to know it.
+///
+/// A device that is reset may lose what it had not made durable, and its next flush succeeds all the same. So a user's flush fails when a
+/// write before it was completed before a reset: then it is the user who has to write again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unflushed {
+    /// How often the device had been reset when the first of these writes was completed.
+    first: Option<u32>,
+}
+
+impl Unflushed {
+    /// A write was completed by a device that has been reset so often ([`Counters::revivals`]).
+    pub fn wrote(&mut self, revivals: u32) {
+        self.first.get_or_insert(revivals);
+    }
+
+    /// A flush begins: what it covers, together with what it covers already, is taken out.
+    pub fn begin(&mut self, covered: &mut Unflushed) {
+        // What is covered already is older.
+        covered.first = covered.first.or(self.first.take());
+    }
+
+    /// Whether a flush that was completed by a device that has been reset so often made durable what it covers.
+    #[must_use]
+    pub fn is_durable(self, revivals: u32) -> bool {
+        self.first.is_none_or(|first| first == revivals)
+    }
 }
 
 /// What went over a disk.
@@ -227,6 +258,7 @@ pub struct Block<P: Platform, T> {
     write: Vec<Segment>,
     fault: Option<Fault>,
     broken: bool,
+    tick: u32,
     counters: Counters,
 }
 
@@ -246,7 +278,7 @@ impl<P: Platform, T> Block<P, T> {
         let owners = alloc::vec![0; usize::from(queue.size())];
         transport.go();
         Ok(Self {
-            slots: (0..geometry.requests).map(|_| Slot { tag: None, sectors: [0; 2] }).collect(),
+            slots: (0..geometry.requests).map(|_| Slot { tag: None, sectors: [0; 2], tick: 0 }).collect(),
             free: (0..geometry.requests as u16).rev().collect(),
             transport,
             vectors,
@@ -261,6 +293,7 @@ impl<P: Platform, T> Block<P, T> {
             write: Vec::new(),
             fault: None,
             broken: false,
+            tick: 0,
             counters: Counters::default(),
         })
     }
@@ -405,6 +438,7 @@ impl<P: Platform, T> Block<P, T> {
                 {
                     *owner = slot;
                     slot_of.tag = Some(tag);
+                    slot_of.tick = self.tick;
                     let bytes = request.segments.iter().map(|segment| u64::from(segment.bytes)).sum::<u64>();
                     slot_of.sectors = match request.action {
                         Action::Read => [bytes / SECTOR, 0],
@@ -533,6 +567,24 @@ impl<P: Platform, T> Block<P, T> {
         }
         let sectors = self.transport.own(|own| own.u64(0)).min(u64::MAX / SECTOR);
         core::mem::replace(&mut self.geometry.sectors, sectors) != sectors
+    }
+
+    /// Some time has passed: called at a regular beat. A device that has not answered a request after `most` of them is reset, and what was
+    /// under way comes back.
+    pub fn tick(&mut self, most: u32) {
+        self.tick = self.tick.wrapping_add(1);
+        let now = self.tick;
+        let late = |slot: &Slot<T>| slot.tag.is_some() && now.wrapping_sub(slot.tick) > most;
+        if !self.broken && self.slots.iter().any(late) {
+            self.fail(Fault::Silent);
+        }
+    }
+
+    /// Resets the device and starts it again, as after a fault.
+    pub fn restart(&mut self) {
+        if !self.broken {
+            self.fail(Fault::Asked);
+        }
     }
 
     /// Ends it after a fault, gives back what was under way, and starts it again.

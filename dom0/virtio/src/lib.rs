@@ -253,6 +253,10 @@ pub enum Fault {
     },
     /// A message of its own is longer or shorter than it may be, or names what there is not.
     Message,
+    /// It has not answered a request for a long time.
+    Silent,
+    /// Nothing: somebody wants it to begin anew.
+    Asked,
 }
 
 impl fmt::Display for Fault {
@@ -266,6 +270,8 @@ impl fmt::Display for Fault {
             Self::Id(id) => write!(f, "it says that request {id} is done, which was not under way"),
             Self::Length { said, room } => write!(f, "it says that it wrote {said} bytes where {room} were"),
             Self::Message => f.write_str("it sends messages that make no sense"),
+            Self::Silent => f.write_str("it has not answered a request for too long"),
+            Self::Asked => f.write_str("a reset was asked for"),
         }
     }
 }

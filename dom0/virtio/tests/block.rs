@@ -5,7 +5,7 @@ mod model;
 use guest_sdk::ring::SharedPage as _;
 use model::{Chain, EVENT_INDEX, INDIRECT, Machine, Page};
 use std::rc::Rc;
-use virtio::block::{MOST_REQUESTS, Rejected, Trim};
+use virtio::block::{MOST_REQUESTS, Rejected, Trim, Unflushed};
 use virtio::{
     Action, Block, DmaPage as _, Error, Fault, IoError, Platform as _, Request, Segment, Transport, Vectors,
 };
@@ -421,6 +421,74 @@ fn a_device_that_goes_away_is_cut_off() {
     assert_eq!(disk.take_fault(), Some(Fault::Gone));
     assert_eq!(disk.completion().unwrap().1, Err(IoError::Reset));
     assert!(disk.is_broken() && !machine.masters_bus());
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_reset_in_time() {
+    let machine = machine(ALL);
+    let (mut disk, mut content) = (start(&machine).unwrap(), content());
+    for _ in 0..10 {
+        disk.tick(2);
+    }
+    assert_eq!(disk.take_fault(), None, "nothing was asked");
+    submit(&mut disk, Action::Read, 0, (1, pages(&machine, 1))).unwrap();
+    disk.kick();
+    disk.tick(2);
+    submit(&mut disk, Action::Read, 8, (2, pages(&machine, 1))).unwrap();
+    disk.kick();
+    disk.tick(2);
+    assert_eq!((disk.take_fault(), disk.under_way()), (None, 2));
+    disk.tick(2);
+    assert_eq!((disk.take_fault(), disk.under_way()), (Some(Fault::Silent), 0));
+    let back: Vec<_> = std::iter::from_fn(|| disk.completion()).collect();
+    assert_eq!(
+        back.iter().map(|(tag, result)| (tag.0, *result)).collect::<Vec<_>>(),
+        [(1, Err(IoError::Reset)), (2, Err(IoError::Reset))]
+    );
+    // It is used on, and one that answers has all the time in the world.
+    for round in 0..10 {
+        submit(&mut disk, Action::Read, 0, (round, pages(&machine, 1))).unwrap();
+        disk.kick();
+        disk.tick(2);
+        disk.tick(2);
+        serve_all(&machine, &mut content);
+        assert_eq!(disk.completion().unwrap().1, Ok(()));
+    }
+    assert_eq!((disk.take_fault(), disk.counters().revivals), (None, 1));
+    disk.restart();
+    assert_eq!(
+        (disk.take_fault(), disk.counters().revivals, disk.is_broken()),
+        (Some(Fault::Asked), 2, false)
+    );
+}
+
+#[test]
+fn a_flush_after_a_reset_does_not_hide_what_the_reset_lost() {
+    let (mut user, mut other) = (Unflushed::default(), Unflushed::default());
+    let flush = |user: &mut Unflushed, revivals| {
+        let mut covered = Unflushed::default();
+        user.begin(&mut covered);
+        covered.is_durable(revivals)
+    };
+    assert!(flush(&mut user, 0) && flush(&mut user, 3), "nothing was written");
+    user.wrote(0);
+    assert!(flush(&mut user, 0));
+    user.wrote(0);
+    user.wrote(1);
+    other.wrote(1);
+    assert!(!flush(&mut user, 1), "the first write was before the reset");
+    assert!(flush(&mut user, 1), "it is told once");
+    assert!(flush(&mut other, 1), "others have lost nothing");
+    // What is written while a flush is under way is for the next.
+    user.wrote(1);
+    let mut covered = Unflushed::default();
+    user.begin(&mut covered);
+    user.wrote(1);
+    // It had to wait for room: what was written meanwhile may be covered, too, what is older stays so.
+    user.begin(&mut covered);
+    user.wrote(2);
+    assert!(covered.is_durable(1) && !covered.is_durable(2));
+    assert!(flush(&mut user, 2));
 }
 
 #[test]

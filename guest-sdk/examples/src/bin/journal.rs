@@ -2,7 +2,7 @@
 //!
 //! With `record` it goes on adding until somebody ends it, and says after each flush how far it has come. `acked-DISK=N` is how far it
 //! was heard to have come: what is missing of that, or is not as it was written, is an error. (`cargo xtask kill` ends it in the worst
-//! way and looks.)
+//! way and looks.) With `pause=SECONDS` it says what it has written, and waits so long before the flush.
 //!
 //! A disk is a ring of blocks of 4 KiB: entry N is in block N modulo their number, with a checksum. A batch is several blocks, and a flush.
 #![no_std]
@@ -15,10 +15,11 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
 use guest_sdk::block::{self, BlockError, Disk};
 use guest_sdk::sync::Bell;
 use guest_sdk::xenstore::SharedStore;
-use guest_sdk::{Domain, entry, executor, println};
+use guest_sdk::{Domain, entry, executor, println, time};
 
 const BLOCK: usize = 4096;
 const SECTORS: u64 = BLOCK as u64 / 512;
@@ -37,6 +38,7 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
         return Ok(());
     };
     let record = domain.command_line.has("record");
+    let pause = domain.command_line.number("pause").unwrap_or(0);
     let failed = Arc::new(AtomicU64::new(0));
     let left = Arc::new((AtomicU64::new(0), Bell::new()));
     for name in block::disks(&store).await? {
@@ -45,7 +47,7 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
         let (failed, left) = (Arc::clone(&failed), Arc::clone(&left));
         left.0.fetch_add(1, Ordering::AcqRel);
         executor::spawn(async move {
-            if let Err(why) = keep(&disk, &name, acked, record).await {
+            if let Err(why) = keep(&disk, &name, acked, record, pause).await {
                 println!("journal {name}: {why}");
                 failed.fetch_add(1, Ordering::AcqRel);
             }
@@ -64,7 +66,7 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
 }
 
 /// Looks at the journal of a disk, and adds to it.
-async fn keep(disk: &Disk, name: &str, acked: u64, record: bool) -> Result<(), String> {
+async fn keep(disk: &Disk, name: &str, acked: u64, record: bool, pause: u64) -> Result<(), String> {
     let say = |error: BlockError| format!("{error}");
     let blocks = (disk.info().sectors / SECTORS).min(MOST);
     if blocks < 4 * BATCH {
@@ -98,6 +100,10 @@ async fn keep(disk: &Disk, name: &str, acked: u64, record: bool) -> Result<(), S
             number += 1;
             write(&mut block, number, &format!("boot {boot} entry {number}"));
             disk.write(number % blocks * SECTORS, &block).await.map_err(say)?;
+        }
+        if pause > 0 {
+            println!("journal {name}: wrote {number}");
+            time::after(Duration::from_secs(pause)).await;
         }
         disk.flush().await.map_err(say)?;
         println!("journal {name}: flushed {number}");

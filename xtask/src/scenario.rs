@@ -14,7 +14,9 @@ use anyhow::{Context, Result, bail};
 use regex::Regex;
 use serde::Deserialize;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// Folder of the scenario files.
@@ -170,13 +172,31 @@ pub struct DiskFile {
     /// Whether dom0 may only read it.
     #[serde(default)]
     pub readonly: bool,
+    /// Files of so many bytes: then the disk has a partition table of one FAT partition with these in it, all made as a user does, with
+    /// `sfdisk`, `mkfs.vfat` and mtools (fetched from Debian). Sector N of a file begins with the line `sector N of PATH`.
+    #[serde(default)]
+    pub files: Vec<(String, usize)>,
     /// What sectors must begin with in the file once the run is over: their numbers, and text.
     #[serde(default)]
     pub after: Vec<(u64, String)>,
 }
 
+/// Where the partition of a disk with files begins: 1 MiB, as tools have it.
+const PARTITION_SECTOR: u64 = 2048;
+
 /// Bytes of a sector.
 const SECTOR: usize = 512;
+
+/// So many bytes by which each sector is known.
+fn pattern(name: &str, bytes: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    for sector in 0..bytes.div_ceil(SECTOR) {
+        all.extend_from_slice(format!("sector {sector} of {name}\n").as_bytes());
+        all.resize((sector + 1) * SECTOR, sector as u8);
+    }
+    all.truncate(bytes);
+    all
+}
 
 impl DiskFile {
     fn path(&self, scratch: &Path) -> PathBuf {
@@ -184,22 +204,68 @@ impl DiskFile {
     }
 
     /// Writes it anew, and says how QEMU's machine gets it.
-    fn make(&self, scratch: &Path) -> Result<String> {
-        let mut bytes = Vec::new();
-        for sector in 0..self.sectors {
-            let line = format!("sector {sector} of {}\n", self.name);
-            bytes.extend_from_slice(line.as_bytes());
-            bytes.resize((sector as usize + 1) * SECTOR, sector as u8);
-        }
+    fn make(&self, scratch: &Path, target_dir: &Path) -> Result<String> {
         let path = self.path(scratch);
-        sh::write(&path, &bytes)?;
+        if self.files.is_empty() {
+            sh::write(&path, &pattern(&self.name, usize::try_from(self.sectors)? * SECTOR))?;
+        } else {
+            self.make_file_system(&path, target_dir)?;
+        }
         Ok(format!("{}{}", path.display(), if self.readonly { ":ro" } else { "" }))
     }
 
-    /// What is not in it that should be.
-    fn missing(&self, scratch: &Path) -> Result<String> {
-        let bytes = sh::read(&self.path(scratch))?;
+    /// Makes a partition with a file system, and fills it.
+    fn make_file_system(&self, path: &Path, target_dir: &Path) -> Result<()> {
+        let tool = |package, file| debian::file(target_dir, package, file);
+        let sectors = self.sectors.checked_sub(PARTITION_SECTOR).context("a disk with files is too small")?;
+        sh::write(path, &[])?;
+        let disk = File::options().write(true).open(path)?;
+        disk.set_len(self.sectors * SECTOR as u64).context("cannot make a disk")?;
+        let table = path.with_extension("table");
+        sh::write(&table, format!("label: dos\nstart={PARTITION_SECTOR}, type=c\n").as_bytes())?;
+        let mut sfdisk = Command::new(tool("fdisk", "sbin/sfdisk")?);
+        sh::run(sfdisk.args(["--quiet", "--no-reread"]).arg(path).stdin(File::open(&table)?))?;
+        let mut mkfs = Command::new(tool("dosfstools", "sbin/mkfs.fat")?);
+        // In KiB; the name of the partition's file system is what people give it.
+        mkfs.args(["-n", "GUESTS", "--offset", &PARTITION_SECTOR.to_string()]).arg(path);
+        sh::run(mkfs.arg((sectors / 2).to_string()))?;
+        let image = format!("{}@@{}", path.display(), PARTITION_SECTOR * SECTOR as u64);
+        let mtools = |command: &str| -> Result<Command> {
+            let mut program = Command::new(tool("mtools", "usr/bin/mtools")?);
+            program.args(["-c", command, "-i", &image]).env("MTOOLS_SKIP_CHECK", "1");
+            Ok(program)
+        };
+        let content = path.with_extension("content");
+        let mut made: Vec<&str> = Vec::new();
+        for (name, bytes) in &self.files {
+            if let Some((directory, _)) = name.rsplit_once('/')
+                && !made.contains(&directory)
+            {
+                sh::run(mtools("mmd")?.arg(format!("::{directory}")))?;
+                made.push(directory);
+            }
+            sh::write(&content, &pattern(name, *bytes))?;
+            sh::run(mtools("mcopy")?.arg(&content).arg(format!("::{name}")))?;
+        }
+        Ok(())
+    }
+
+    /// What is not in it that should be, and what is wrong with its file system.
+    fn missing(&self, scratch: &Path, target_dir: &Path) -> Result<String> {
+        let path = self.path(scratch);
+        let bytes = sh::read(&path)?;
         let mut missing = String::new();
+        if !self.files.is_empty() {
+            let partition = path.with_extension("partition");
+            let start = usize::try_from(PARTITION_SECTOR)? * SECTOR;
+            sh::write(&partition, bytes.get(start..).unwrap_or_default())?;
+            let mut fsck = Command::new(debian::file(target_dir, "dosfstools", "sbin/fsck.fat")?);
+            let checked = fsck.arg("-n").arg(&partition).output().context("cannot run fsck.fat")?;
+            if !checked.status.success() {
+                let found = String::from_utf8_lossy(&checked.stdout);
+                _ = writeln!(missing, "the file system of disk {} is damaged: {found}", self.name);
+            }
+        }
         for (sector, text) in &self.after {
             let start = usize::try_from(*sector)?.saturating_mul(SECTOR);
             let found = bytes.get(start..start.saturating_add(text.len())).unwrap_or_default();
@@ -396,7 +462,7 @@ impl Scenario {
         sh::write(&scratch.with_extension("log"), watched.text.as_bytes())?;
         let (mut outcome, cases) = self.judge(&watched.text, watched.end);
         for disk in &self.disks {
-            let missing = disk.missing(&scratch)?;
+            let missing = disk.missing(&scratch, &workspace.target_dir)?;
             if !missing.is_empty() {
                 let before = if let Outcome::Failed(why) = &outcome { why.as_str() } else { "" };
                 outcome = Outcome::Failed(format!("{before}{missing}"));
@@ -427,11 +493,12 @@ impl Scenario {
         host: Host,
         scratch: &Path,
     ) -> Result<std::process::Command> {
+        let disks = self.disks.iter().map(|disk| disk.make(scratch, &workspace.target_dir));
         let mut machine = Machine {
             mem: self.mem.clone(),
             smp: self.smp,
             icount: self.icount,
-            disks: self.disks.iter().map(|disk| disk.make(scratch)).collect::<Result<_>>()?,
+            disks: disks.collect::<Result<_>>()?,
             disk_options: self.disk_options.clone(),
             net: self.net.clone(),
             channel: self.channel.then(|| scratch.with_extension("socket")),
@@ -648,11 +715,11 @@ mod tests {
         let scratch = std::env::temp_dir().join(format!("xtask-disk-{}", std::process::id()));
         let text = "name = 'a'\nsectors = 3\nreadonly = true\nafter = [[2, \"sector 2 of a\\n\x02\"]]";
         let mut disk: DiskFile = toml::from_str(&text.replace('\x02', "\\u0002"))?;
-        assert!(disk.make(&scratch)?.ends_with(".a.img:ro"));
+        assert!(disk.make(&scratch, Path::new(""))?.ends_with(".a.img:ro"));
         assert_eq!(sh::read(&disk.path(&scratch))?.len(), 3 * SECTOR);
-        assert_eq!(disk.missing(&scratch)?, "");
+        assert_eq!(disk.missing(&scratch, Path::new(""))?, "");
         disk.after = vec![(1, "sector 2".into()), (9, "x".into())];
-        let missing = disk.missing(&scratch)?;
+        let missing = disk.missing(&scratch, Path::new(""))?;
         assert!(
             missing.contains("sector 1 of disk a begins with \"sector 1\"") && missing.contains("sector 9")
         );

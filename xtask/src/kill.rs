@@ -2,7 +2,7 @@
 //! missing afterwards.
 //!
 //! The guest `journal` has a whole disk, a file and a copy-on-write file. Of what it says on its console the last flush of each counts:
-//! the next boot is told, and the guest looks.
+//! the next boot is told, and the guest looks. In every second round its back ends are restarted all the while, and some panic.
 
 use crate::boot::{self, Boot};
 use crate::build::{self, Built};
@@ -45,6 +45,8 @@ const DISKS: [&str; 3] =
 const MACHINE_DISKS: [(&str, u64); 2] = [("kill-a.img", 24 << 20), ("kill-b.img", 1 << 20)];
 /// Longest time from the first flush to the end.
 const LONGEST: Duration = Duration::from_millis(2500);
+/// Restarts of back ends in a round: more than there is time for.
+const RESTARTS: usize = 400;
 /// A boot that says nothing for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -79,27 +81,52 @@ pub fn rounds(workspace: &Workspace, built: &Built, count: u32, seed: u64, loud:
         random ^= random >> 7;
         random ^= random << 17;
         let delay = LONGEST.mul_f64((random % 1000) as f64 / 1000.0);
-        let said = bench.boot(&[journal(&acked, true)], Some(delay))?;
+        let restarts = round % 2 == 0;
+        let said = bench.boot(&recording(&acked, restarts), Some(delay))?;
         let before: u64 = acked.values().sum();
         judge(&said, &mut acked).with_context(|| format!("round {round}, seed {seed}:\n{}", said.text))?;
         flushes += acked.values().sum::<u64>() - before;
         if loud {
-            println!("round {round}: killed {} ms after the first flush; {acked:?}", delay.as_millis());
+            let meanwhile = if restarts { ", back ends restarted" } else { "" };
+            println!(
+                "round {round}: killed {} ms after the first flush{meanwhile}; {acked:?}",
+                delay.as_millis()
+            );
         }
     }
-    let said = bench.boot(&[journal(&acked, false)], None)?;
+    let said = bench.boot(&[format!("run {} timeout=600", journal(&acked, false))], None)?;
     judge(&said, &mut acked).with_context(|| format!("after the last round, seed {seed}:\n{}", said.text))?;
     Ok(format!("killed {count} times, {flushes} entries flushed on {} disks, none lost", DISKS.len()))
 }
 
-/// The command that runs the guest.
+/// The guest's description, for `run` and `create`.
 fn journal(acked: &BTreeMap<u32, u64>, record: bool) -> String {
     let mut words = String::from(if record { "record" } else { "" });
     for (disk, number) in acked {
         words += &format!(" acked-{disk}={number}");
     }
     let disks: String = DISKS.iter().map(|disk| format!(" disk={disk}")).collect();
-    format!("run journal memory=4M timeout=600 \"cmdline={}\"{disks}", words.trim_start())
+    format!("journal memory=4M \"cmdline={}\"{disks}", words.trim_start())
+}
+
+/// Commands for a guest that records until it is killed; with `restarts` its back ends fail again and again meanwhile.
+fn recording(acked: &BTreeMap<u32, u64>, restarts: bool) -> Vec<String> {
+    let guest = journal(acked, true);
+    if !restarts {
+        return vec![format!("run {guest} timeout=600")];
+    }
+    // All that it says is heard.
+    let mut commands = vec![
+        format!("create --paused {guest}"),
+        "console -f journal".to_owned(),
+        "unpause journal".to_owned(),
+    ];
+    for (number, disk) in ["xvda", "xvdb", "xvdc"].iter().cycle().take(RESTARTS).enumerate() {
+        let how = if number % 5 == 4 { "panic" } else { "restart" };
+        commands.push(format!("disk {how} journal {disk}"));
+        commands.push("sleep 0.15".to_owned());
+    }
+    commands
 }
 
 /// Takes what was flushed from what a boot said.
@@ -227,6 +254,7 @@ mod tests {
         let lost = format!("{all}journal 51728: 2 of the flushed entries 1 to 9 are lost: [8, 9]\n");
         assert!(judge(&said(&lost), &mut acked).unwrap_err().to_string().contains("lost"));
         assert!(journal(&acked, true).contains("\"cmdline=record acked-51712=5\" disk=xvda:device:vdb "));
+        assert!(recording(&acked, true).contains(&"disk panic journal xvdb".to_owned()));
         Ok(())
     }
 }

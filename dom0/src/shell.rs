@@ -133,7 +133,7 @@ commands! {
          They are described in etc/network.toml of the boot archive; others are there as long as they have cards."
     "devices" "" devices "show the machine's own devices"
         "IN and OUT are what was read and written; KICKS are the times that a device was told of requests."
-    "device" "read|write|fill|zero|discard|crc|flush|reset|measure|arp|echo NAME ..." device "try a device of the machine's"
+    "device" "read|write|fill|zero|discard|crc|flush|reset|measure|arp|ping|echo NAME ..." device "try a device of the machine's"
         "`device read vda SECTOR` shows a sector, `device crc vda [SECTOR COUNT]` its CRC-32 or that of the whole disk;\n\
          `device write vda SECTOR TEXT` writes a text there; `fill vda SECTOR COUNT BYTE`, `zero vda SECTOR COUNT` and\n\
          `discard vda SECTOR COUNT` change many; `flush vda` has all of it durable. Guests that use the disk are not asked.\n\
@@ -141,6 +141,7 @@ commands! {
          `device measure vda DEPTH COUNT [BYTES] [sequential] [write]` reads COUNT times 4 KiB, DEPTH at a time, or as is said, and\n\
          says what one cost; `write` puts zeros over what is there.\n\
          `device arp net0 10.0.2.2 10.0.2.15` asks a card's network who has the first address, in the name of the second;\n\
+         `device ping net0 10.0.2.2 10.0.2.15 DEPTH COUNT` has COUNT packets of 1500 bytes echoed, DEPTH at a time, and says how fast;\n\
          `device echo PORT LINES` sends back what comes in by a console's port."
     "xenstore" "ls|read|write|rm|watch PATH [...]" xenstore "look into xenstore, or change it"
         "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\

@@ -15,6 +15,9 @@
 //! [`Card::queue`] and [`Card::flush`] many together. Answers to what was sent are looked at when pages run short; whoever waits for
 //! room is woken when half of what is on its way has been sent.
 //!
+//! A card may have several queues ([`Options::queues`]), each a pair of rings with its pages and its port. What is sent is spread over them
+//! by the addresses and ports in it, so that a flow keeps its order; what comes is taken from all of them in turn.
+//!
 //! When the back end goes away and comes back, the card connects anew. Frames that were on their way then may be lost: networks lose
 //! frames. Only when the device is taken away, or its back end breaks a ring, do calls fail with [`NetError::Gone`].
 //!
@@ -47,6 +50,7 @@ use control::ControlRing;
 use core::fmt;
 use core::ops::Deref;
 use core::str::FromStr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 use hypercall_abi::io::netif::{MAX_TX_SIZE, NR_SLOTS_MIN, keys};
 use hypercall_abi::{DomId, Errno, GrantRef, PAGE_SIZE};
@@ -258,26 +262,42 @@ pub struct Options {
     /// The back end may keep all pages mapped, if it does that: frames cost less then than their copies by the hypervisor, but what is
     /// received is not read where it is.
     pub keep: bool,
+    /// Queues, at least 1 and at most as many as the back end offers; each has the pages that are said.
+    pub queues: usize,
 }
 
 impl Options {
     /// What a stack that sends and receives much wants: 2 MiB of pages, and everything left out that can be.
     #[must_use]
     pub const fn offloading() -> Self {
-        Self { receive_pages: 256, transmit_pages: 256, blank_checksums: true, segments: true, keep: true }
+        Self {
+            receive_pages: 256,
+            transmit_pages: 256,
+            blank_checksums: true,
+            segments: true,
+            keep: true,
+            queues: 1,
+        }
     }
 }
 
 impl Default for Options {
     /// 768 KiB in all.
     fn default() -> Self {
-        Self { receive_pages: 128, transmit_pages: 64, blank_checksums: false, segments: false, keep: true }
+        Self {
+            receive_pages: 128,
+            transmit_pages: 64,
+            blank_checksums: false,
+            segments: false,
+            keep: true,
+            queues: 1,
+        }
     }
 }
 
 impl Options {
-    /// Makes the pages to send from and to receive into, and grants them.
-    fn grant(&self, to: DomId) -> Result<(GrantedPages, GrantedPages), GrantError> {
+    /// Makes the pages of a queue to send from and to receive into, and grants them.
+    fn grant(&self, to: DomId) -> Result<QueuePages, GrantError> {
         let pages = |wanted: usize| wanted.clamp(NR_SLOTS_MIN, 256);
         Ok((
             GrantedPages::new(pages(self.transmit_pages), to, Access::Read)?,
@@ -285,6 +305,9 @@ impl Options {
         ))
     }
 }
+
+/// Pages of a queue: to send from, and to receive into.
+type QueuePages = (GrantedPages, GrantedPages);
 
 /// What a card counts, from its opening on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -341,11 +364,22 @@ impl<T> Half<T> {
 type Sending = Transmit<GrantedPages, GrantedPages>;
 type Receiving = Receive<GrantedPages, GrantedPages>;
 
+/// A queue of a card.
 #[derive(Debug)]
-struct Inner {
+struct Queue {
     // A frame may be sent while one is being looked at: the lock to receive is taken first.
     receive: Mutex<Half<Receiving>>,
     transmit: Mutex<Half<Sending>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// At least one. After a back end that offers fewer has come, the last ones are down.
+    queues: Vec<Queue>,
+    /// How many are used.
+    used: AtomicUsize,
+    /// The queue whose turn it is to be taken from.
+    turn: AtomicUsize,
     /// Counted over connections that are gone.
     counters: Mutex<Counters>,
     about: Mutex<About>,
@@ -393,20 +427,23 @@ impl Card {
     pub async fn open_with(store: &SharedStore, device: u32, options: Options) -> Result<Self, NetError> {
         let open = async {
             let mut front = Frontend::open(store, &format!("device/vif/{device}")).await?;
-            let pages = options.grant(front.backend_id())?;
-            let connected = connect(&mut front, pages, options).await?;
+            let connected = connect(&mut front, Vec::new(), options, options.queues.max(1)).await?;
             Ok::<_, NetError>((front, connected))
         };
-        let (front, Connected { transmit, receive, channel, control, about }) =
+        let (front, Connected { queues, channels, control, about }) =
             match first(open, time::after(PATIENCE)).await {
                 First::One(result) => result?,
                 First::Other(()) => return Err(NetError::Timeout),
             };
         log::debug!("card {device}: {about:?}");
-        let notifier = channel.notifier();
+        let up = |((transmit, receive), channel): ((Sending, Receiving), &Channel)| {
+            let notifier = channel.notifier();
+            Queue { receive: Half::up(receive, notifier), transmit: Half::up(transmit, notifier) }
+        };
         let inner = Arc::new(Inner {
-            receive: Half::up(receive, notifier),
-            transmit: Half::up(transmit, notifier),
+            used: AtomicUsize::new(queues.len()),
+            queues: queues.into_iter().zip(&channels).map(up).collect(),
+            turn: AtomicUsize::new(0),
             counters: Mutex::default(),
             about: Mutex::new(about),
             bell: Bell::new(),
@@ -414,7 +451,9 @@ impl Card {
             stop: Bell::new(),
             control: Mutex::new(control),
         });
-        executor::spawn(listen(Arc::clone(&inner), channel));
+        for channel in channels {
+            executor::spawn(listen(Arc::clone(&inner), channel));
+        }
         executor::spawn(follow(Arc::clone(&inner), front, options));
         Ok(Self { inner })
     }
@@ -453,13 +492,37 @@ impl Card {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut counters = *self.inner.counters.lock();
-        if let Link::Up((receive, _)) = &self.inner.receive.lock().link {
-            counters.add_received(receive);
-        }
-        if let Link::Up((transmit, _)) = &self.inner.transmit.lock().link {
-            counters.add_sent(transmit);
+        for queue in &self.inner.queues {
+            if let Link::Up((receive, _)) = &queue.receive.lock().link {
+                counters.add_received(receive);
+            }
+            if let Link::Up((transmit, _)) = &queue.transmit.lock().link {
+                counters.add_sent(transmit);
+            }
         }
         counters
+    }
+
+    /// Its queues: as many as were asked for, or as its back end offers.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.inner.used.load(Ordering::Relaxed)
+    }
+
+    /// How many frames each queue has sent and received since the back end came last.
+    #[must_use]
+    pub fn queue_counts(&self) -> Vec<(u64, u64)> {
+        let count = |queue: &Queue| {
+            let received = match &queue.receive.lock().link {
+                Link::Up((receive, _)) => receive.counts().0,
+                _ => 0,
+            };
+            match &queue.transmit.lock().link {
+                Link::Up((transmit, _)) => (transmit.counts().0, received),
+                _ => (0, received),
+            }
+        };
+        self.inner.used_queues().iter().map(count).collect()
     }
 
     /// Sends a frame, without its checksum (FCS); waits until there is room for it.
@@ -481,7 +544,8 @@ impl Card {
         if frame.is_empty() || frame.len() > self.max_frame() {
             return Err(NetError::Length);
         }
-        self.inner.with_transmit(|transmit, _, _| transmit.push(frame)).map(|sent| sent == Some(true))
+        let queue = self.inner.queue_for(frame);
+        self.inner.with_transmit(queue, |transmit, _, _| transmit.push(frame)).map(|sent| sent == Some(true))
     }
 
     /// As [`queue`](Self::queue), for a frame of `bytes` that `work` writes, where it is sent from if it fits a page. The work is done
@@ -510,7 +574,16 @@ impl Card {
         if bytes == 0 || bytes > self.max_frame() {
             return Err(NetError::Length);
         }
-        let mut half = self.inner.transmit.lock();
+        if self.queues() > 1 {
+            // Where it goes is known when it is written.
+            let mut frame = alloc::vec![0; bytes];
+            let (result, offload) = work(&mut frame);
+            let Some(offload) = offload else { return Ok((result, true)) };
+            let queue = self.inner.queue_for(&frame);
+            let sent = self.inner.with_transmit(queue, |transmit, _, _| transmit.push_with(&frame, offload));
+            return Ok((result, sent == Ok(Some(true))));
+        }
+        let mut half = self.inner.first().transmit.lock();
         let Half { link, scratch } = &mut *half;
         let Link::Up((transmit, _)) = link else {
             scratch.clear();
@@ -537,15 +610,21 @@ impl Card {
             }
             Ok(())
         };
-        self.inner.with_transmit(publish).map(drop)
+        let mut used = self.inner.used_queues().iter();
+        used.try_for_each(|queue| self.inner.with_transmit(queue, publish).map(drop))
     }
 
-    /// Whether there is room to send a frame of `bytes`.
+    /// Whether there is room to send a frame of `bytes`, by whichever queue it goes.
     ///
     /// # Errors
     /// [`NetError::Gone`].
     pub fn has_room(&self, bytes: usize) -> Result<bool, NetError> {
-        self.inner.with_transmit(|transmit, _, _| transmit.room(bytes)).map(|room| room == Some(true))
+        for queue in self.inner.used_queues() {
+            if self.inner.with_transmit(queue, |transmit, _, _| transmit.room(bytes))? != Some(true) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Waits for room to send a frame of `bytes`. What was queued is flushed.
@@ -562,8 +641,15 @@ impl Card {
                 return Ok(());
             }
             self.flush()?;
-            let prepare = |transmit: &mut Sending, _: &mut Vec<u8>, _| Ok(transmit.prepare_to_wait(bytes));
-            if self.inner.with_transmit(prepare)? != Some(true) {
+            // Those that have room are not waited for.
+            let prepare = |transmit: &mut Sending, _: &mut Vec<u8>, _| {
+                Ok(!transmit.room(bytes)? && transmit.prepare_to_wait(bytes))
+            };
+            let mut there = false;
+            for queue in self.inner.used_queues() {
+                there |= self.inner.with_transmit(queue, prepare)? == Some(true);
+            }
+            if !there {
                 self.inner.bell.after(seen).await;
             }
         }
@@ -587,7 +673,12 @@ impl Card {
     /// # Errors
     /// [`NetError::Gone`].
     pub fn try_receive(&self, into: &mut [u8]) -> Result<Option<Received>, NetError> {
-        self.inner.with_receive(|receive, _| receive.copy(into)).map(Option::flatten)
+        for queue in self.inner.in_turn() {
+            if let Some(Some(received)) = self.inner.with_receive(queue, |receive, _| receive.copy(into))? {
+                return Ok(Some(received));
+            }
+        }
+        Ok(None)
     }
 
     /// Takes a frame if one is there and shows it to `work`, where it is if it is in one page. `work` may send with this card, but not
@@ -596,8 +687,20 @@ impl Card {
     /// # Errors
     /// [`NetError::Gone`].
     pub fn receive_with<R>(&self, work: impl FnOnce(&[u8], Checksum) -> R) -> Result<Option<R>, NetError> {
-        let shown = self.inner.with_receive(|receive, scratch| receive.show(scratch, work))?;
-        Ok(shown.and_then(Result::ok))
+        let mut work = Some(work);
+        for queue in self.inner.in_turn() {
+            let shown = self.inner.with_receive(queue, |receive, scratch| match work.take() {
+                Some(work) => receive.show(scratch, work),
+                None => unreachable!("it is given back until it is done"),
+            })?;
+            match shown {
+                Some(Ok(result)) => return Ok(Some(result)),
+                Some(Err(again)) => work = Some(again),
+                // It is down.
+                None => {}
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a frame is there.
@@ -605,7 +708,12 @@ impl Card {
     /// # Errors
     /// [`NetError::Gone`].
     pub fn has_frame(&self) -> Result<bool, NetError> {
-        self.inner.with_receive(|receive, _| receive.look()).map(|there| there == Some(true))
+        for queue in self.inner.used_queues() {
+            if self.inner.with_receive(queue, |receive, _| receive.look())? == Some(true) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Waits for a frame.
@@ -619,7 +727,11 @@ impl Card {
                 return Ok(());
             }
             let prepare = |receive: &mut Receiving, _: &mut Vec<u8>| Ok(receive.prepare_to_wait());
-            if self.inner.with_receive(prepare)? != Some(true) {
+            let mut there = false;
+            for queue in self.inner.used_queues() {
+                there |= self.inner.with_receive(queue, prepare)? == Some(true);
+            }
+            if !there {
                 self.inner.bell.after(seen).await;
             }
         }
@@ -627,12 +739,39 @@ impl Card {
 }
 
 impl Inner {
-    /// Does something with what is sent; `None` while the back end is away.
+    fn used_queues(&self) -> &[Queue] {
+        self.queues.get(..self.used.load(Ordering::Relaxed)).unwrap_or(&self.queues)
+    }
+
+    fn first(&self) -> &Queue {
+        match self.queues.first() {
+            Some(queue) => queue,
+            None => unreachable!("a card has a queue"),
+        }
+    }
+
+    /// The queue by which a frame goes: that of its flow.
+    fn queue_for(&self, frame: &[u8]) -> &Queue {
+        let used = self.used_queues();
+        let number = if used.len() > 1 { flow(frame) as usize % used.len() } else { 0 };
+        used.get(number).unwrap_or_else(|| self.first())
+    }
+
+    /// All queues, another one first each time.
+    fn in_turn(&self) -> impl Iterator<Item = &Queue> {
+        let used = self.used_queues();
+        let first = if used.len() > 1 { self.turn.fetch_add(1, Ordering::Relaxed) % used.len() } else { 0 };
+        let (last, begin) = used.split_at(first);
+        begin.iter().chain(last)
+    }
+
+    /// Does something with what a queue sends; `None` while the back end is away.
     fn with_transmit<R>(
         &self,
+        queue: &Queue,
         work: impl FnOnce(&mut Sending, &mut Vec<u8>, Notifier) -> Result<R, Broken>,
     ) -> Result<Option<R>, NetError> {
-        let mut half = self.transmit.lock();
+        let mut half = queue.transmit.lock();
         let Half { link, scratch } = &mut *half;
         let result = match link {
             Link::Up((transmit, notifier)) => work(transmit, scratch, *notifier),
@@ -650,9 +789,10 @@ impl Inner {
     /// when there is nothing else to do.
     fn with_receive<R>(
         &self,
+        queue: &Queue,
         work: impl FnOnce(&mut Receiving, &mut Vec<u8>) -> Result<R, Broken>,
     ) -> Result<Option<R>, NetError> {
-        let mut half = self.receive.lock();
+        let mut half = queue.receive.lock();
         let Half { link, scratch } = &mut *half;
         let result = match link {
             Link::Up((receive, notifier)) => {
@@ -686,55 +826,83 @@ impl Inner {
     }
 
     /// Takes the rings away from whoever uses the card.
-    fn disconnect(&self, for_ever: bool) -> (Option<Sending>, Option<Receiving>) {
+    fn disconnect(&self, for_ever: bool) -> Vec<(Sending, Receiving)> {
         self.stop.ring();
-        let receive = {
-            let mut half = self.receive.lock();
-            let new = if for_ever { Link::Gone } else { Link::Down };
-            core::mem::replace(&mut half.link, new)
-        };
-        let transmit = {
-            let mut half = self.transmit.lock();
-            let new = if for_ever { Link::Gone } else { Link::Down };
-            core::mem::replace(&mut half.link, new)
-        };
+        let mut all = Vec::new();
         let mut counters = self.counters.lock();
-        let receive = match receive {
-            Link::Up((receive, _)) => Some(receive),
-            _ => None,
-        };
-        let transmit = match transmit {
-            Link::Up((transmit, _)) => Some(transmit),
-            _ => None,
-        };
-        receive.iter().for_each(|receive| counters.add_received(receive));
-        transmit.iter().for_each(|transmit| counters.add_sent(transmit));
-        (transmit, receive)
+        for queue in &self.queues {
+            // The lock to receive is taken first, as everywhere.
+            let mut receive = queue.receive.lock();
+            let mut transmit = queue.transmit.lock();
+            let receive = receive.link.take(for_ever);
+            let transmit = transmit.link.take(for_ever);
+            receive.iter().for_each(|receive| counters.add_received(receive));
+            transmit.iter().for_each(|transmit| counters.add_sent(transmit));
+            all.extend(transmit.zip(receive));
+        }
+        all
     }
+}
+
+impl<T> Link<(T, Notifier)> {
+    /// Takes it down.
+    fn take(&mut self, for_ever: bool) -> Option<T> {
+        let new = if for_ever { Self::Gone } else { Self::Down };
+        match core::mem::replace(self, new) {
+            Self::Up((rings, _)) => Some(rings),
+            Self::Down | Self::Gone => None,
+        }
+    }
+}
+
+/// A number for the flow that a frame belongs to: the same for all its frames in one direction.
+fn flow(frame: &[u8]) -> u32 {
+    let byte = |at: usize| frame.get(at).copied().map_or(0, u32::from);
+    let word = |at: usize| byte(at) << 24 | byte(at + 1) << 16 | byte(at + 2) << 8 | byte(at + 3);
+    // IPv4; of anything else, the stations.
+    if (byte(12), byte(13)) != (8, 0) {
+        return (word(2) ^ word(8)).wrapping_mul(0x9e37_79b1) >> 24;
+    }
+    // More fragments, or not the first one.
+    let fragment = word(HEADER + 6) >> 16 & 0x3fff != 0;
+    let ports = matches!(byte(23), 6 | 17) && !fragment;
+    let ports = if ports { word(HEADER + (byte(14) & 15) as usize * 4) } else { 0 };
+    (word(26) ^ word(30).rotate_left(16) ^ ports).wrapping_mul(0x9e37_79b1) >> 24
 }
 
 /// What connecting gives.
 struct Connected {
-    transmit: Sending,
-    receive: Receiving,
-    channel: Channel,
+    queues: Vec<(Sending, Receiving)>,
+    channels: Vec<Channel>,
     control: Option<ControlRing>,
     about: About,
 }
 
-/// Meets the back end, which waits for it.
+/// Meets the back end, which waits for it, with at most so many queues; pages that are missing are made.
 async fn connect(
     front: &mut Frontend,
-    (transmit, receive): (GrantedPages, GrantedPages),
+    mut pages: Vec<QueuePages>,
     options: Options,
+    most: usize,
 ) -> Result<Connected, NetError> {
     front.wait_for(|state| state == XenbusState::InitWait).await?;
     let backend_id = front.backend_id();
     let ring = || GrantedPages::new(1, backend_id, Access::ReadWrite);
-    let transmit = Transmit::new(ring()?, transmit);
-    let mut receive = Receive::new(ring()?, receive, options.segments)?;
+    let offered = if most > 1 { front.read(keys::MAX_QUEUES).await?.unwrap_or(1) } else { 1 };
+    let count = most.min(offered).max(1);
+    pages.truncate(count);
+    while pages.len() < count {
+        pages.push(options.grant(backend_id)?);
+    }
+    let (mut queues, mut channels) = (Vec::new(), Vec::new());
+    for (transmit, receive) in pages {
+        let transmit = Transmit::new(ring()?, transmit);
+        queues.push((transmit, Receive::new(ring()?, receive, options.segments)?));
+        channels.push(Events::new().alloc_unbound(backend_id)?);
+    }
     let scatter_gather = front.offers(keys::SG).await?;
-    let max_frame = if scatter_gather { transmit.longest() } else { PAGE_SIZE };
+    let longest = queues.iter().map(|(transmit, _)| transmit.longest()).min().unwrap_or(PAGE_SIZE);
+    let max_frame = if scatter_gather { longest } else { PAGE_SIZE };
     let mtu = match front.read_own("mtu").await? {
         Some(mtu) => mtu,
         None => front.read("mtu").await?.unwrap_or(MTU),
@@ -751,43 +919,55 @@ async fn connect(
         takes_segments: options.segments && scatter_gather && front.offers(keys::GSO_TCPV4).await?,
         blank_checksums: options.blank_checksums || options.segments,
     };
-    let channel = Events::new().alloc_unbound(backend_id)?;
-    let reference =
-        |pages: &GrantedPages| pages.references().first().map_or(0, |gref| gref.get()).to_string();
     let yes = || "1".to_string();
     let mut nodes = alloc::vec![
-        ("tx-ring-ref", reference(transmit.ring())),
-        ("rx-ring-ref", reference(receive.ring())),
-        ("event-channel", channel.port().to_string()),
-        (keys::RX_COPY, yes()),
-        (keys::RX_NOTIFY, yes()),
-        (keys::SG, yes()),
-        (keys::NO_CSUM_OFFLOAD, u32::from(!about.blank_checksums).to_string()),
-        (keys::GSO_TCPV4, u32::from(options.segments).to_string()),
+        (keys::RX_COPY.to_string(), yes()),
+        (keys::RX_NOTIFY.to_string(), yes()),
+        (keys::SG.to_string(), yes()),
+        (keys::NO_CSUM_OFFLOAD.to_string(), u32::from(!about.blank_checksums).to_string()),
+        (keys::GSO_TCPV4.to_string(), u32::from(options.segments).to_string()),
+        (keys::IPV6_CSUM_OFFLOAD.to_string(), u32::from(about.blank_checksums).to_string()),
     ];
+    if count > 1 {
+        nodes.push((keys::NUM_QUEUES.to_string(), count.to_string()));
+    }
+    let reference =
+        |pages: &GrantedPages| pages.references().first().map_or(0, |gref| gref.get()).to_string();
+    for (number, ((transmit, receive), channel)) in queues.iter().zip(&channels).enumerate() {
+        // A single queue has its nodes where cards without queues have them.
+        let prefix = if count > 1 { format!("queue-{number}/") } else { String::new() };
+        nodes.push((format!("{prefix}tx-ring-ref"), reference(transmit.ring())));
+        nodes.push((format!("{prefix}rx-ring-ref"), reference(receive.ring())));
+        nodes.push((format!("{prefix}event-channel"), channel.port().to_string()));
+    }
     let mut control = match front.offers(keys::CTRL_RING).await? {
         true if options.keep => Some(ControlRing::new(backend_id)?),
         _ => None,
     };
     if let Some((gref, port)) = control.as_ref().map(ControlRing::nodes) {
-        nodes.push((keys::CTRL_RING_REF, gref.get().to_string()));
-        nodes.push((keys::CTRL_CHANNEL, port.to_string()));
+        nodes.push((keys::CTRL_RING_REF.to_string(), gref.get().to_string()));
+        nodes.push((keys::CTRL_CHANNEL.to_string(), port.to_string()));
     }
-    nodes.push((keys::IPV6_CSUM_OFFLOAD, u32::from(about.blank_checksums).to_string()));
+    let nodes: Vec<(&str, String)> =
+        nodes.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
     // Unlike those of disks, back ends of cards wait for this, not for `Initialised`.
     front.publish(&nodes, XenbusState::Connected).await?;
     front.wait_for(|state| state == XenbusState::Connected).await?;
-    if let Some(control) = &mut control {
-        let sends = control.keep(transmit.pages(), true).await;
-        let receives = control.keep(receive.pages(), false).await;
+    for (number, (transmit, receive)) in queues.iter_mut().enumerate() {
+        let Some(control) = &mut control else { break };
+        let number = number as u32;
+        let sends = control.keep(number, transmit.pages(), true).await;
+        let receives = control.keep(number, receive.pages(), false).await;
         if receives {
             receive.set_kept();
         }
-        log::debug!("pages kept by the back end: to send {sends}, to receive {receives}");
+        log::debug!("pages of queue {number} kept by the back end: to send {sends}, to receive {receives}");
     }
     // What was put up has been seen by nobody.
-    let _ = channel.notify();
-    Ok(Connected { transmit, receive, channel, control, about })
+    for channel in &channels {
+        let _ = channel.notify();
+    }
+    Ok(Connected { queues, channels, control, about })
 }
 
 /// Hears the back end, until the connection is given up.
@@ -821,31 +1001,39 @@ async fn follow(inner: Arc<Inner>, mut front: Frontend, options: Options) {
 async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -> Result<(), NetError> {
     let leaving = front.is_leaving().await?;
     let old = inner.disconnect(false);
-    // The task that listens lets go of the channel.
+    // The tasks that listen let go of their channels.
     executor::yield_now().await;
     front.close().await?;
     // The back end has unmapped the rings by now, and what they are in can be freed.
     drop(inner.control.lock().take());
-    let (Some(transmit), Some(receive)) = old else { return Err(NetError::Gone) };
-    let mut pages = (transmit.into_pages(), receive.into_pages());
+    if old.is_empty() {
+        return Err(NetError::Gone);
+    }
+    let pages = |(transmit, receive): (Sending, Receiving)| (transmit.into_pages(), receive.into_pages());
+    let mut pages: Vec<QueuePages> = old.into_iter().map(pages).collect();
     if leaving {
         return Err(NetError::Gone);
     }
-    let Connected { transmit, receive, channel, control, about } = loop {
+    let Connected { queues, channels, control, about } = loop {
         front.set_state(XenbusState::Initialising).await?;
         comes_back(front).await?;
-        match connect(front, pages, options).await {
+        match connect(front, core::mem::take(&mut pages), options, inner.queues.len()).await {
             // It went away again before it was there.
-            Err(NetError::Backend(XenbusError::Closed)) => pages = options.grant(front.backend_id())?,
+            Err(NetError::Backend(XenbusError::Closed)) => {}
             result => break result?,
         }
     };
-    let notifier = channel.notifier();
     *inner.about.lock() = about;
     *inner.control.lock() = control;
-    inner.receive.lock().link = Link::Up((receive, notifier));
-    inner.transmit.lock().link = Link::Up((transmit, notifier));
-    executor::spawn(listen(Arc::clone(inner), channel));
+    inner.used.store(queues.len(), Ordering::Relaxed);
+    for ((place, (transmit, receive)), channel) in inner.queues.iter().zip(queues).zip(&channels) {
+        let notifier = channel.notifier();
+        place.receive.lock().link = Link::Up((receive, notifier));
+        place.transmit.lock().link = Link::Up((transmit, notifier));
+    }
+    for channel in channels {
+        executor::spawn(listen(Arc::clone(inner), channel));
+    }
     inner.bell.ring();
     Ok(())
 }
@@ -873,8 +1061,41 @@ pub async fn cards(store: &SharedStore) -> Result<Vec<u32>, StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use super::Mac;
+    use super::{Mac, flow};
     use alloc::string::ToString;
+
+    #[test]
+    fn flows_are_told_apart_and_keep_together() {
+        // A packet of TCP from this port.
+        let frame = |port: u16, payload: u8| {
+            let mut frame = [payload; 60];
+            let head = [0x45, 0, 0, 46, 1, payload, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+            frame.iter_mut().skip(12).zip([8, 0].into_iter().chain(head)).for_each(|(to, byte)| *to = byte);
+            frame.iter_mut().skip(34).zip(port.to_be_bytes()).for_each(|(to, byte)| *to = byte);
+            frame.iter_mut().skip(36).zip([0, 80]).for_each(|(to, byte)| *to = byte);
+            frame
+        };
+        for queues in [2, 3, 4] {
+            let mut flows = alloc::vec![0; queues];
+            for port in 49152..49152 + 400 {
+                let queue = flow(&frame(port, 0)) as usize % queues;
+                assert_eq!(queue, flow(&frame(port, 7)) as usize % queues, "a flow has one queue");
+                if let Some(count) = flows.get_mut(queue) {
+                    *count += 1;
+                }
+            }
+            assert!(flows.iter().all(|count| *count > 200 / queues), "{flows:?}");
+        }
+        // Fragments have no ports, and one number.
+        let fragment = |port, place: u8| {
+            let mut frame = frame(port, 0);
+            frame.iter_mut().skip(20).zip([0x20, place]).for_each(|(to, byte)| *to = byte);
+            flow(&frame)
+        };
+        assert_eq!(fragment(1, 0), fragment(2, 9));
+        // Frames that end early have a flow, too.
+        assert_eq!(flow(&[]), flow(&[0; 12]));
+    }
 
     #[test]
     fn addresses_are_read_as_they_are_written() {

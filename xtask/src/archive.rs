@@ -14,7 +14,7 @@ const DESCRIPTIONS: &str = "dom0/domains";
 pub const EXEC: &str = "etc/exec";
 
 /// What describes the switches: there is one in the archive, an added file of this name or ours.
-const NETWORK: &str = "network.toml";
+pub const NETWORK: &str = "network.toml";
 
 /// Packs the boot archive: `images/NAME` for every guest image that was built, each `NAME.toml` and, as `disks/NAME`, each `NAME.img` of
 /// the descriptions' folder, `etc/network.toml`, the files that are added (by their endings, anything else as an image), and `etc/exec` if there are commands.

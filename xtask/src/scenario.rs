@@ -61,6 +61,8 @@ pub struct Scenario {
     pub disk_options: String,
     /// A network card of dom0's, as for `cargo xtask run --net`.
     pub net: Option<String>,
+    /// What `etc/network.toml` says instead of ours.
+    pub network: String,
     /// A page that this host serves to guests at 10.0.2.2; `{serve}` in `exec` stands for its port.
     pub serve: String,
     /// Paths of a guest's page that this host visits in this order, by the port that `{visit}` in `net` stands for. What came is behind the
@@ -114,6 +116,7 @@ impl Default for Scenario {
             icount: false,
             disks: Vec::new(),
             disk_options: String::new(),
+            network: String::new(),
             net: None,
             serve: String::new(),
             visit: Vec::new(),
@@ -532,7 +535,15 @@ impl Scenario {
                 words = boot::with_room_for_guests(host, &words);
                 let path = scratch.with_extension("tar");
                 let kernels = self.kernels.iter().map(|kernel| kernel.files(workspace, scratch));
-                let added = kernels.collect::<Result<Vec<_>>>()?.concat();
+                let mut added = kernels.collect::<Result<Vec<_>>>()?.concat();
+                if !self.network.is_empty() {
+                    // Its name says what it is.
+                    std::fs::create_dir_all(scratch)
+                        .with_context(|| format!("cannot make {}", scratch.display()))?;
+                    let network = scratch.join(archive::NETWORK);
+                    sh::write(&network, self.network.as_bytes())?;
+                    added.push(network);
+                }
                 sh::write(&path, &archive::pack(workspace, built, &self.exec, &added)?)?;
                 module = Some(path);
                 build::stripped(workspace, built.dom0.as_deref().context("there is no dom0 image")?)?

@@ -511,9 +511,15 @@ impl<M: SharedPage> Network<M> {
         let Some(queue) = card.queues.get_mut(queue) else { return Ok(false) };
         let mut limit = REQUESTS;
         while frames.len() < FRAMES {
-            match queue.transmit.next(&mut limit)? {
-                Some(frame) => frames.push(frame),
-                None => return Ok(limit == 0),
+            // Where it stays: it is large.
+            frames.push(Frame::default());
+            let there = match frames.last_mut() {
+                Some(frame) => queue.transmit.next(&mut limit, frame),
+                None => Ok(false),
+            };
+            if there != Ok(true) {
+                frames.pop();
+                return there.map(|_| limit == 0);
             }
         }
         Ok(true)

@@ -66,24 +66,25 @@ impl<M: SharedPage> Transmit<M> {
         Self { ring: Back::new(page), unpublished: false, fault: None, faulty: false }
     }
 
-    /// The next frame; bad ones before it are answered. At most `limit` requests are looked at.
+    /// Takes the next frame into `frame`, an empty one; bad ones before it are answered. False when there is none; at most `limit`
+    /// requests are looked at.
     ///
     /// # Errors
     /// [`Closed`]: an index is out of range, or a packet is not all there.
-    pub fn next(&mut self, limit: &mut usize) -> Result<Option<Frame>, Closed> {
+    pub fn next(&mut self, limit: &mut usize, frame: &mut Frame) -> Result<bool, Closed> {
         while *limit > 0 {
-            let Some(first) = self.ring.pop()? else { return Ok(None) };
+            let Some(first) = self.ring.pop()? else { return Ok(false) };
             *limit -= 1;
-            let mut frame = Frame::default();
-            match self.collect(first, &mut frame, limit)? {
-                None => return Ok(Some(frame)),
+            match self.collect(first, frame, limit)? {
+                None => return Ok(true),
                 Some(fault) => {
                     self.blame(fault);
-                    self.respond(&frame, RSP_ERROR);
+                    self.respond(frame, RSP_ERROR);
+                    *frame = Frame::default();
                 }
             }
         }
-        Ok(None)
+        Ok(false)
     }
 
     /// Takes all slots of a packet whose first request is there; what is wrong with it, if anything is.

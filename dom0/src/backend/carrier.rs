@@ -6,13 +6,13 @@ use guest_sdk::copy::{Copier, Copy, Place, Staging};
 use guest_sdk::grants::{MapPool, MappedPage};
 use guest_sdk::memory::Access;
 use guest_sdk::ring::SharedPage;
-use hashbrown::HashMap;
 use hypercall_abi::io::netif::{CTRL_GREF_READONLY, ControlGref};
 use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
 use netback::control::Keeper;
 use zerocopy::{FromBytes, IntoBytes};
 
-type Name = (DomId, GrantRef);
+/// Grants from this one on are not kept: tables reach to the highest that is. A guest has 512 of them for each frame of its grant table.
+const MOST_GRANTS: usize = 64 * 512;
 
 /// A page of a guest's that stays mapped.
 struct Kept {
@@ -20,10 +20,91 @@ struct Kept {
     writable: bool,
 }
 
+/// Pages that stay mapped: found by guest and grant in three steps of an index each, since each frame is looked up twice.
+#[derive(Default)]
+struct Pages {
+    /// By guest, where in `guests`, from 1 on.
+    places: Vec<u16>,
+    guests: Vec<Grants>,
+    free: Vec<u16>,
+    pages: Vec<Option<Kept>>,
+    free_pages: Vec<u32>,
+}
+
+/// A guest's pages.
+#[derive(Default)]
+struct Grants {
+    /// By grant, where in the list of pages, from 1 on.
+    places: Vec<u32>,
+    count: usize,
+}
+
+impl Pages {
+    fn is_empty(&self) -> bool {
+        self.guests.len() == self.free.len()
+    }
+
+    fn guest(&self, domain: DomId) -> Option<usize> {
+        usize::from(*self.places.get(usize::from(domain.get()))?).checked_sub(1)
+    }
+
+    fn get(&self, domain: DomId, gref: GrantRef) -> Option<&Kept> {
+        let place = *self.guests.get(self.guest(domain)?)?.places.get(gref.get() as usize)?;
+        self.pages.get((place as usize).checked_sub(1)?)?.as_ref()
+    }
+
+    /// Adds one that is not there; its grant is less than [`MOST_GRANTS`].
+    fn insert(&mut self, domain: DomId, gref: GrantRef, kept: Kept) {
+        let (domain, gref) = (usize::from(domain.get()), gref.get() as usize);
+        if self.places.len() <= domain {
+            self.places.resize(domain + 1, 0);
+        }
+        let Some(place) = self.places.get_mut(domain) else { return };
+        if *place == 0 {
+            *place = self.free.pop().unwrap_or_else(|| {
+                self.guests.push(Grants::default());
+                // There are fewer domains than 65535.
+                self.guests.len() as u16
+            });
+        }
+        let Some(grants) = self.guests.get_mut(usize::from(*place) - 1) else { return };
+        let page = self.free_pages.pop().unwrap_or_else(|| {
+            self.pages.push(None);
+            self.pages.len() as u32
+        });
+        if let Some(place) = self.pages.get_mut(page as usize - 1) {
+            *place = Some(kept);
+        }
+        if grants.places.len() <= gref {
+            grants.places.resize(gref + 1, 0);
+        }
+        if let Some(place) = grants.places.get_mut(gref) {
+            *place = page;
+            grants.count += 1;
+        }
+    }
+
+    fn remove(&mut self, domain: DomId, gref: GrantRef) -> Option<Kept> {
+        let guest = self.guest(domain)?;
+        let grants = self.guests.get_mut(guest)?;
+        let place = core::mem::take(grants.places.get_mut(gref.get() as usize)?);
+        let kept = self.pages.get_mut((place as usize).checked_sub(1)?)?.take();
+        self.free_pages.push(place);
+        grants.count -= 1;
+        if grants.count == 0 {
+            *grants = Grants::default();
+            if let Some(place) = self.places.get_mut(usize::from(domain.get())) {
+                self.free.push(core::mem::take(place));
+            }
+        }
+        kept
+    }
+}
+
 /// Who copies for network cards.
 pub struct Carrier {
     staging: Staging,
-    kept: HashMap<Name, Kept>,
+    kept: Pages,
     /// For what goes from one guest's page to another's.
     between: Vec<u8>,
     // Kept for its memory: what the hypervisor is to do, and where each was in the list.
@@ -36,7 +117,7 @@ impl Carrier {
     pub fn new(pages: usize) -> Self {
         Self {
             staging: Staging::new(pages),
-            kept: HashMap::new(),
+            kept: Pages::default(),
             between: vec![0; PAGE_SIZE],
             rest: Vec::new(),
             places: Vec::new(),
@@ -47,7 +128,7 @@ impl Carrier {
     fn mapped(&self, place: Place, bytes: usize, write: bool) -> Option<(&MappedPage, usize)> {
         let Place::Granted { domain, gref, offset } = place else { return None };
         let offset = usize::from(offset);
-        let kept = self.kept.get(&(domain, gref))?;
+        let kept = self.kept.get(domain, gref)?;
         (offset + bytes <= PAGE_SIZE && (kept.writable || !write)).then_some((&kept.page, offset))
     }
 
@@ -58,7 +139,7 @@ impl Carrier {
         let done = match (copy.from, copy.to) {
             (Place::Granted { domain, gref, offset }, Place::Staging(at)) => {
                 let Self { staging, kept, .. } = self;
-                let page = kept.get(&(domain, gref));
+                let page = kept.get(domain, gref);
                 let to = staging.staging().get_mut(at..at + bytes);
                 match (page, to) {
                     (Some(kept), Some(to)) if usize::from(offset) + bytes <= PAGE_SIZE => {
@@ -70,7 +151,7 @@ impl Carrier {
             }
             (Place::Staging(at), Place::Granted { domain, gref, offset }) => {
                 let Self { staging, kept, .. } = self;
-                let page = kept.get(&(domain, gref)).filter(|kept| kept.writable);
+                let page = kept.get(domain, gref).filter(|kept| kept.writable);
                 match (page, staging.staging().get(at..at + bytes)) {
                     (Some(kept), Some(from)) if usize::from(offset) + bytes <= PAGE_SIZE => {
                         kept.page.write_bytes(offset.into(), from);
@@ -129,18 +210,19 @@ impl Copier for Carrier {
 pub struct CardPages {
     domain: DomId,
     pool: MapPool,
-    names: Vec<Name>,
+    grants: Vec<GrantRef>,
 }
 
 impl CardPages {
     /// Of this guest, so many at most.
     pub fn new(domain: DomId, most: usize) -> Self {
-        Self { domain, pool: MapPool::new(domain, most), names: Vec::new() }
+        Self { domain, pool: MapPool::new(domain, most), grants: Vec::new() }
     }
 
     /// Unmaps all of them.
     pub fn release(&mut self, carrier: &mut Carrier) {
-        let kept = self.names.drain(..).filter_map(|name| carrier.kept.remove(&name));
+        let domain = self.domain;
+        let kept = self.grants.drain(..).filter_map(|gref| carrier.kept.remove(domain, gref));
         self.pool.unmap(&mut kept.map(|kept| kept.page).collect());
     }
 }
@@ -181,12 +263,12 @@ impl Keeper for Keeping<'_> {
 
     fn add(&mut self, list: &[ControlGref]) -> bool {
         let Self(pages, carrier) = self;
-        let name = |entry: &ControlGref| (pages.domain, entry.gref);
-        let twice = |(index, entry): (usize, &ControlGref)| {
-            carrier.kept.contains_key(&name(entry))
+        let bad = |(index, entry): (usize, &ControlGref)| {
+            entry.gref.get() as usize >= MOST_GRANTS
+                || carrier.kept.get(pages.domain, entry.gref).is_some()
                 || list.iter().take(index).any(|other| other.gref == entry.gref)
         };
-        if list.iter().enumerate().any(twice) {
+        if list.iter().enumerate().any(bad) {
             return false;
         }
         let writable = |entry: &ControlGref| entry.flags & CTRL_GREF_READONLY == 0;
@@ -198,20 +280,19 @@ impl Keeper for Keeping<'_> {
             return false;
         }
         for (entry, page) in list.iter().zip(mapped.into_iter().flatten()) {
-            carrier.kept.insert((pages.domain, entry.gref), Kept { page, writable: writable(entry) });
-            pages.names.push((pages.domain, entry.gref));
+            carrier.kept.insert(pages.domain, entry.gref, Kept { page, writable: writable(entry) });
+            pages.grants.push(entry.gref);
         }
         true
     }
 
     fn remove(&mut self, page: GrantRef) -> bool {
         let Self(pages, carrier) = self;
-        let name = (pages.domain, page);
-        if !pages.names.contains(&name) {
+        if !pages.grants.contains(&page) {
             return false;
         }
-        pages.names.retain(|other| *other != name);
-        let kept = carrier.kept.remove(&name);
+        pages.grants.retain(|other| *other != page);
+        let kept = carrier.kept.remove(pages.domain, page);
         pages.pool.unmap(&mut kept.map(|kept| kept.page).into_iter().collect());
         true
     }

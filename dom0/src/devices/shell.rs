@@ -122,7 +122,15 @@ pub async fn run(words: &[&str]) -> Result<(), Option<String>> {
             let (sector, count) = (number(sector)?, number(count)?);
             storage(disk)?.discard(sector, count).await.map_err(|error| error.to_string())?;
         }
-        ["arp", name, wanted, own] => arp(&*card(name)?, address(wanted)?, address(own)?).await?,
+        ["arp", name, wanted, own] => {
+            let mac = arp(&*card(name)?, address(wanted)?, address(own)?).await?;
+            let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+            say!("it is at {}", bytes.join(":"));
+        }
+        ["ping", name, peer, own, depth, count] => {
+            let (depth, count) = (number(depth)?, number(count)?);
+            ping(&*card(name)?, address(peer)?, address(own)?, depth, count).await?;
+        }
         ["echo", name, lines] => echo(&port(name)?, number(lines)?).await?,
         ["flush", disk] => storage(disk)?.flush().await.map_err(|error| error.to_string())?,
         ["reset", disk] => storage(disk)?.device().restart(),
@@ -213,7 +221,7 @@ fn address(text: &str) -> Result<[u8; 4], String> {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks who has an address (RFC 826); the switches do not hear the card meanwhile.
-async fn arp(card: &NetDevice, wanted: [u8; 4], own: [u8; 4]) -> Result<(), String> {
+async fn arp(card: &NetDevice, wanted: [u8; 4], own: [u8; 4]) -> Result<[u8; 6], String> {
     let _lent = card.lend();
     let mac = card.mac();
     // Ethernet, IPv4, lengths of their addresses, a request.
@@ -233,16 +241,72 @@ async fn arp(card: &NetDevice, wanted: [u8; 4], own: [u8; 4]) -> Result<(), Stri
             let (count, _) = card.receive(&mut frame).await;
             let field = |from: usize, to: usize| frame.get(from..to).unwrap_or_default();
             // A reply from the one that was asked for.
-            if count >= 42 && field(12, 14) == [8, 6] && field(20, 22) == [0, 2] && field(28, 32) == wanted {
-                let bytes: Vec<String> = field(22, 28).iter().map(|byte| format!("{byte:02x}")).collect();
-                return bytes.join(":");
+            if count >= 42
+                && field(12, 14) == [8, 6]
+                && field(20, 22) == [0, 2]
+                && field(28, 32) == wanted
+                && let Some(mac) = field(22, 28).first_chunk::<6>()
+            {
+                return *mac;
             }
         }
     };
     match first(first(answer, ask), time::after(PATIENCE)).await {
-        First::One(First::One(found)) => say!("it is at {found}"),
-        First::One(First::Other(())) | First::Other(()) => return Err("nobody answers".into()),
+        First::One(First::One(found)) => Ok(found),
+        First::One(First::Other(())) | First::Other(()) => Err("nobody answers".into()),
     }
+}
+
+/// The checksum of the Internet (RFC 1071), of an even number of bytes.
+fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks_exact(2).filter_map(|word| word.first_chunk());
+    // At most 750 words: this does not overflow.
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes()
+}
+
+/// Has `count` packets of 1500 bytes echoed (RFC 792), `depth` at a time, and says how many came back in a second.
+///
+/// `role=echo` of the guest `frames` does the same by a virtual card.
+async fn ping(card: &NetDevice, peer: [u8; 4], own: [u8; 4], depth: u64, count: u64) -> Result<(), String> {
+    const IDENT: [u8; 2] = [0x22, 0x2c];
+    if count == 0 || !(1..=64).contains(&depth) {
+        return Err("at least one packet, 1 to 64 at a time".into());
+    }
+    let mac = arp(card, peer, own).await?;
+    let _lent = card.lend();
+    let mut packet = [&[0x45, 0, 5, 220, 0, 0, 0, 0, 64, 1, 0, 0], &own[..], &peer].concat();
+    let sum = internet_checksum(&packet);
+    if let Some(place) = packet.get_mut(10..12) {
+        place.copy_from_slice(&sum);
+    }
+    let content: Vec<u8> = (0..1472).map(|at| at as u8).collect();
+    let sum = internet_checksum(&[&[8, 0, 0, 0], &IDENT[..], &[0, 1], &content].concat());
+    let echo = [&[8, 0], &sum[..], &IDENT, &[0, 1], &content].concat();
+    let request = [&mac[..], &card.mac(), &[8, 0], &packet, &echo].concat();
+    let (mut sent, mut came) = (0, 0);
+    let mut frame = [0; 1600];
+    let begun = time::now_ns();
+    while came < count {
+        while sent < count && sent - came < depth && card.send(About::default(), &request) {
+            sent += 1;
+        }
+        card.kick();
+        match first(card.receive(&mut frame), time::after(PATIENCE)).await {
+            First::One((bytes, _)) => {
+                let field = |from: usize, to: usize| frame.get(from..to).unwrap_or_default();
+                let head = bytes == request.len() && field(12, 14) == [8, 0] && field(23, 24) == [1];
+                came += u64::from(head && field(34, 36) == [0, 0] && field(38, 40) == IDENT);
+            }
+            First::Other(()) => return Err(format!("{came} of {sent} packets came back")),
+        }
+    }
+    let spent = (time::now_ns() - begun).max(1);
+    say!(
+        "{count} packets of 1500 bytes echoed, {depth} at a time: {} a second",
+        count * 1_000_000_000 / spent
+    );
     Ok(())
 }
 

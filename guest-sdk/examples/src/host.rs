@@ -24,7 +24,8 @@ pub struct Host {
 
 impl Host {
     /// Opens the card that the words name, and gets its address: `card=0`, `ip=10.0.0.2/24` or else by DHCP; `offload=none` has
-    /// checksums made and segments sent one by one, `offload=checksums` leaves only checksums out.
+    /// checksums made and segments sent one by one, `offload=checksums` leaves only checksums out; `queues=4` are as many, each with a
+    /// quarter of the pages.
     ///
     /// # Errors
     /// [`NetError`].
@@ -36,8 +37,18 @@ impl Host {
             Some("checksums") => Options { segments: false, ..Options::offloading() },
             _ => Options::offloading(),
         };
+        let queues: usize = words.number("queues").unwrap_or(1).max(1);
+        let options = Options {
+            receive_pages: options.receive_pages / queues,
+            transmit_pages: options.transmit_pages / queues,
+            queues,
+            ..options
+        };
         let card = Card::open_with(store, words.number("card").unwrap_or(0), options).await?;
-        println!("card {}", card.mac());
+        match card.queues() {
+            1 => println!("card {}", card.mac()),
+            several => println!("card {}, {several} queues", card.mac()),
+        }
         let mut device = Device::new(card);
         let mut config = Config::new(device.hardware_address());
         // No secret: it keeps the numbers of hosts that start at the same time apart.
@@ -96,6 +107,15 @@ impl Host {
             }
             Some(dhcpv4::Event::Deconfigured) => self.set_address(None, None),
             None => {}
+        }
+    }
+
+    /// Says what went through each queue, if there are several.
+    pub fn tell_queues(&self) {
+        let counts = self.device.card().queue_counts();
+        if counts.len() > 1 {
+            let used = counts.iter().filter(|(sent, received)| sent + received > 0).count();
+            println!("{used} of {} queues used, frames sent and received: {counts:?}", counts.len());
         }
     }
 

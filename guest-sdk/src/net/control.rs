@@ -41,8 +41,8 @@ impl ControlRing {
         (gref, self.channel.port().get())
     }
 
-    /// Has all pages kept by the back end; false when it does not do that.
-    pub(super) async fn keep(&mut self, pages: &GrantedPages, readonly: bool) -> bool {
+    /// Has all pages of a queue kept by the back end; false when it does not do that.
+    pub(super) async fn keep(&mut self, queue: u32, pages: &GrantedPages, readonly: bool) -> bool {
         let most = PAGE_SIZE / size_of::<ControlGref>();
         let flags = if readonly { CTRL_GREF_READONLY } else { 0 };
         let entry = |gref: &GrantRef| ControlGref { gref: *gref, flags, status: 0 };
@@ -57,7 +57,7 @@ impl ControlRing {
             id: self.asked,
             // At most 10.
             kind: ControlType::AddGrefMapping.number() as u16,
-            data: [0, page, list.len() as u32],
+            data: [queue, page, list.len() as u32],
         };
         if self.ring.push(request).is_err() {
             return false;

@@ -321,7 +321,7 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
     /// Whether so many pages were put up again that the back end should see them.
     #[must_use]
     pub fn is_due(&self) -> bool {
-        self.hidden * 8 >= self.posted.len()
+        self.hidden * 2 >= self.posted.len()
     }
 
     /// Shows the back end the pages that were put up; true when it wants to be notified.

@@ -1,6 +1,6 @@
 //! Fetches a page: `url=http://10.0.2.2:8080/path`, and says what came. A name instead of an address is asked for where DHCP says.
 //!
-//! `count=1` times; `show=1` prints the page, `ip=` is an address without DHCP.
+//! `count=1` times; `show=1` prints the page, `ip=` is an address without DHCP, `patience=10` are the seconds that an answer may take.
 #![no_std]
 #![no_main]
 
@@ -18,8 +18,6 @@ use guest_sdk::{Domain, entry, println, time};
 use smoltcp::socket::{dns, tcp};
 use smoltcp::wire::{DnsQueryType, IpAddress, Ipv4Address};
 
-const PATIENCE_NS: u64 = 10_000_000_000;
-
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), NetError> {
     let Some(store) = domain.xenstore().map(SharedStore::new) else {
@@ -31,10 +29,11 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
         println!("url=http://HOST[:PORT][/PATH]?");
         return Ok(());
     };
+    let patience_ns = words.number("patience").unwrap_or(10u64).saturating_mul(1_000_000_000);
     let mut host = Host::open(&store, words).await?;
     let address = match name.parse::<Ipv4Address>() {
         Ok(address) => address,
-        Err(_) => match resolve(&mut host, name).await? {
+        Err(_) => match resolve(&mut host, name, patience_ns).await? {
             Some(address) => {
                 println!("{name} is {address}");
                 address
@@ -47,7 +46,7 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
     };
     for _ in 0..words.number("count").unwrap_or(1u32) {
         let begun = time::now_ns();
-        match fetch(&mut host, name, (address, port), path).await? {
+        match fetch(&mut host, name, (address, port), path, patience_ns).await? {
             None => println!("{address} port {port} does not answer"),
             Some(page) => {
                 let text = String::from_utf8_lossy(&page);
@@ -60,6 +59,7 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
             }
         }
     }
+    host.tell_queues();
     Ok(())
 }
 
@@ -84,10 +84,10 @@ async fn turn(host: &mut Host, wait: bool, until_ns: u64) -> Result<bool, NetErr
     Ok(true)
 }
 
-async fn resolve(host: &mut Host, name: &str) -> Result<Option<Ipv4Address>, NetError> {
+async fn resolve(host: &mut Host, name: &str, patience_ns: u64) -> Result<Option<Ipv4Address>, NetError> {
     let servers: Vec<IpAddress> = host.dns.iter().map(|server| IpAddress::Ipv4(*server)).take(1).collect();
     let handle = host.sockets.add(dns::Socket::new(&servers, vec![None]));
-    let until_ns = time::now_ns() + PATIENCE_NS;
+    let until_ns = time::now_ns().saturating_add(patience_ns);
     let Host { interface, sockets, .. } = host;
     let socket = sockets.get_mut::<dns::Socket<'_>>(handle);
     let Ok(query) = socket.start_query(interface.context(), name, DnsQueryType::A) else { return Ok(None) };
@@ -112,10 +112,11 @@ async fn fetch(
     name: &str,
     server: (Ipv4Address, u16),
     path: &str,
+    patience_ns: u64,
 ) -> Result<Option<Vec<u8>>, NetError> {
     let buffer = || tcp::SocketBuffer::new(vec![0; 65536]);
     let handle = host.sockets.add(tcp::Socket::new(buffer(), buffer()));
-    let until_ns = time::now_ns() + PATIENCE_NS;
+    let until_ns = time::now_ns().saturating_add(patience_ns);
     let Host { interface, sockets, .. } = host;
     let port = 49152 | (time::now_ns() as u16 & 0x3fff);
     let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);

@@ -4,6 +4,9 @@
 //!
 //! `frames=1000` of each length are sent, at most `batch=32` with one notification; `pause=` milliseconds between batches let a
 //! receiver keep up. Who takes with `check=0` looks at the head of each frame only, where it is.
+//!
+//! `role=echo ip=10.0.2.60 peer=10.0.2.2` has `frames=` packets of 1500 bytes echoed, `depth=16` at a time, and says how fast, as dom0's
+//! `device ping` does by the machine's card.
 #![no_std]
 #![no_main]
 
@@ -15,6 +18,11 @@ use guest_sdk::net::{Card, Mac, NetError};
 use guest_sdk::sync::{First, first};
 use guest_sdk::xenstore::SharedStore;
 use guest_sdk::{Domain, entry, memory, println, time};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet,
+    Icmpv4Repr, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr,
+};
 
 const LENGTHS: [usize; 4] = [60, 1514, 9014, 65535];
 /// The head of a frame, with a type that is free for experiments; then the number of its length, and its own.
@@ -39,7 +47,15 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
             send(&card, frames, batch, pause).await?;
         }
         Some("take") => take(&card, words.number("check") != Some(0)).await?,
-        _ => println!("role=send or role=take?"),
+        Some("echo") => match (words.number("ip"), words.number("peer")) {
+            (Some(own), Some(peer)) => {
+                let (frames, depth) =
+                    (words.number("frames").unwrap_or(1000), words.number("depth").unwrap_or(16));
+                echo(&card, own, peer, frames, depth).await?;
+            }
+            _ => println!("ip=ADDRESS peer=ADDRESS?"),
+        },
+        _ => println!("role=send, role=take or role=echo?"),
     }
     println!("{:?}", card.counters());
     Ok(())
@@ -127,6 +143,113 @@ impl Came {
             self.last = time::now();
         }
     }
+}
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Who has an address (RFC 826); `None` when nobody says so.
+async fn find(card: &Card, own: Ipv4Address, peer: Ipv4Address) -> Result<Option<EthernetAddress>, NetError> {
+    let mac = EthernetAddress(card.mac().0);
+    let question = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: mac,
+        source_protocol_addr: own,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: peer,
+    };
+    let mut frame = alloc::vec![0; 60];
+    let mut ethernet = EthernetFrame::new_unchecked(&mut frame);
+    ethernet.set_src_addr(mac);
+    ethernet.set_dst_addr(EthernetAddress::BROADCAST);
+    ethernet.set_ethertype(EthernetProtocol::Arp);
+    question.emit(&mut ArpPacket::new_unchecked(ethernet.payload_mut()));
+    card.send(&frame).await?;
+    let answer = async {
+        let mut frame = alloc::vec![0; 1600];
+        loop {
+            let bytes = card.receive(&mut frame).await?.bytes;
+            let Ok(ethernet) = EthernetFrame::new_checked(frame.get(..bytes).unwrap_or_default()) else {
+                continue;
+            };
+            let answer = ArpPacket::new_checked(ethernet.payload()).and_then(|arp| ArpRepr::parse(&arp));
+            if let (
+                EthernetProtocol::Arp,
+                Ok(ArpRepr::EthernetIpv4 {
+                    operation: ArpOperation::Reply,
+                    source_hardware_addr,
+                    source_protocol_addr,
+                    ..
+                }),
+            ) = (ethernet.ethertype(), answer)
+                && source_protocol_addr == peer
+            {
+                return Ok(source_hardware_addr);
+            }
+        }
+    };
+    match first(answer, time::after(PATIENCE)).await {
+        First::One(found) => found.map(Some),
+        First::Other(()) => Ok(None),
+    }
+}
+
+/// Has packets of 1500 bytes echoed (RFC 792), so many at a time.
+async fn echo(
+    card: &Card,
+    own: Ipv4Address,
+    peer: Ipv4Address,
+    frames: u64,
+    depth: u64,
+) -> Result<(), NetError> {
+    const IDENT: u16 = 0x22b;
+    let Some(mac) = find(card, own, peer).await? else {
+        println!("nobody has {peer}");
+        return Ok(());
+    };
+    let content: Vec<u8> = (0..1472).map(|at| at as u8).collect();
+    let message = Icmpv4Repr::EchoRequest { ident: IDENT, seq_no: 1, data: &content };
+    let packet = Ipv4Repr {
+        src_addr: own,
+        dst_addr: peer,
+        next_header: IpProtocol::Icmp,
+        payload_len: message.buffer_len(),
+        hop_limit: 64,
+    };
+    let mut request = alloc::vec![0; 1514];
+    let mut ethernet = EthernetFrame::new_unchecked(&mut request);
+    ethernet.set_src_addr(EthernetAddress(card.mac().0));
+    ethernet.set_dst_addr(mac);
+    ethernet.set_ethertype(EthernetProtocol::Ipv4);
+    let mut ip = Ipv4Packet::new_unchecked(ethernet.payload_mut());
+    packet.emit(&mut ip, &ChecksumCapabilities::default());
+    message.emit(&mut Icmpv4Packet::new_unchecked(ip.payload_mut()), &ChecksumCapabilities::default());
+    let is_answer = |frame: &[u8], _| {
+        let field = |from: usize, to: usize| frame.get(from..to).unwrap_or_default();
+        let head = frame.len() == 1514 && field(12, 14) == [8, 0] && field(23, 24) == [1];
+        u64::from(head && field(34, 36) == [0, 0] && field(38, 40) == IDENT.to_be_bytes())
+    };
+    let (mut sent, mut came) = (0, 0);
+    let begun = time::now_ns();
+    while came < frames {
+        while sent < frames && sent - came < depth && card.queue(&request)? {
+            sent += 1;
+        }
+        card.flush()?;
+        if let First::Other(()) = first(card.ready(), time::after(PATIENCE)).await {
+            println!("{came} of {sent} packets came back");
+            return Ok(());
+        }
+        while let Some(answers) = card.receive_with(is_answer)? {
+            came += answers;
+        }
+    }
+    let spent = (time::now_ns() - begun).max(1);
+    println!(
+        "{frames} packets of 1500 bytes echoed, {depth} at a time: {} a second",
+        frames * 1_000_000_000 / spent
+    );
+    Ok(())
 }
 
 /// The length and the number of a frame of ours.

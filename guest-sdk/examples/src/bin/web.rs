@@ -1,6 +1,7 @@
 //! A web server: a page that counts its visitors, and the same numbers for programs at `/counters`.
 //!
-//! Its address comes by DHCP, or is `ip=`; `port=80` is where it listens. `requests=` ends it after as many. Eight connections are served at a
+//! Its address comes by DHCP, or is `ip=`; `port=80` is where it listens. `requests=` ends it after as many, `until=/a,/b` once all these
+//! paths were asked for. Eight connections are served at a
 //! time; one that says nothing for ten seconds is ended.
 #![no_std]
 #![no_main]
@@ -35,8 +36,9 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
     let most = words.number("requests").unwrap_or(u64::MAX);
     let mut connections: Vec<Connection> = (0..CONNECTIONS).map(|_| Connection::new(&mut host)).collect();
     println!("listening on port {port}");
-    let mut site = Site::default();
-    while site.visits + site.refused < most
+    let until = words.value("until").map(|paths| paths.split(',').collect());
+    let mut site = Site { until, ..Site::default() };
+    while site.visits + site.refused < most && site.until.as_ref().is_none_or(|paths| !paths.is_empty())
         || connections.iter().any(|connection| connection.is_busy(&mut host))
     {
         host.poll();
@@ -48,6 +50,7 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
             host.wait().await?;
         }
     }
+    host.tell_queues();
     Ok(())
 }
 
@@ -57,6 +60,8 @@ struct Site {
     visits: u64,
     refused: u64,
     bytes: u64,
+    /// Paths that are still to be asked for before it ends.
+    until: Option<Vec<&'static str>>,
 }
 
 impl Site {
@@ -87,7 +92,11 @@ impl Site {
 
     /// What a request gets; `None` while it is not all there.
     fn answer(&mut self, request: &[u8], host: &Host) -> Option<Vec<u8>> {
-        let (status, kind, body, head_only) = match http::read(request) {
+        let request = http::read(request);
+        if let (Request::Page { path, .. }, Some(until)) = (request, &mut self.until) {
+            until.retain(|left| *left != path);
+        }
+        let (status, kind, body, head_only) = match request {
             Request::Partial => return None,
             Request::Page { path: "/", head_only } => {
                 self.visits += 1;

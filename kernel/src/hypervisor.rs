@@ -43,6 +43,10 @@ pub struct CpuShared {
     pub timer_interrupts: Count,
     /// When the present slice ends, in nanoseconds since boot; 0 when nobody waits.
     pub slice_end_ns: AtomicU64,
+    /// When it would end if somebody waited; 0 when it would not. Written by this CPU only, as the next.
+    pub contended_end_ns: AtomicU64,
+    /// When the hardware timer fires at the latest; 0 when it has fired or was never set.
+    pub armed_ns: AtomicU64,
 }
 
 /// All of the hypervisor.
@@ -85,6 +89,8 @@ impl<P: Platform> Hypervisor<P> {
                 longest_ticks: AtomicU64::new(0),
                 longest_what: AtomicU32::new(0),
                 slice_end_ns: AtomicU64::new(0),
+                contended_end_ns: AtomicU64::new(0),
+                armed_ns: AtomicU64::new(0),
                 runstate: RankedMutex::new(RunState::new()),
                 switches: Count::new(),
                 timer_interrupts: Count::new(),

@@ -283,6 +283,8 @@ pub struct Vcpu {
     pub runstate: RankedMutex<crate::time::RunState, { rank::RUNSTATE }>,
     /// Guest virtual address of the registered copy of its time record, 0 for none.
     pub time_area: AtomicU64,
+    /// That copy is to be written when the vCPU is in its kernel's address space next.
+    pub time_due: AtomicBool,
     /// A non-maskable interrupt was sent to it and waits.
     pub nmi_pending: AtomicBool,
     /// Timers of the guest.
@@ -310,6 +312,7 @@ impl Vcpu {
             sched: crate::sched::Entity::new(),
             runstate: RankedMutex::new(crate::time::RunState::new()),
             time_area: AtomicU64::new(0),
+            time_due: AtomicBool::new(false),
             nmi_pending: AtomicBool::new(false),
             timers: crate::time::VcpuTimers::new(),
             virq_port: [const { AtomicU32::new(0) }; 24],
@@ -403,6 +406,11 @@ impl Current {
     /// The domain of the vCPU that runs.
     pub fn domain(&self) -> &Arc<Domain> {
         self.vcpu.domain()
+    }
+    /// Whether nothing keeps it from running.
+    pub fn may_run(&self) -> bool {
+        let vcpu: &Vcpu = &self.vcpu;
+        vcpu.runnable() && self.domain().may_run()
     }
 }
 

@@ -84,6 +84,8 @@ impl<P: Platform> Hypervisor<P> {
         }
         drop(events);
         self.update_vcpu_time(vcpu);
+        // Another CPU's counter may be ahead of this one's: the record is written again where the vCPU is put on.
+        vcpu.sched.last_cpu.store(crate::sched::NO_CPU, Ordering::Relaxed);
         self.unblock(vcpu);
         Ok(())
     }

@@ -222,17 +222,24 @@ impl<P: Platform> Hypervisor<P> {
         Ok(())
     }
 
-    /// Whether a port is pending, for `SCHEDOP_poll`. [`Error::BadPort`] when it is not open.
-    pub fn port_pending(&self, domain: &Domain, port: Port) -> Result<bool, Error> {
+    /// Whether one of some ports is pending, for `SCHEDOP_poll`. [`Error::BadPort`] when one before it is not open.
+    pub fn any_pending(&self, domain: &Domain, ports: &[Port]) -> Result<bool, Error> {
         let table = domain.events.lock();
-        if !table.get(&self.platform, port)?.is_open() {
-            return Err(Error::BadPort);
+        for &port in ports {
+            if !table.get(&self.platform, port)?.is_open() {
+                return Err(Error::BadPort);
+            }
+            let pending = if table.is_fifo() {
+                table.event_word(&self.platform, port).is_some_and(|word| word.read() & fifo::PENDING != 0)
+            } else {
+                let words = self.port_words(domain, port).ok_or(Error::BadPort)?;
+                two_level::Word::read(words.pending) & words.bit != 0
+            };
+            if pending {
+                return Ok(true);
+            }
         }
-        if table.is_fifo() {
-            return Ok(table.event_word(&self.platform, port).is_some_and(|w| w.read() & fifo::PENDING != 0));
-        }
-        let words = self.port_words(domain, port).ok_or(Error::BadPort)?;
-        Ok(two_level::Word::read(words.pending) & words.bit != 0)
+        Ok(false)
     }
 
     /// Whether the domain masks a port; a port without words is. `table` is the domain's, and locked.

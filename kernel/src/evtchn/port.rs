@@ -130,7 +130,8 @@ impl Entry {
             | u64::from(value) & VALUE_MASK
     }
 
-    /// Reads a word that [`Entry::to_word`] made.
+    /// Reads a word that [`Entry::to_word`] made. Inlined: hardly anybody looks at all of it.
+    #[inline(always)]
     pub fn from_word(word: u64) -> Entry {
         let remote = DomId::new((word >> DOMAIN_SHIFT) as u16);
         let value = (word & VALUE_MASK) as u32;

@@ -186,12 +186,14 @@ impl PortTable {
         self.words(platform, port)?.get((port % PER_FRAME) as usize)
     }
 
+    #[inline(always)]
     fn entry<P: Platform>(&self, platform: &P, port: u32) -> Entry {
         let Some(word) = self.word(platform, port) else { return Entry::FREE };
         Entry::from_word(word.load(Ordering::Relaxed))
     }
 
     /// The port numbered `port`. [`Error::BadPort`] when there is none yet.
+    #[inline(always)]
     pub fn get<P: Platform>(&self, platform: &P, port: Port) -> Result<Entry, Error> {
         match port.get() {
             0 => Ok(Entry { state: PortState::Reserved, ..Entry::FREE }),

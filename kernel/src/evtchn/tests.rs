@@ -210,7 +210,7 @@ fn a_blocked_vcpu_wakes_and_a_poller_wakes_even_when_masked() {
         set_word(&hv, &a, 256, 0);
         hv.send(&b, pb).unwrap();
         assert_eq!(vcpu.blocked.load(Ordering::SeqCst) == 0, wakes, "polling {polled}");
-        assert_eq!(hv.port_pending(&a, pa), Ok(true));
+        assert_eq!(hv.any_pending(&a, &[pa]), Ok(true));
     }
     assert_eq!(word(&hv, &a, 0) & 0xff, 0, "masked: no upcall");
     hv.unmask(&a, pa).unwrap();

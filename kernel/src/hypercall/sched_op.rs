@@ -5,7 +5,9 @@ use core::sync::atomic::Ordering;
 use hypercall_abi::sched::{SchedPinOverride, SchedPoll, SchedRemoteShutdown, SchedShutdown, SchedWatchdog};
 use hypercall_abi::subops::SchedOp;
 use hypercall_abi::{Errno, Port};
+use zerocopy::IntoBytes;
 
+use super::guest_memory::item_address;
 use super::{Args, HcResult};
 use crate::access::Verbs;
 use crate::domain::{Current, block};
@@ -15,6 +17,8 @@ use crate::sched::wakeup;
 
 /// Most ports one poll may name.
 const MAX_POLL_PORTS: u32 = 128;
+/// Ports of it that are read and looked at together.
+const POLL_AT_ONCE: usize = 16;
 
 /// `sched_op(cmd, arg)`.
 ///
@@ -104,11 +108,24 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
         if vcpu.upcall_due(&hv.platform) {
             return Ok(true);
         }
-        for i in 0..request.nr_ports {
-            last = hv.read_guest_item(request.ports.addr(), u64::from(i))?;
-            if hv.port_pending(current.domain(), last).map_err(|_| Errno::EINVAL)? {
+        let mut first = 0;
+        while first < request.nr_ports {
+            let at = item_address::<Port>(request.ports.addr(), u64::from(first))?;
+            let mut ports = [Port::new(0); POLL_AT_ONCE];
+            let count = (request.nr_ports - first).min(POLL_AT_ONCE as u32);
+            let all = ports.get_mut(..count as usize).unwrap_or_default();
+            let read = if hv.platform.copy_from_guest(all.as_mut_bytes(), at).is_ok() {
+                all
+            } else {
+                // The list leaves what can be read. One before its end may be pending, and then the others are not looked at.
+                ports[0] = hv.read_guest(at)?;
+                &mut ports[..1]
+            };
+            if hv.any_pending(current.domain(), read).map_err(|_| Errno::EINVAL)? {
                 return Ok(true);
             }
+            first += read.len() as u32;
+            last = read.last().copied().unwrap_or(last);
         }
         Ok(false)
     });

@@ -158,6 +158,8 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             vcpu.time_area.store(request.addr.addr(), Ordering::Relaxed);
             if vcpu.same(&current.vcpu) {
                 hv.publish_time_area(&vcpu);
+            } else {
+                vcpu.time_due.store(true, Ordering::Relaxed);
             }
             Ok(0)
         }

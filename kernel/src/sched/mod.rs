@@ -37,6 +37,9 @@ fn virtual_time(ran_ns: u64, weight: u32) -> u64 {
     ran_ns.saturating_mul(u64::from(DEFAULT_WEIGHT)) / u64::from(weight.max(1))
 }
 
+/// No CPU's number.
+pub const NO_CPU: u32 = u32::MAX;
+
 /// What the scheduler keeps per vCPU.
 pub struct Entity {
     /// Virtual run time in nanoseconds at the default weight.
@@ -52,7 +55,7 @@ pub struct Entity {
     pub since_ns: AtomicU64,
     /// When it was last put on a CPU, in nanoseconds since boot.
     pub put_on_ns: AtomicU64,
-    /// The CPU it was put on last.
+    /// The CPU it was put on last, for which its time record was written; [`NO_CPU`] for none.
     pub last_cpu: AtomicU32,
     /// It gave up the rest of its slice.
     pub yields: AtomicBool,
@@ -76,7 +79,7 @@ impl Entity {
             queued: AtomicBool::new(false),
             since_ns: AtomicU64::new(0),
             put_on_ns: AtomicU64::new(0),
-            last_cpu: AtomicU32::new(0),
+            last_cpu: AtomicU32::new(NO_CPU),
             yields: AtomicBool::new(false),
             hard: AtomicU64::new(u64::MAX),
             soft: AtomicU64::new(u64::MAX),

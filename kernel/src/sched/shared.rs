@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::policy::{Affinity, Arrival, Fair, Null, Policy, Preempt, View};
+use super::policy::{Affinity, Arrival, Fair, Null, Policy, Preempt, SHORTEST_RUN_NS, View};
 use super::{DEFAULT_WEIGHT, Entity, RunQueue, virtual_time};
 use crate::platform::CpuId;
 
@@ -14,6 +14,8 @@ pub struct Published {
     /// Standing of the vCPU that runs, as of `since`; `NONE` when idle.
     running: AtomicU64,
     since: AtomicU64,
+    /// When it was put on.
+    put_on: AtomicU64,
     weight: AtomicU32,
     /// See [`View::clock`]; written by this CPU.
     clock: AtomicU64,
@@ -28,6 +30,7 @@ impl Published {
         Published {
             running: AtomicU64::new(NONE),
             since: AtomicU64::new(0),
+            put_on: AtomicU64::new(0),
             weight: AtomicU32::new(DEFAULT_WEIGHT),
             clock: AtomicU64::new(0),
             first: AtomicU64::new(NONE),
@@ -48,10 +51,19 @@ impl Published {
         }
     }
 
+    /// What somebody who comes to wait at `now` competes with: the standing of the vCPU that runs, and for how long it has run. `None` when
+    /// none does, or what it ran since it was charged is too much to be left out: a choice has to charge it first.
+    pub fn competitor(&self, now: u64) -> Option<(u64, u64)> {
+        let uncharged = now.saturating_sub(self.since.load(Ordering::Relaxed));
+        let running = self.view(now).running.filter(|_| uncharged < SHORTEST_RUN_NS)?;
+        Some((running, now.saturating_sub(self.put_on.load(Ordering::Relaxed))))
+    }
+
     /// This vCPU runs here at a standing, charged until `now`; `None`: nobody does.
     pub fn runs(&self, running: Option<(&Entity, u64)>, now: u64) {
         let at = running.map_or(NONE, |(entity, at)| {
             self.since.store(now, Ordering::Relaxed);
+            self.put_on.store(entity.put_on_ns.load(Ordering::Relaxed), Ordering::Relaxed);
             self.weight.store(entity.charged_weight(), Ordering::Relaxed);
             let first = Some(self.first.load(Ordering::SeqCst)).filter(|first| *first != NONE);
             let clock = View::clock_after(self.clock.load(Ordering::Relaxed), Some(at), first);

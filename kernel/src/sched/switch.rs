@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use hypercall_abi::{VcpuId, Virq};
 
 use super::policy::{Affinity, Arrival, Policy, Preempt, View};
-use super::{RunQueue, wakeup};
+use super::{NO_CPU, RunQueue, wakeup};
 use crate::domain::{Cpu, Current, Domain, DomainError, Vcpu, VcpuRef, block, reason};
 use crate::hypervisor::Hypervisor;
 use crate::platform::{CpuId, CpuSet, Platform};
@@ -49,7 +49,9 @@ impl<P: Platform> Hypervisor<P> {
     ///
     /// It waits where it ran last, unless a CPU that it may and would rather use is idle.
     pub fn wake(&self, vcpu: &VcpuRef) {
-        if !vcpu.runnable() || !vcpu.domain().is_on() {
+        let (reference, vcpu): (_, &Vcpu) = (vcpu, vcpu);
+        let domain = reference.domain();
+        if !vcpu.runnable() || !domain.is_on() {
             return;
         }
         let mut placed = false;
@@ -67,7 +69,7 @@ impl<P: Platform> Hypervisor<P> {
                 break home;
             }
             let now = self.platform.now_ns();
-            if vcpu.domain().cap.waits() {
+            if domain.cap.waits() {
                 // Whoever ends the wait wakes it.
                 return vcpu.runstate.lock().change(RunStateKind::Runnable, now);
             }
@@ -84,7 +86,11 @@ impl<P: Platform> Hypervisor<P> {
                 }
             }
             vcpu.runstate.lock().change(RunStateKind::Runnable, now);
-            self.join(home, &mut queue, vcpu.clone(), now);
+            let standing = self.join(home, &mut queue, reference.clone(), now);
+            drop(queue);
+            if home == self.platform.this_cpu() && self.goes_on(home, standing, now) {
+                return;
+            }
             break home;
         };
         self.request_reschedule(home);
@@ -170,15 +176,35 @@ impl<P: Platform> Hypervisor<P> {
         CpuSet::first(self.cpus.len() as u32)
     }
 
-    /// Queues a vCPU that slept.
-    fn join(&self, cpu: CpuId, queue: &mut RunQueue, vcpu: VcpuRef, now: u64) {
+    /// Whether the vCPU that runs on this CPU goes on although one at the standing `waiting` has come: then its slice has an end from now
+    /// on. Otherwise the CPU has to choose anew.
+    fn goes_on(&self, me: CpuId, waiting: u64, now: u64) -> bool {
+        let shared = self.cpu(me);
+        let Some((running, ran)) = shared.view.competitor(now) else { return false };
+        let end = match self.policy.preempts(waiting, running, ran) {
+            Preempt::Now => return false,
+            Preempt::In(ns) => now.saturating_add(ns),
+            Preempt::No => shared.contended_end_ns.load(Ordering::Relaxed),
+        };
+        let before = shared.slice_end_ns.load(Ordering::Relaxed);
+        if end != 0 && (before == 0 || end < before) {
+            shared.slice_end_ns.store(end, Ordering::Relaxed);
+            self.program_timer(me);
+        }
+        true
+    }
+
+    /// Queues a vCPU that slept; returns its standing there.
+    fn join(&self, cpu: CpuId, queue: &mut RunQueue, vcpu: VcpuRef, now: u64) -> u64 {
         let view = &self.cpu(cpu).view;
-        let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
+        let clock = &vcpu.sched.virtual_ns;
         let queue_now = view.view(now).among(self.views(now).map(|(_, view)| view));
-        let at = self.policy.join(at, queue_now, Arrival::Woken);
-        vcpu.sched.virtual_ns.store(at, Ordering::Relaxed);
-        queue.push(self.standing(&vcpu, 0, now), vcpu);
+        let at = self.policy.join(clock.load(Ordering::Relaxed), queue_now, Arrival::Woken);
+        clock.store(at, Ordering::Relaxed);
+        let standing = self.standing(&vcpu, 0, now);
+        queue.push(standing, vcpu);
         view.waits(queue);
+        standing
     }
 
     /// What a vCPU that has run for `ran` now, or waits, is compared by.
@@ -280,6 +306,9 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     /// Sets the hardware timer to the nearest of the guests' timers and the end of the slice.
+    ///
+    /// One that fires earlier than it has to is left as it is: most of what it is set for is over before that (slices that end by
+    /// themselves), and when it fires it is set to what is due next.
     fn program_timer(&self, cpu: CpuId) {
         if cpu != self.platform.this_cpu() {
             self.cpu(cpu).timer_due.store(true, Ordering::Release);
@@ -292,13 +321,19 @@ impl<P: Platform> Hypervisor<P> {
             at => Some(at),
         };
         let first = shared.timers.lock().first();
-        self.platform.set_timer(first.into_iter().chain(slice_end).chain(self.watchdog.wake_ns(cpu)).min());
+        let due = first.into_iter().chain(slice_end).chain(self.watchdog.wake_ns(cpu)).min();
+        let armed = shared.armed_ns.load(Ordering::Relaxed);
+        if armed == 0 || due.is_some_and(|due| due < armed) {
+            shared.armed_ns.store(due.unwrap_or(0), Ordering::Relaxed);
+            self.platform.set_timer(due);
+        }
     }
 
     /// The timer interrupt of this CPU.
     pub fn on_timer(&self) {
         let shared = self.cpu(self.platform.this_cpu());
         shared.timer_interrupts.add(1);
+        shared.armed_ns.store(0, Ordering::Relaxed);
         shared.timer_due.store(true, Ordering::Release);
     }
 
@@ -362,7 +397,7 @@ impl<P: Platform> Hypervisor<P> {
                 self.run_timers(cpu.id);
             }
             self.drain_quarantine();
-            let gone = cpu.current.as_ref().is_none_or(|c| !c.vcpu.runnable() || !c.domain().may_run());
+            let gone = cpu.current.as_ref().is_none_or(|current| !current.may_run());
             if take_flag(&shared.reschedule) || gone {
                 self.switch(cpu);
             }
@@ -375,10 +410,10 @@ impl<P: Platform> Hypervisor<P> {
                 }
                 continue;
             };
-            // Delivery writes to the guest's stack and may find that the domain must be crashed: then choose again.
-            self.deliver_pending(current);
-            if current.vcpu.runnable()
-                && current.domain().may_run()
+            // Delivery writes to the guest's stack and may find that the domain must be crashed: then choose again. What others do to the vCPU
+            // meanwhile brings an interrupt.
+            let may_run = !self.deliver_pending(current) || current.may_run();
+            if may_run
                 && !shared.reschedule.load(Ordering::Acquire)
                 && !shared.timer_due.load(Ordering::Acquire)
             {
@@ -400,7 +435,9 @@ impl<P: Platform> Hypervisor<P> {
         let mut stays = None;
         if let Some(current) = &cpu.current {
             let sched = &current.vcpu.sched;
-            let ran = now.saturating_sub(sched.since_ns.swap(now, Ordering::Relaxed));
+            // Nobody else writes it: a plain store does.
+            let ran = now.saturating_sub(sched.since_ns.load(Ordering::Relaxed));
+            sched.since_ns.store(now, Ordering::Relaxed);
             sched.charge(current.domain().guarantee.draw(ran, now));
             self.charge_cap(&current.vcpu, ran, now);
             if self.may_stay(me, &current.vcpu) {
@@ -455,8 +492,8 @@ impl<P: Platform> Hypervisor<P> {
     fn choose(&self, me: CpuId, stays: Option<Running>, now: u64) -> Choice {
         let shared = self.cpu(me);
         let mut queue = shared.run_queue.lock();
-        let own = queue.first_runnable();
         if self.cpus.len() > 1 {
+            let own = queue.first_runnable();
             let nearest = own.into_iter().chain(stays.map(|running| running.standing)).min();
             if let Some(other) = self.policy.help(self.views(now), me, nearest) {
                 shared.view.waits(&queue);
@@ -531,13 +568,14 @@ impl<P: Platform> Hypervisor<P> {
     fn leave(&self, current: Current, now: u64) -> Current {
         let Current { vcpu, mut state } = current;
         self.platform.leave_vcpu(&mut state);
-        let kind = match vcpu.blocked.load(Ordering::Acquire) {
-            0 if vcpu.runnable() && vcpu.domain().is_on() => RunStateKind::Runnable,
+        let it: &Vcpu = &vcpu;
+        let kind = match it.blocked.load(Ordering::Acquire) {
+            0 if it.runnable() && vcpu.domain().is_on() => RunStateKind::Runnable,
             b if b & (block::BLOCKED | block::POLLING) != 0 && vcpu.domain().is_on() => RunStateKind::Blocked,
             _ => RunStateKind::Offline,
         };
-        vcpu.runstate.lock().change(kind, now);
-        if vcpu.timers.periodic.lock().set_ticking(false) {
+        it.runstate.lock().change(kind, now);
+        if it.timers.periodic.lock().set_ticking(false) {
             self.arm_timers(&vcpu);
         }
         self.publish_areas(&vcpu, &mut state);
@@ -578,7 +616,8 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Puts a vCPU, marked as running here, on this CPU. False if it cannot run after all.
     fn put_on(&self, cpu: &mut Cpu, vcpu: VcpuRef, now: u64) -> bool {
-        let Some(mut state) = vcpu.parked.lock().take() else {
+        let parked = vcpu.parked.lock().take();
+        let Some(mut state) = parked else {
             // A vCPU without a context cannot be runnable; be safe and leave it off.
             vcpu.blocked.fetch_or(block::DOWN, Ordering::AcqRel);
             vcpu.running.store(false, Ordering::SeqCst);
@@ -590,24 +629,28 @@ impl<P: Platform> Hypervisor<P> {
             self.crash_domain(vcpu.domain(), "no page tables for the mode it runs in");
             return false;
         };
+        let (shared, it): (_, &Vcpu) = (self.cpu(cpu.id), &vcpu);
         self.watchdog.works(cpu.id);
-        vcpu.sched.since_ns.store(now, Ordering::Relaxed);
-        vcpu.sched.put_on_ns.store(now, Ordering::Relaxed);
-        vcpu.sched.take_weight();
-        vcpu.counts.switches.add(1);
-        if vcpu.sched.last_cpu.swap(cpu.id.0, Ordering::Relaxed) != cpu.id.0 {
-            vcpu.counts.moves.add(1);
-        }
-        self.cpu(cpu.id).switches.add(1);
-        self.cpu(cpu.id).runstate.lock().change(RunStateKind::Running, now);
-        self.cpu(cpu.id).view.runs(Some((&vcpu.sched, self.standing(&vcpu, 0, now))), now);
-        vcpu.runstate.lock().change(RunStateKind::Running, now);
+        it.sched.since_ns.store(now, Ordering::Relaxed);
+        it.sched.put_on_ns.store(now, Ordering::Relaxed);
+        it.sched.take_weight();
+        it.counts.switches.add(1);
+        shared.switches.add(1);
+        shared.runstate.lock().change(RunStateKind::Running, now);
+        shared.view.runs(Some((&it.sched, self.standing(&vcpu, 0, now))), now);
+        it.runstate.lock().change(RunStateKind::Running, now);
         self.mm.clock().enter(cpu.id, Some(vcpu.domain().id), || self.platform.load_root(root));
         let wanted = state.selectors;
         if self.platform.enter_vcpu(&mut state).is_err() {
             state.failsafe_due = Some(wanted);
         }
-        self.update_vcpu_time(&vcpu);
+        let last = it.sched.last_cpu.swap(cpu.id.0, Ordering::Relaxed);
+        if last != cpu.id.0 {
+            it.counts.moves.add(u64::from(last != NO_CPU));
+            // This CPU's counter may be ahead of the other one's.
+            self.update_vcpu_time(it);
+            it.time_due.store(true, Ordering::Relaxed);
+        }
         self.publish_areas(&vcpu, &mut state);
         self.start_ticks(&vcpu, now);
         cpu.current = Some(Current { vcpu, state });
@@ -632,7 +675,6 @@ impl<P: Platform> Hypervisor<P> {
     /// may be, if not as long as the policy's.
     fn start_slice(&self, cpu: &Cpu, slice_ns: Option<u64>, now: u64) {
         let shared = self.cpu(cpu.id);
-        let slice = slice_ns.or(self.policy.slice_ns()).filter(|_| shared.view.has_waiting());
         let share = cpu.current.as_ref().and_then(|current| {
             let running =
                 || current.domain().vcpus.iter().filter(|v| v.running.load(Ordering::Relaxed)).count();
@@ -640,9 +682,12 @@ impl<P: Platform> Hypervisor<P> {
             if cap.percent() == 0 { None } else { cap.share(running(), now) }
         });
         let guaranteed = cpu.current.as_ref().and_then(|current| current.domain().guarantee.left(now));
+        let slice = slice_ns.or(self.policy.slice_ns());
         let slice = slice.map(|slice| guaranteed.map_or(slice, |left| slice.min(left)));
-        let end = slice.into_iter().chain(share).min().map_or(0, |ns| now.saturating_add(ns));
-        shared.slice_end_ns.store(end, Ordering::Relaxed);
+        let end = |ns: Option<u64>| ns.map_or(0, |ns| now.saturating_add(ns));
+        let end_by_slice = slice.filter(|_| shared.view.has_waiting());
+        shared.contended_end_ns.store(end(slice), Ordering::Relaxed);
+        shared.slice_end_ns.store(end(end_by_slice.into_iter().chain(share).min()), Ordering::Relaxed);
         self.program_timer(cpu.id);
     }
 
@@ -772,7 +817,10 @@ mod tests {
         step(&mut world, 0);
         assert!(world.cpu.current.is_none() && kind(&domain) == RunStateKind::Runnable);
         let until = domain.cap.waits_until_ns().unwrap();
-        step(&mut world, until);
+        while world.hv.platform.now_ns() < until {
+            assert!(world.cpu.current.is_none(), "before its time");
+            step(&mut world, until);
+        }
         assert!(world.cpu.current.is_some() && world.hv.platform.now_ns() == until);
     }
 }

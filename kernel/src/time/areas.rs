@@ -25,22 +25,26 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
-    /// Writes both records of a vCPU whose address space is in force. An area that is not mapped now is left alone: the guest
-    /// loses the record, nothing else. Areas are addresses of its kernel: while it is in its user mode they wait.
+    /// Writes the records of a vCPU whose address space is in force, the copy of the time record only if that has changed. An area that is
+    /// not mapped now is left alone: the guest loses the record, nothing else. Areas are addresses of its kernel: while it is in its user
+    /// mode they wait.
     pub fn publish_areas(&self, vcpu: &VcpuRef, state: &mut VcpuState) {
         state.areas_due = !state.kernel_mode;
         if !state.kernel_mode {
             return;
         }
         self.publish_runstate(vcpu);
-        self.publish_time_area(vcpu);
+        let vcpu: &Vcpu = vcpu;
+        if vcpu.time_due.load(Ordering::Relaxed) && vcpu.time_due.swap(false, Ordering::Relaxed) {
+            self.publish_time_area(vcpu);
+        }
     }
 
     /// Writes the run-state record to the area registered for it, if any, in the address space that is in force.
     ///
     /// With `vm_assist(runstate_update_flag)` a reader on another vCPU can tell that it read while this wrote: the top bit of
     /// `state_entry_time` is set before the first word changes and cleared after the last did.
-    pub fn publish_runstate(&self, vcpu: &VcpuRef) {
+    fn publish_runstate(&self, vcpu: &VcpuRef) {
         let area = vcpu.runstate.lock().area;
         if area == 0 {
             return;

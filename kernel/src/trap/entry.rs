@@ -8,7 +8,7 @@ use super::deliver::{Exception, vector};
 use super::emulate::Emulated;
 use crate::domain::{
     Callback, Cpu, Current, DataSelectors, ENTRY_IRET_FAULT, ENTRY_IRET_FAULT_LAST, ENTRY_SYSCALL,
-    ENTRY_SYSCALL32, ENTRY_SYSENTER,
+    ENTRY_SYSCALL32, ENTRY_SYSENTER, Vcpu,
 };
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
@@ -108,16 +108,26 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
-    /// Delivers the failsafe callback, a pending NMI or an event upcall to the vCPU that is about to resume.
-    pub fn deliver_pending(&self, current: &mut Current) {
+    /// Delivers the failsafe callback, a pending NMI or an event upcall to the vCPU that is about to resume. Tells whether there was any:
+    /// then the domain may have been crashed.
+    pub fn deliver_pending(&self, current: &mut Current) -> bool {
         #[cfg(any(feature = "constant-answers", test))]
         if current.domain().constant.answer().is_some() {
-            return;
+            return false;
         }
+        let vcpu: &Vcpu = &current.vcpu;
+        if current.state.failsafe_due.is_none()
+            && !vcpu.nmi_pending.load(Ordering::Acquire)
+            && !vcpu.upcall_due(&self.platform)
+        {
+            return false;
+        }
+        let mut delivered = false;
         if let Some(DataSelectors { ds, es, fs, gs }) = current.state.failsafe_due.take() {
             let callback = current.state.callbacks.failsafe;
             let delivery = Delivery::to(callback.address, callback.mask_events);
             self.bounce(current, Delivery { selectors: Some([ds, es, fs, gs]), ..delivery });
+            delivered = true;
         }
         let pending = &current.vcpu.nmi_pending;
         if pending.load(Ordering::Acquire) && !current.state.nmi_masked {
@@ -127,13 +137,16 @@ impl<P: Platform> Hypervisor<P> {
             if handler.address != 0 {
                 current.state.nmi_masked = true;
                 self.bounce(current, Delivery::to(handler.address, handler.masks_events()));
+                delivered = true;
             }
         }
         if current.vcpu.upcall_due(&self.platform) {
             current.state.counts.upcalls.add(1);
             let handler = current.state.callbacks.event.address;
             self.bounce(current, Delivery::to(handler, true));
+            delivered = true;
         }
+        delivered
     }
 
     /// The first vector instruction after the guest set CR0.TS: its handler is told, and TS is cleared for it.

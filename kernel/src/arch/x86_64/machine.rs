@@ -1,6 +1,6 @@
 //! The x86 machine as policy sees it.
 
-use super::boot::{machine, smp};
+use super::boot::{is_main_ram, machine, smp};
 use super::{
     apic, clock, context, cpu, epitaph, fpu, interrupts, ioapic, msr, paging, percpu, power, serial, usercopy,
 };
@@ -19,9 +19,20 @@ use x86_64::{PhysAddr, VirtAddr};
 /// The one machine. All its state is per CPU, in hardware, or in the statics of its modules.
 pub struct Machine;
 
+#[inline(always)]
 fn frame_pointer(mfn: Mfn) -> *mut u64 {
+    if !is_main_ram(mfn.get()) {
+        check_ram(mfn);
+    }
+    // RAM ends far below the end of the direct map: nothing wraps.
+    layout::DIRECT_MAP.wrapping_add(mfn.get().wrapping_mul(PAGE_SIZE)) as *mut u64
+}
+
+/// Panics unless a frame is RAM.
+#[cold]
+#[inline(never)]
+fn check_ram(mfn: Mfn) {
     assert!(machine().is_ram(mfn.get()), "frame {:#x} is not RAM", mfn.get());
-    (layout::DIRECT_MAP + mfn.get() * PAGE_SIZE) as *mut u64
 }
 
 fn write_root(machine_address: u64) {

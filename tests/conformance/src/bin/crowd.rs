@@ -14,7 +14,7 @@ use guest_sdk::abi::{Errno, Hypercall, Port, Virq};
 use guest_sdk::hypercall::{poll, runstate, set_singleshot_timer, stop_periodic_timer};
 use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq};
 use guest_sdk::time::now_ns;
-use guest_sdk::{Domain, entry, vcpu};
+use guest_sdk::{Domain, entry, println, vcpu};
 
 #[entry]
 fn main(domain: Domain) {
@@ -148,7 +148,17 @@ fn wait(what: &str, done: impl Fn() -> bool) -> Result<(), Stop> {
 /// Gives the others an order, and waits until each has taken it up.
 fn order(order: u32) -> Result<(), Stop> {
     ORDER.store(order, Ordering::SeqCst);
-    wait("the order", || AT[1..].iter().all(|at| at.load(Ordering::SeqCst) == order))
+    let late = || (1..VCPUS).filter(|id| AT[*id].load(Ordering::SeqCst) != order);
+    wait("the order", || late().next().is_none()).inspect_err(|_| {
+        for id in late() {
+            let state = runstate(id as u32).map(|info| (info.state, info.state_entry_time));
+            println!(
+                "vCPU {id}: order {order}, at {}; {state:?} at {}",
+                AT[id].load(Ordering::SeqCst),
+                now_ns()
+            );
+        }
+    })
 }
 
 fn rounds() -> [u64; VCPUS] {

@@ -10,7 +10,7 @@ use super::{apic, clock, context, fpu, hpet, interrupts, ioapic, serial, tables}
 use arrayvec::ArrayVec;
 use core::cell::UnsafeCell;
 use core::ops::Range;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 use hv::mm::FrameRecord;
 use hv::x86::acpi::{self, AcpiInfo};
 use hv::x86::layout::{self, PAGE_SIZE};
@@ -27,8 +27,6 @@ pub struct Machine {
     pub regions: ArrayVec<Region, { start_info::MAX_REGIONS }>,
     /// All RAM, whole pages.
     pub ram: FreeRanges,
-    /// The frames of its largest range.
-    main_ram: Range<u64>,
     /// Memory that boot left over.
     pub free: FreeRanges,
     /// One more than the highest frame of RAM: length of the frame table and of the machine-to-physical table.
@@ -49,11 +47,8 @@ pub struct Machine {
 
 impl Machine {
     /// Whether a frame is RAM, and so in the direct map.
-    #[inline]
     pub fn is_ram(&self, frame: u64) -> bool {
-        // Nearly every question is about the largest range.
-        self.main_ram.contains(&frame)
-            || self.ram.iter().any(|(start, end)| (start >> 12..end >> 12).contains(&frame))
+        self.ram.iter().any(|(start, end)| (start >> 12..end >> 12).contains(&frame))
     }
 }
 
@@ -79,6 +74,14 @@ unsafe impl<T> Sync for BootCell<T> {}
 static COMMAND_LINE: BootCell<([u8; MAX_COMMAND_LINE], usize)> =
     BootCell(UnsafeCell::new(([0; MAX_COMMAND_LINE], 0)));
 static MACHINE: spin::Once<Machine> = spin::Once::new();
+/// The largest range of RAM: its first frame, and how many there are.
+static MAIN_RAM: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
+
+/// Whether a frame is of the largest range of RAM: what nearly every question is about. No frame is before boot has found it.
+#[inline(always)]
+pub fn is_main_ram(frame: u64) -> bool {
+    frame.wrapping_sub(MAIN_RAM.0.load(Ordering::Relaxed)) < MAIN_RAM.1.load(Ordering::Relaxed)
+}
 
 /// The command line as the loader gave it.
 pub fn command_line() -> &'static [u8] {
@@ -173,7 +176,6 @@ extern "C" fn start(info: u32) -> ! {
     let heap_len = (ram.total() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(PAGE_SIZE - 1);
     let heap = space.frames(heap_len / PAGE_SIZE);
     let largest = ram.iter().max_by_key(|(start, end)| end - start).unwrap_or((0, 0));
-    let main_ram = largest.0 >> 12..largest.1 >> 12;
     let frames = ram.iter().map(|(_, end)| end / PAGE_SIZE).max().unwrap_or(0);
     let m2p = map_frame_tables(&mut space, frames);
     apic::map(&mut space, acpi.local_apic);
@@ -185,7 +187,6 @@ extern "C" fn start(info: u32) -> ! {
     MACHINE.call_once(|| Machine {
         regions: info.regions,
         ram,
-        main_ram,
         free,
         frames,
         m2p,
@@ -195,6 +196,9 @@ extern "C" fn start(info: u32) -> ! {
         root,
         cpus,
     });
+
+    MAIN_RAM.0.store(largest.0 >> 12, Ordering::Relaxed);
+    MAIN_RAM.1.store((largest.1 >> 12) - (largest.0 >> 12), Ordering::Relaxed);
 
     let frame = PhysFrame::containing_address(PhysAddr::new(root));
     // SAFETY: the new tables show the image where it runs, this stack (part of the image's data), and the direct map.

@@ -47,11 +47,12 @@ impl View {
         Self::clock_after(self.clock, self.running, self.first)
     }
 
-    /// The same, as a newcomer is measured: nobody competes with it on a CPU that idles but those who wait elsewhere and may be
-    /// fetched from there. Its clock stands still, theirs have gone on.
+    /// The same, as a newcomer is measured: nobody competes with it on a CPU that idles, or runs somebody with guaranteed time, but those
+    /// who wait elsewhere and may be fetched from there. Its clock stands still, theirs have gone on.
     #[must_use]
     pub fn among(self, all: impl Iterator<Item = View>) -> View {
-        if !self.idle() {
+        let contested = self.waiting != 0 || self.running.is_some_and(|standing| standing > LAST_GUARANTEED);
+        if contested {
             return self;
         }
         View { clock: all.map(|view| view.floor()).fold(self.clock, u64::max), ..self }

@@ -4,7 +4,7 @@ use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use super::policy::{Affinity, Arrival, Fair, Null, Policy, Preempt, SHORTEST_RUN_NS, View};
+use super::policy::{Affinity, Arrival, Fair, LIMIT_NS, Null, Policy, Preempt, SHORTEST_RUN_NS, View};
 use super::{Cap, DEFAULT_WEIGHT, FairQueue, Guarantee, SLICE_NS, WAKE_BONUS_NS};
 use crate::platform::{CpuId, CpuSet};
 
@@ -655,4 +655,25 @@ fn time_goes_on_beside_one_with_guaranteed_time() {
     // With nobody else there, what the clock was before holds.
     let view = View { running: Some(0), first: None, clock: alone, waiting: 0 };
     assert_eq!(Fair.join(0, view, Arrival::Woken), alone - WAKE_BONUS_NS);
+}
+
+#[test]
+fn nobody_competes_with_one_that_has_guaranteed_time() {
+    // Here one ran that was due more than a CPU, so this CPU's clock is far behind the other's; who comes from there is not.
+    let (behind, elsewhere) = (1_000 * MS, 9_000 * MS);
+    let other = View { running: Some(elsewhere), first: Some(elsewhere), clock: elsewhere, waiting: 1 };
+    for running in [None, Some(Fair.standing(77 * MS, true, 0)), Some(Fair.standing(77 * MS, true, SLICE_NS))]
+    {
+        let here = View { running, first: None, clock: behind, waiting: 0 };
+        assert_eq!(Fair.join(elsewhere, here.among([here, other].into_iter()), Arrival::Moved), elsewhere);
+    }
+    // It does compete with one that has none, and with who waits.
+    let rival = View { running: Some(behind), first: None, clock: behind, waiting: 0 };
+    let waits = View { running: Some(0), first: Some(behind), clock: behind, waiting: 1 };
+    for here in [rival, waits] {
+        assert_eq!(
+            Fair.join(elsewhere, here.among([here, other].into_iter()), Arrival::Moved),
+            behind + LIMIT_NS
+        );
+    }
 }

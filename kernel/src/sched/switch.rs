@@ -446,6 +446,10 @@ impl<P: Platform> Hypervisor<P> {
                 stays = Some(Running { standing: self.standing(&current.vcpu, ran, now), ran, yields });
             }
         }
+        if stays.is_none() {
+            // Whoever comes does not compete with the one that leaves.
+            self.cpu(me).view.runs(None, now);
+        }
         let mut next = match self.choose(me, stays, now) {
             Choice::Stay(slice_ns) => {
                 if let Some(current) = &cpu.current {

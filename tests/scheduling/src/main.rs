@@ -47,6 +47,7 @@ fn main(domain: Domain) {
             sixty_four_vcpus_storm,
             weights_on_several_cpus,
             weights_beyond_a_cpu_on_several_cpus,
+            sleepers_on_several_cpus,
             alone_without_a_tick,
             idle_cpus_hardly_wake,
             soft_affinity_is_preferred,
@@ -189,12 +190,15 @@ fn ideal(weights: &[u32], cpus: u64) -> Vec<u64> {
     }
 }
 
-/// Cells of these weights spin on all CPUs for half a minute. Each gets what is due to it within `percent`.
-fn shares_of_all_cpus(weights: &[u32], percent: u64) -> Verdict {
+/// Cells of these weights run on all CPUs for half a minute, the first `sleepers` of them sleeping half of the time. Each gets what is
+/// due to it within `percent`.
+fn shares_of_all_cpus(weights: &[u32], sleepers: usize, percent: u64) -> Verdict {
     let cpus = control::phys_info()?.cpus;
+    let deed = |cell| if cell < sleepers { Deed::Doze } else { Deed::Spin };
     let cells = weights
         .iter()
-        .map(|weight| Cell::weighted(64 * weight, Deed::Spin))
+        .enumerate()
+        .map(|(cell, weight)| Cell::weighted(64 * weight, deed(cell)))
         .collect::<Result<Vec<_>, _>>()?;
     cells.iter().try_for_each(Cell::start)?;
     wait_ms(500);
@@ -215,15 +219,21 @@ fn weights_on_several_cpus(_: &mut Domain) -> Verdict {
     wants_cpus(4)?;
     wants_icount()?;
     // Nobody is due more than a CPU: 8 parts of 36 of 4 CPUs.
-    shares_of_all_cpus(&[1, 2, 3, 4, 5, 6, 7, 8], 2)
+    shares_of_all_cpus(&[1, 2, 3, 4, 5, 6, 7, 8], 0, 2)
 }
 
 fn weights_beyond_a_cpu_on_several_cpus(_: &mut Domain) -> Verdict {
     wants_cpus(4)?;
     wants_icount()?;
-    // The last two get a CPU each, the others two by weight: who moves loses a claim beyond some
-    // milliseconds, so the lightest get up to a tenth less.
-    shares_of_all_cpus(&[1, 1, 1, 2, 2, 4, 16, 16], 12)
+    // The last two get a CPU each, the others two by weight.
+    shares_of_all_cpus(&[1, 1, 1, 2, 2, 4, 16, 16], 0, 2)
+}
+
+fn sleepers_on_several_cpus(_: &mut Domain) -> Verdict {
+    wants_cpus(4)?;
+    wants_icount()?;
+    // The light half wants half a CPU each, which is more than its weight leaves it.
+    shares_of_all_cpus(&[1, 1, 2, 2, 7, 7, 8, 8], 4, 3)
 }
 
 fn weights_change_at_run_time(_: &mut Domain) -> Verdict {

@@ -773,6 +773,40 @@ fn flows_are_spread_over_queues_and_keep_their_order() {
 }
 
 #[test]
+fn a_hostile_queue_ends_its_own_connection_only() {
+    for (queue, receiving) in [(0, false), (1, false), (2, true)] {
+        let mut world = World::new(&[FULL, FULL, FULL]);
+        let port = world.guests[1].port;
+        let rings: Vec<_> = (0..3).map(|_| (HostPages::new(1, 0), HostPages::new(1, 0))).collect();
+        let broken = if receiving { &rings[queue].1 } else { &rings[queue].0 };
+        broken.word(0).store(257, Ordering::Relaxed);
+        world.reconnect(1, rings, FULL);
+        world.put_up(2, 100);
+        // To each of its queues, and to somebody else.
+        for number in 0..40u16 {
+            world.send(0, &tcp(mac(2), mac(1), 2000 + number, 100), &[], TxFlags::empty());
+            world.send(0, &tcp(mac(3), mac(1), 2000 + number, 100), &[], TxFlags::empty());
+        }
+        let mut told = Vec::new();
+        while {
+            let turn = world.turn(0).expect("it did nothing wrong");
+            told.extend(turn.broken);
+            turn.more
+        } {}
+        assert_eq!(told, if receiving { vec![port] } else { vec![] });
+        assert_eq!(world.got(2).len(), 40, "the other one gets all");
+        let turn = world.network.turn(0, port, queue, &mut world.host, &mut |_, _, _| {});
+        assert!(turn.closed);
+        // All that waited for its other queues is answered.
+        let _ = world.network.disconnect(port);
+        assert_eq!(world.answers(0), [RSP_OKAY; 80]);
+        world.send(0, &frame(mac(3), mac(1), 60), &[], TxFlags::empty());
+        world.turn(0).expect("it did nothing wrong");
+        assert_eq!(world.got(2).len(), 1);
+    }
+}
+
+#[test]
 fn who_breaks_a_ring_that_others_send_to_is_told_of_at_once() {
     let mut world = World::new(&[PLAIN, PLAIN, PLAIN]);
     let (port, rings) = (world.guests[1].port, [HostPages::new(1, 0), HostPages::new(1, 0)]);

@@ -717,10 +717,18 @@ impl<P: Platform> Hypervisor<P> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::policy::{SHORTEST_RUN_NS, SLICE_NS};
     use super::*;
+    use crate::access::Rights;
+    use crate::evtchn::tests::add_domain;
     use crate::hypercall::tests::World;
+    use crate::platform::sim::SimMachine;
 
     const MS: u64 = 1_000_000;
+
+    fn dom0_vcpu(hv: &Hypervisor<SimMachine>) -> VcpuRef {
+        VcpuRef::new(&hv.domains.get(hypercall_abi::DomId::ZERO).unwrap(), VcpuId::new(0)).unwrap()
+    }
 
     fn dom0(world: &World) -> Arc<Domain> {
         world.hv.domains.get(hypercall_abi::DomId::ZERO).unwrap()
@@ -826,5 +834,126 @@ mod tests {
             step(&mut world, until);
         }
         assert!(world.cpu.current.is_some() && world.hv.platform.now_ns() == until);
+    }
+
+    /// A vCPU of another domain, asleep.
+    fn sleeper(world: &World) -> VcpuRef {
+        let domain = add_domain(&world.hv, 5, 1, Rights::none());
+        domain.pauses.store(0, Ordering::SeqCst);
+        domain.vcpus[0].blocked.store(block::BLOCKED, Ordering::SeqCst);
+        VcpuRef::new(&domain, VcpuId::new(0)).unwrap()
+    }
+
+    #[test]
+    fn who_wakes_and_does_not_preempt_only_ends_the_slice() {
+        let mut world = World::new(u32::MAX);
+        let sleeper = sleeper(&world);
+        // As far ahead as what runs, and further than a woken one is moved back.
+        step(&mut world, SHORTEST_RUN_NS);
+        sleeper.sched.virtual_ns.store(50 * MS, Ordering::Relaxed);
+        let World { hv, cpu, .. } = &mut world;
+        hv.switch(cpu);
+        let (shared, now) = (hv.cpu(CpuId(0)), hv.platform.now_ns());
+        assert_eq!(shared.slice_end_ns.load(Ordering::Relaxed), 0, "nobody waits");
+        hv.unblock(&sleeper);
+        assert!(!shared.reschedule.load(Ordering::Relaxed) && shared.view.has_waiting());
+        let end = shared.slice_end_ns.load(Ordering::Relaxed);
+        assert_eq!(end, now + SLICE_NS);
+        assert!(hv.platform.timer().is_some_and(|at| at <= end), "somebody ends it");
+        while hv.platform.now_ns() < end {
+            assert!(!shared.reschedule.load(Ordering::Relaxed), "before its time");
+            let due = hv.platform.timer().unwrap();
+            hv.platform.advance(due - hv.platform.now_ns());
+            hv.on_timer();
+            hv.run_timers(CpuId(0));
+        }
+        assert!(shared.reschedule.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn who_wakes_and_preempts_waits_for_the_shortest_run() {
+        let mut world = World::new(u32::MAX);
+        let sleeper = sleeper(&world);
+        step(&mut world, 100 * MS);
+        let World { hv, cpu, .. } = &mut world;
+        // Put on again a moment ago.
+        dom0_vcpu(hv).sched.put_on_ns.store(hv.platform.now_ns(), Ordering::Relaxed);
+        hv.switch(cpu);
+        hv.platform.advance(SHORTEST_RUN_NS / 4);
+        let shared = hv.cpu(CpuId(0));
+        hv.unblock(&sleeper);
+        assert!(!shared.reschedule.load(Ordering::Relaxed));
+        let left = shared.slice_end_ns.load(Ordering::Relaxed) - hv.platform.now_ns();
+        assert_eq!(left, SHORTEST_RUN_NS - SHORTEST_RUN_NS / 4);
+    }
+
+    #[test]
+    fn what_ran_for_long_is_charged_before_anybody_is_compared_with_it() {
+        let mut world = World::new(u32::MAX);
+        let sleeper = sleeper(&world);
+        let World { hv, cpu, .. } = &mut world;
+        hv.switch(cpu);
+        hv.platform.advance(SHORTEST_RUN_NS);
+        hv.unblock(&sleeper);
+        assert!(hv.cpu(CpuId(0)).reschedule.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_timer_that_fires_early_enough_is_left_and_then_set_to_what_is_due() {
+        let world = World::new(u32::MAX);
+        let (hv, vcpu) = (&world.hv, dom0_vcpu(&world.hv));
+        let set = |ns: u64| {
+            vcpu.timers.single_ns.store(ns, Ordering::Relaxed);
+            hv.arm_timers(&vcpu);
+        };
+        // The ticks that a vCPU is born with end, and with them the timer.
+        vcpu.timers.periodic.lock().set_period(0);
+        hv.on_timer();
+        set(0);
+        let begin = hv.platform.now_ns();
+        set(begin + 10 * MS);
+        assert_eq!(hv.platform.timer(), Some(begin + 10 * MS));
+        set(begin + 30 * MS);
+        assert_eq!(hv.platform.timer(), Some(begin + 10 * MS), "it is left as it is");
+        set(begin + 5 * MS);
+        assert_eq!(hv.platform.timer(), Some(begin + 5 * MS), "what is due before is not");
+        set(begin + 20 * MS);
+        hv.platform.advance(5 * MS);
+        hv.on_timer();
+        hv.run_timers(CpuId(0));
+        assert_eq!(hv.platform.timer(), Some(begin + 20 * MS), "it has fired for nothing");
+        assert!(vcpu.timers.single_ns.load(Ordering::Relaxed) != 0);
+        hv.platform.advance(15 * MS);
+        hv.on_timer();
+        hv.run_timers(CpuId(0));
+        assert_eq!(vcpu.timers.single_ns.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_time_record_is_written_where_the_vcpu_comes_to_another_cpu() {
+        let mut world = World::new(u32::MAX);
+        let World { hv, cpu, .. } = &mut world;
+        let vcpu = dom0_vcpu(hv);
+        let version = |vcpu: &Vcpu| vcpu.info_word(&hv.platform, 4).unwrap().load(Ordering::Relaxed) as u32;
+        let mut back = |hv: &crate::hypervisor::Hypervisor<_>| {
+            vcpu.blocked.store(block::BLOCKED, Ordering::SeqCst);
+            hv.switch(cpu);
+            assert!(cpu.current.is_none());
+            hv.unblock(&vcpu);
+            hv.switch(cpu);
+            assert!(cpu.current.is_some());
+        };
+        let first = version(&vcpu);
+        assert!(first != 0 && first.is_multiple_of(2), "written when it was put on first");
+        back(hv);
+        assert_eq!(version(&vcpu), first);
+        // As after another CPU, and as after a new place for it that was chosen from another CPU.
+        for last in [1, NO_CPU] {
+            let before = version(&vcpu);
+            vcpu.sched.last_cpu.store(last, Ordering::Relaxed);
+            back(hv);
+            assert_eq!(version(&vcpu), before + 2);
+        }
+        assert_eq!(vcpu.counts.moves.get(), 1, "the first place is no move");
     }
 }

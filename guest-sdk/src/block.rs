@@ -828,7 +828,13 @@ async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -
                 if front.is_leaving().await? {
                     return Err(BlockError::Gone);
                 }
-                front.changed().await?;
+                if front.backend_state().await? == XenbusState::Closing {
+                    // It came back and went again: it waits until this end lets go of what it has just offered.
+                    front.close().await?;
+                    front.set_state(XenbusState::Initialising).await?;
+                } else {
+                    front.changed().await?;
+                }
             }
             result => break result?,
         }

@@ -134,7 +134,10 @@ impl Machine {
             qemu.args(devices::channel(socket)?);
         }
         if self.icount {
-            qemu.args(["-icount", "shift=0,sleep=off", "-rtc", "clock=vm,base=2024-01-01T00:00:00"]);
+            // Disks take real time: an idle clock that jumps to the next timer would have them be late for everything.
+            let sleep = if self.disks.is_empty() { "off" } else { "on" };
+            qemu.args(["-icount", &format!("shift=0,sleep={sleep}")]);
+            qemu.args(["-rtc", "clock=vm,base=2024-01-01T00:00:00"]);
         }
         qemu.args(&self.qemu_args);
         Ok(qemu)

@@ -7,6 +7,7 @@ use super::disk::Handle;
 use super::pages::{Fused, Pages};
 use crate::accounts::Traffic;
 use crate::disks::DiskSpec;
+use crate::say;
 use crate::waiting::Bell;
 use alloc::boxed::Box;
 use alloc::format;
@@ -20,7 +21,7 @@ use blkback::request::{Fault, Identity, MAX_INDIRECT_SEGMENTS};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::{Context, Poll};
-use guest_sdk::compartment::{self, Fuse};
+use guest_sdk::compartment::{self, Fuse, Panicked};
 use guest_sdk::events::Channel;
 use guest_sdk::grants::{Lease, Mapping};
 use guest_sdk::{control, executor};
@@ -63,6 +64,14 @@ impl Block {
     /// A device for a disk.
     pub fn new(spec: DiskSpec, disk: Handle) -> Self {
         Self { spec, disk, status: Mutex::new(Status::default()), fuse: Arc::default() }
+    }
+
+    /// Its back end panicked. Returns how many requests were taken before, in all its connections.
+    fn count_panic(&self) -> u64 {
+        let mut status = self.status.lock();
+        status.kept_pages = 0;
+        status.panics += 1;
+        status.counters.requests
     }
 
     /// How it is.
@@ -213,9 +222,19 @@ impl Kind for Block {
         let mapper = Pages::new(vbd.domain, most);
         leases.push(mapper.lease());
         let identity = Identity { device: vbd.kind.spec.device };
-        let backend = Backend::new(pages, identity, persistent, mapper, vbd.kind.disk.clone());
-        let (backend, link) = (Box::new(backend), Link::new());
-        executor::spawn(serve(Arc::clone(vbd), backend, leases, channels, Arc::clone(&link)));
+        let (disk, link) = (vbd.kind.disk.clone(), Link::new());
+        let work = move || Box::new(Backend::new(pages, identity, persistent, mapper, disk));
+        match compartment::run(super::is_intact, work) {
+            Ok(backend) => {
+                executor::spawn(serve(Arc::clone(vbd), backend, leases, channels, Arc::clone(&link)));
+            }
+            Err(panic) => {
+                leases.into_iter().for_each(Lease::end);
+                drop(channels);
+                let requests = vbd.kind.count_panic();
+                vbd.panicked(Some(&link), &panic, requests);
+            }
+        }
         Ok(link)
     }
 }
@@ -254,10 +273,8 @@ async fn serve(
                 vbd.kind.disk.settled().await;
                 leases.into_iter().for_each(Lease::end);
                 drop(channels);
-                let status = &mut *vbd.kind.status.lock();
-                status.kept_pages = 0;
-                status.panics += 1;
-                return vbd.panicked(Some(&link), &panic, status.counters.requests);
+                let requests = vbd.kind.count_panic();
+                return vbd.panicked(Some(&link), &panic, requests);
             }
         };
         let Ok(turn) = turn else {
@@ -286,12 +303,44 @@ async fn serve(
     note(&vbd, &backend, before);
     vbd.kind.status.lock().kept_pages = 0;
     // Pages of the guest stay mapped until the disk lets go of them.
-    poll_fn(|context| backend.poll_finish(context)).await;
-    if compartment::run(super::is_intact, move || drop(backend.close())).is_err() {
+    let finished = finish(backend).await;
+    let closed = match finished {
+        Ok(backend) => compartment::run(super::is_intact, move || drop(backend.close())),
+        Err(panic) => {
+            vbd.kind.disk.settled().await;
+            Err(panic)
+        }
+    };
+    if let Err(panic) = closed {
         leases.into_iter().for_each(Lease::end);
+        vbd.kind.count_panic();
+        // The connection ends anyway: nothing is to be restarted.
+        say!("{}: its back end panicked at its end: {panic}", vbd.kind.name());
     }
     drop(channels);
     link.end();
+}
+
+/// Waits until the disk has done all that it was given; each turn of it in a compartment, too: it writes to the rings.
+async fn finish(backend: Box<Served>) -> Result<Box<Served>, Panicked> {
+    let mut backend = Some(backend);
+    poll_fn(move |context| {
+        let Some(mut served) = backend.take() else { return Poll::Pending };
+        let waker = context.waker().clone();
+        let work = move || {
+            let finished = served.poll_finish(&mut Context::from_waker(&waker));
+            (served, finished)
+        };
+        match compartment::run(super::is_intact, work) {
+            Ok((served, Poll::Ready(()))) => Poll::Ready(Ok(served)),
+            Ok((served, Poll::Pending)) => {
+                backend = Some(served);
+                Poll::Pending
+            }
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    })
+    .await
 }
 
 fn report(vbd: &Vbd, fault: Fault) {

@@ -418,7 +418,9 @@ async fn step<K: Kind>(device: &Arc<Device<K>>, link: &mut Option<Arc<Link>>) ->
             disconnect(link).await;
             device.set_state(S::Closed)
         }
-        (S::Closed | S::Unknown, S::Initialised | S::Connected | S::Closing) => {
+        // With `Initialising` a front end that was about to connect begins anew: nothing of it is used.
+        (S::Initialising, S::Closing)
+        | (S::Closed | S::Unknown, S::Initialised | S::Connected | S::Closing) => {
             disconnect(link).await;
             device.set_state(S::Closed)
         }

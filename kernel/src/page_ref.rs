@@ -58,10 +58,11 @@ impl<'a> PageRef<'a> {
     }
 
     /// Adds a reference of a kind that needs no check of the content. The debt is for translations that allowed more.
+    #[inline(always)]
     pub fn typed<K: PlainKind>(
         self,
     ) -> Result<(TypedRef<'a, K>, crate::mm::TlbDebt), (PageRef<'a>, Refusal)> {
-        match self.memory.type_step(self.mfn, Event::Get(K::KIND)) {
+        match self.memory.type_step_of_known(self.mfn, Event::Get(K::KIND)) {
             Ok(effects) => {
                 let debt = match effects.retyped {
                     Some((_, stamp)) => self.memory.owed_since(stamp),

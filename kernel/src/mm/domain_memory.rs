@@ -2,9 +2,10 @@
 
 use core::sync::atomic::Ordering;
 
+use arrayvec::ArrayVec;
 use hypercall_abi::{DomId, Mfn};
 
-use super::frames::Memory;
+use super::frames::{Drained, Memory, Retired, Sifted};
 use super::page_info::Event;
 use super::validate::{MapRights, Pager, Unfinished};
 use crate::domain::{Domain, VcpuState};
@@ -58,17 +59,17 @@ impl<P: Platform> Hypervisor<P> {
     /// Gives some quarantined frames back to the free ones, their TLB debt paid; a bounded number at a time. Returns whether
     /// there were any. The caller holds no lock of rank `REGISTRY` or above.
     pub fn drain_quarantine(&self) -> bool {
-        let mut drained = false;
-        for _ in 0..DRAIN_PORTION {
-            let Some(frame) = self.mm.pop_quarantined(&self.platform) else { break };
-            drained = true;
+        let mut drained = ArrayVec::<Drained, DRAIN_PORTION>::new();
+        self.mm.pop_quarantined(&self.platform, &mut drained);
+        // Frames of one domain mostly come together.
+        for frames in drained.chunk_by(|a, b| a.owner == b.owner) {
             // A domain stays registered while frames are charged to it.
-            match frame.owner.and_then(|owner| self.domains.get(owner)) {
-                Some(owner) => self.mm.free_drained(frame, Some(&mut *owner.pages.lock())),
-                None => self.mm.free_drained(frame, None),
+            match frames.first().and_then(|frame| frame.owner).and_then(|owner| self.domains.get(owner)) {
+                Some(owner) => self.mm.free_drained(frames, Some(&mut *owner.pages.lock())),
+                None => self.mm.free_drained(frames, None),
             }
         }
-        drained
+        !drained.is_empty()
     }
 
     /// Takes 2^order scrubbed frames that nobody owns, below frame `limit`. What waits in quarantine is used when nothing
@@ -154,8 +155,20 @@ impl<P: Platform> Hypervisor<P> {
             progress.vcpus += 1;
         }
         loop {
-            let Some(mfn) = domain.pages.lock().first() else { break };
-            self.give_up_frame(domain, mfn, budget)?;
+            let mut retired = Retired::new();
+            let sifted = self.mm.sift(&mut domain.pages.lock(), &mut retired);
+            if !retired.is_empty() {
+                // Others may have mapped them until a moment ago. Without a lock: another CPU could not answer a flush.
+                self.mm.settle(self.mm.owed_since(self.mm.clock().now()), &self.platform);
+                // Behind the flush: until then the old owner's translations could write.
+                self.mm.scrub_retired(&retired, &self.platform);
+                self.mm.free_retired(&retired, &mut domain.pages.lock());
+            }
+            match sifted {
+                Sifted::More => {}
+                Sifted::Table(mfn) => self.end_table(domain, mfn, budget)?,
+                Sifted::End => break,
+            }
             budget.step()?;
         }
         while self.drain_quarantine() {
@@ -164,20 +177,16 @@ impl<P: Platform> Hypervisor<P> {
         Ok(())
     }
 
-    fn give_up_frame(&self, domain: &Domain, mfn: Mfn, budget: &mut Budget) -> Result<(), Preempted> {
+    /// Makes a page table of a dying domain let go of what it refers to: it is pinned no more, and nothing is left of an operation
+    /// that was preempted.
+    fn end_table(&self, domain: &Domain, mfn: Mfn, budget: &mut Budget) -> Result<(), Preempted> {
         let pager = self.pager();
-        if let Some(page) = self.mm.get_page(mfn, domain.id) {
-            if self.mm.type_step(mfn, Event::Unpin).is_ok() && pager.release_stored(mfn, budget).is_err() {
-                return Err(Preempted);
-            }
-            pager.abandon(mfn, budget).map_err(|_| Preempted)?;
-            domain.pages.lock().give_up(&self.mm, mfn);
-            self.mm.release(&page);
-        } else {
-            // In quarantine already.
-            domain.pages.lock().give_up(&self.mm, mfn);
+        // Who parked it may have finished meanwhile, and it may be free.
+        let Some(_page) = self.mm.get_page(mfn, domain.id) else { return Ok(()) };
+        if self.mm.type_step(mfn, Event::Unpin).is_ok() && pager.release_stored(mfn, budget).is_err() {
+            return Err(Preempted);
         }
-        Ok(())
+        pager.abandon(mfn, budget).map_err(|_| Preempted)
     }
 
     /// Finishes tearing down the table that a hypercall of this vCPU left unfinished. Every hypercall on page tables does

@@ -12,6 +12,9 @@
 //!       └──── drained: TLB debt paid, off the list ◀──── on the list, in quarantine
 //! ```
 //!
+//! Teardown of a dying owner has a shorter way for frames that nobody else refers to: they leave the list at once and are freed
+//! when the debt of all that were taken together is paid.
+//!
 //! * The general count of a free or quarantined frame is zero, so nobody can get a reference to it.
 //! * ALLOCATED stands for one general reference: the owner's, whether it maps the frame or not.
 //! * A frame is charged to its owner until it is drained: giving memory back while keeping it mapped gains nothing.
@@ -21,12 +24,13 @@
 //! * Dropping a reference is constant work and takes no lock: the quarantine is a chain that anybody may push to, linked
 //!   through the type words, which nobody can step while there is no reference. Draining it is done in bounded portions.
 
+use arrayvec::ArrayVec;
 use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn};
 
 use super::m2p::{self, M2p};
 use super::mutants::{Mutant, Mutants};
-use super::page_info::{Effects, Event, Refusal, Stamp, TypeWord, step};
+use super::page_info::{Effects, Event, Refusal, Stamp, TypeWord, step, step_of_known};
 use super::tlb_clock::TlbClock;
 use super::tlb_debt::TlbDebt;
 use crate::page_ref::PageRef;
@@ -40,6 +44,13 @@ const ORDERS: usize = MAX_ORDER as usize + 1;
 
 const NIL: u32 = u32::MAX;
 
+/// Frames that teardown takes and scrubs together, and frames among which it looks for page tables: each as much as one step of a budget
+/// may be (`conf-bounds`).
+const SIFTED: usize = 24;
+const SEARCHED: usize = 256;
+/// Frames that teardown has taken and not yet freed.
+pub(super) type Retired = ArrayVec<Mfn, SIFTED>;
+
 const ALLOCATED: u32 = 1 << 31;
 const COUNT: u32 = ALLOCATED - 1;
 
@@ -49,7 +60,7 @@ const HYPERVISOR_PAGE: u32 = 1 << 17;
 const DIRTY: u32 = 1 << 18;
 const QUARANTINED: u32 = 1 << 19;
 const FREE_HEAD: u32 = 1 << 20;
-/// On its owner's second list: seen by the owner's teardown.
+/// On its owner's second list: the owner's teardown has done its part, the rest is with those who refer to it.
 const GIVEN_UP: u32 = 1 << 21;
 const ORDER_SHIFT: u32 = 24;
 /// Owner number of frames that no domain owns (DOMID_INVALID).
@@ -192,21 +203,15 @@ impl Memory {
     ///
     /// Each frame may be given once.
     pub fn add_free(&self, first: Mfn, count: u64, used: bool) {
-        let mut mfn = first.get();
-        let end = mfn.saturating_add(count).min(self.records.len() as u64);
-        let mut free = self.free.lock();
-        while mfn < end {
-            let order = (mfn | 1 << MAX_ORDER).trailing_zeros().min((end - mfn).ilog2());
-            if used {
-                for m in mfn..mfn + (1 << order) {
-                    if let Some(record) = self.records.get(m as usize) {
-                        record.owner.fetch_or(DIRTY, Ordering::Release);
-                    }
+        let end = first.get().saturating_add(count).min(self.records.len() as u64);
+        if used {
+            for mfn in first.get()..end {
+                if let Some(record) = self.records.get(mfn as usize) {
+                    record.owner.fetch_or(DIRTY, Ordering::Release);
                 }
             }
-            self.insert_block(&mut free, mfn as u32, order);
-            mfn += 1 << order;
         }
+        self.insert_range(&mut self.free.lock(), first.get(), end.saturating_sub(first.get()));
     }
 
     /// The machine-to-physical table.
@@ -241,6 +246,7 @@ impl Memory {
     }
 
     /// Who owns `mfn`. Without a reference to the frame the answer may be out of date at once.
+    #[inline(always)]
     pub fn owner(&self, mfn: Mfn) -> Owner {
         let Some(record) = self.records.get(mfn.get() as usize) else { return Owner::NotRam };
         let flags = record.flags();
@@ -275,6 +281,7 @@ impl Memory {
 
     /// Takes a general reference to a frame that `owner` owns. `None` when it is not a frame of RAM, not that domain's, or
     /// about to be freed.
+    #[inline(always)]
     pub fn get_page(&self, mfn: Mfn, owner: DomId) -> Option<PageRef<'_>> {
         let page = self.get_any_page(mfn)?;
         (page.owner_number() == owner.get()).then_some(page)
@@ -290,6 +297,7 @@ impl Memory {
         PageRef::from_pte(self, mfn)
     }
 
+    #[inline(always)]
     fn get_general(&self, mfn: Mfn) -> bool {
         let Some(record) = self.records.get(mfn.get() as usize) else { return false };
         record
@@ -308,6 +316,7 @@ impl Memory {
     }
 
     /// Gives a general reference back: constant work. The last one sends the frame to the quarantine.
+    #[inline(always)]
     pub(crate) fn put_general(&self, mfn: Mfn) {
         let record = self.record(mfn);
         let before = record.count.fetch_sub(1, Ordering::AcqRel);
@@ -331,10 +340,25 @@ impl Memory {
 
     /// One atomic step of the type word of `mfn`.
     pub(crate) fn type_step(&self, mfn: Mfn, event: Event) -> Result<Effects, Refusal> {
+        self.step_by(mfn, |word| step(word, event))
+    }
+
+    /// As [`Memory::type_step`], for callers that always have the same event and are called for each entry of a table.
+    #[inline(always)]
+    pub(crate) fn type_step_of_known(&self, mfn: Mfn, event: Event) -> Result<Effects, Refusal> {
+        self.step_by(mfn, |word| step_of_known(word, event))
+    }
+
+    #[inline(always)]
+    fn step_by(
+        &self,
+        mfn: Mfn,
+        step: impl Fn(TypeWord) -> Result<(TypeWord, Effects), Refusal>,
+    ) -> Result<Effects, Refusal> {
         let record = self.record(mfn);
         let mut word = record.word.load(Ordering::Acquire);
         loop {
-            let (next, effects) = step(TypeWord::from_bits(word), event)?;
+            let (next, effects) = step(TypeWord::from_bits(word))?;
             match record.word.compare_exchange_weak(word, next.bits(), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(effects),
                 Err(now) => word = now,
@@ -350,8 +374,67 @@ impl Memory {
         }
     }
 
+    // ── both references of an entry that maps plain memory writable ──
+    //
+    // What each entry of an L1 table costs when it is checked and when it goes is mostly this, so both are written out here for the
+    // common case. They are the same exchanges, in the same order, as by `PageRef` and `TypedRef`.
+
+    /// Takes a general reference to a frame of `owner` and a type reference as a writable page, if it is plain memory that was never, or
+    /// last, such a page. False when it is anything else: nothing is held then, and the long way says why.
+    #[inline(always)]
+    pub(super) fn get_plain_writable(&self, mfn: Mfn, owner: DomId) -> bool {
+        let Some(record) = self.records.get(mfn.get() as usize) else { return false };
+        let mut count = record.count.load(Ordering::Relaxed);
+        loop {
+            // As in `get_general`.
+            if count & COUNT == 0 || count & COUNT >= COUNT - 2 {
+                return false;
+            }
+            match record.count.compare_exchange_weak(count, count + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => count = now,
+            }
+        }
+        if record.flags() & (OWNER_MASK | RAM | HYPERVISOR_PAGE) == u32::from(owner.get()) | RAM {
+            let mut word = record.word.load(Ordering::Acquire);
+            while let Some(next) = TypeWord::from_bits(word).plainly_writable() {
+                match record.word.compare_exchange_weak(
+                    word,
+                    next.bits(),
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                ) {
+                    Ok(_) => return true,
+                    Err(now) => word = now,
+                }
+            }
+        }
+        self.put_general(mfn);
+        false
+    }
+
+    /// Gives back what [`Memory::get_plain_writable`] took, or the long way for such an entry. False when the frame's word is anything but
+    /// that of a page in use as writable: nothing has changed then.
+    #[inline(always)]
+    pub(super) fn put_plain_writable(&self, mfn: Mfn) -> bool {
+        let Some(record) = self.records.get(mfn.get() as usize) else { return false };
+        let mut word = record.word.load(Ordering::Acquire);
+        loop {
+            let Some(next) = TypeWord::from_bits(word).plainly_less_writable(self.clock.now()) else {
+                return false;
+            };
+            match record.word.compare_exchange_weak(word, next.bits(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => word = now,
+            }
+        }
+        self.put_general(mfn);
+        true
+    }
+
     // ── quarantine ──
 
+    #[inline(never)]
     fn quarantine(&self, mfn: Mfn, record: &FrameRecord) {
         self.sure_step(mfn, Event::Retire { stamp: self.clock.now() });
         self.m2p.set(mfn, m2p::INVALID);
@@ -373,44 +456,123 @@ impl Memory {
         }
     }
 
-    /// Takes one frame out of quarantine, after paying what it owes. `None` when there is none.
-    pub(super) fn pop_quarantined<P: Platform>(&self, platform: &P) -> Option<Drained> {
-        let mfn = {
+    /// Takes frames out of quarantine, as many as `drained` has room for, after paying what they owe.
+    pub(super) fn pop_quarantined<P: Platform, const MOST: usize>(
+        &self,
+        platform: &P,
+        drained: &mut ArrayVec<Drained, MOST>,
+    ) {
+        if self.quarantine.load(Ordering::Acquire) == NIL {
+            return;
+        }
+        let mut debt = TlbDebt::NONE;
+        {
             // Under the lock only one CPU pops, so the head cannot be popped and pushed again between load and exchange.
             let _one_at_a_time = self.free.lock();
             let mut head = self.quarantine.load(Ordering::Acquire);
-            loop {
-                if head == NIL {
-                    return None;
-                }
-                let next = self.record(Mfn::new(u64::from(head))).word.load(Ordering::Acquire) as u32;
-                match self.quarantine.compare_exchange_weak(head, next, Ordering::AcqRel, Ordering::Acquire) {
-                    Ok(_) => break Mfn::new(u64::from(head)),
+            while head != NIL && !drained.is_full() {
+                let mfn = Mfn::new(u64::from(head));
+                let record = self.record(mfn);
+                let word = record.word.load(Ordering::Acquire);
+                match self.quarantine.compare_exchange_weak(
+                    head,
+                    word as u32,
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                ) {
+                    Ok(_) => {
+                        debt.merge(self.owed_since(TypeWord::from_bits(word).stamp()));
+                        let flags = record.flags();
+                        let owner =
+                            (flags & HYPERVISOR_PAGE == 0).then(|| DomId::new((flags & OWNER_MASK) as u16));
+                        drained.push(Drained { mfn, owner });
+                        head = word as u32;
+                    }
                     Err(now) => head = now,
                 }
             }
-        };
-        let record = self.record(mfn);
+        }
         // Without the lock: another CPU that waits for it could not answer a flush.
-        let stamp = TypeWord::from_bits(record.word.load(Ordering::Acquire)).stamp();
-        self.settle(self.owed_since(stamp), platform);
-        let flags = record.flags();
-        let owner = (flags & HYPERVISOR_PAGE == 0).then(|| DomId::new((flags & OWNER_MASK) as u16));
-        Some(Drained { mfn, owner })
+        self.settle(debt, platform);
     }
 
-    /// Puts a drained frame on the free lists. `pages` is the list of its owner, if it has one.
-    pub(super) fn free_drained(&self, frame: Drained, pages: Option<&mut PageList>) {
-        let record = self.record(frame.mfn);
-        if let Some(pages) = pages {
-            pages.remove(self, frame.mfn);
-            pages.discharge(1);
+    /// Puts drained frames of one owner on the free lists. `pages` is the list of the owner, if there is one.
+    pub(super) fn free_drained(&self, frames: &[Drained], mut pages: Option<&mut PageList>) {
+        for frame in frames {
+            let record = self.record(frame.mfn);
+            if let Some(pages) = &mut pages {
+                pages.remove(self, frame.mfn);
+                pages.discharge(1);
+            }
+            record.set_owner(NOBODY, 0);
+            record.word.store(TypeWord::NEW.bits(), Ordering::Release);
         }
-        record.set_owner(NOBODY, 0);
-        record.word.store(TypeWord::NEW.bits(), Ordering::Release);
         let mut free = self.free.lock();
-        self.insert_block(&mut free, frame.mfn.get() as u32, 0);
-        self.quarantined.fetch_sub(1, Ordering::AcqRel);
+        self.insert_frames(&mut free, frames, |frame| frame.mfn);
+        self.quarantined.fetch_sub(frames.len(), Ordering::AcqRel);
+    }
+
+    // ── teardown of a dying owner ──
+
+    /// Goes on with the frames of a dying domain, a bounded number of them. First it looks for page tables, for they refer to other
+    /// frames; when they are gone, it takes the frames that only the owner refers to: they go to `retired`, which is empty before, and
+    /// are no longer the owner's, but still charged to it. For the caller to pay the debt of, to scrub, and to free. What others refer to is given
+    /// up by the owner, and freed when the last of them lets go.
+    pub(super) fn sift(&self, pages: &mut PageList, retired: &mut Retired) -> Sifted {
+        for _ in 0..SEARCHED {
+            let Some(mfn) = pages.searched() else { break };
+            if self.is_table_at_work(self.record(mfn)) {
+                return Sifted::Table(mfn);
+            }
+            pages.search_on(self, mfn);
+        }
+        if pages.searched().is_some() {
+            return Sifted::More;
+        }
+        for _ in 0..SIFTED {
+            let Some(mfn) = pages.first() else { return Sifted::End };
+            let record = self.record(mfn);
+            // As in `steal`: without references nobody can come to have one.
+            if record.count.compare_exchange(ALLOCATED | 1, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                pages.pop_first(self, record);
+                self.m2p.set(mfn, m2p::INVALID);
+                record.word.store(TypeWord::NEW.bits(), Ordering::Release);
+                record.set_owner(NOBODY, DIRTY);
+                retired.push(mfn);
+                continue;
+            }
+            // Made one since: by who rules over the domain.
+            if self.is_table_at_work(record) {
+                return Sifted::Table(mfn);
+            }
+            pages.give_up(self, mfn);
+            // One that is in quarantine already has nothing to release.
+            if let Some(page) = self.get_any_page(mfn) {
+                self.release(&page);
+            }
+        }
+        Sifted::More
+    }
+
+    /// Whether a frame is a page table that refers to others without anybody else's doing: it is pinned or parked.
+    fn is_table_at_work(&self, record: &FrameRecord) -> bool {
+        let word = TypeWord::from_bits(record.word.load(Ordering::Acquire));
+        word.is_pinned() || word.is_parked()
+    }
+
+    /// Scrubs what [`Memory::sift`] has taken from a domain. No translation to it is left.
+    pub(super) fn scrub_retired<P: Platform>(&self, retired: &[Mfn], platform: &P) {
+        for mfn in retired {
+            platform.zero_frame(*mfn);
+            self.record(*mfn).owner.fetch_and(!DIRTY, Ordering::AcqRel);
+        }
+    }
+
+    /// Frees what [`Memory::sift`] has taken from a domain, whose list is `pages`. No translation to it is left.
+    pub(super) fn free_retired(&self, retired: &[Mfn], pages: &mut PageList) {
+        pages.discharge(retired.len() as u64);
+        let mut free = self.free.lock();
+        self.insert_frames(&mut free, retired, |mfn| *mfn);
     }
 
     /// Pays a debt.
@@ -588,6 +750,27 @@ impl Memory {
         self.link_block(free, mfn, order);
     }
 
+    /// Inserts frames; those that lie behind each other, up or down, as blocks.
+    fn insert_frames<T>(&self, free: &mut FreeLists, frames: &[T], mfn: impl Fn(&T) -> Mfn) {
+        let mfn = |frame: &T| mfn(frame).get();
+        for run in frames.chunk_by(|a, b| mfn(a).abs_diff(mfn(b)) == 1) {
+            // They are all different, so a run goes one way.
+            let ends = run.first().map(mfn).zip(run.last().map(mfn));
+            let Some((one, other)) = ends else { continue };
+            self.insert_range(free, one.min(other), run.len() as u64);
+        }
+    }
+
+    /// Inserts frames that lie behind each other, in blocks as large as alignment allows.
+    fn insert_range(&self, free: &mut FreeLists, mut mfn: u64, count: u64) {
+        let end = mfn.saturating_add(count);
+        while mfn < end {
+            let order = (mfn | 1 << MAX_ORDER).trailing_zeros().min((end - mfn).ilog2());
+            self.insert_block(free, mfn as u32, order);
+            mfn += 1 << order;
+        }
+    }
+
     fn link_block(&self, free: &mut FreeLists, mfn: u32, order: u32) {
         let record = self.record(Mfn::new(u64::from(mfn)));
         record.set_owner(NOBODY, FREE_HEAD | order << ORDER_SHIFT);
@@ -618,8 +801,20 @@ impl Memory {
     }
 }
 
+/// How [`Memory::sift`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sifted {
+    /// There may be more frames.
+    More,
+    /// This one, which is the next still, is a page table that is pinned or parked: that must end first.
+    Table(Mfn),
+    /// There are no more that the owner holds.
+    End,
+}
+
 /// A frame on its way from quarantine to the free lists: no translation to it is left anywhere.
 #[must_use = "the frame is lost if it is not freed"]
+#[derive(Debug)]
 pub(super) struct Drained {
     mfn: Mfn,
     /// Whose list it is on.
@@ -632,11 +827,20 @@ pub(super) struct Drained {
 #[derive(Debug)]
 pub struct PageList {
     head: u32,
-    /// Frames that the owner's teardown has seen.
+    /// Frames that the owner's teardown is done with.
     given_up: u32,
+    search: Search,
     charged: u64,
     max: u64,
     closed: bool,
+}
+
+/// How far the owner's teardown has looked for page tables.
+#[derive(Clone, Copy, Debug)]
+enum Search {
+    NotBegun,
+    /// This frame of the list is next; NIL when there are no more.
+    At(u32),
 }
 
 /// The domain may not have that many frames.
@@ -646,7 +850,14 @@ pub struct OverLimit;
 impl PageList {
     /// No frames, `max_pages` allowed.
     pub const fn new(max_pages: u64) -> PageList {
-        PageList { head: NIL, given_up: NIL, charged: 0, max: max_pages, closed: false }
+        PageList {
+            head: NIL,
+            given_up: NIL,
+            search: Search::NotBegun,
+            charged: 0,
+            max: max_pages,
+            closed: false,
+        }
     }
 
     /// Frames charged to the domain: those it has, and those it gave up while something still refers to them.
@@ -685,23 +896,37 @@ impl PageList {
         self.charged = self.charged.saturating_sub(frames);
     }
 
-    /// A frame of the domain that teardown has not seen.
-    pub fn first(&self) -> Option<Mfn> {
+    /// The first frame that teardown is not done with.
+    fn first(&self) -> Option<Mfn> {
         (self.head != NIL).then(|| Mfn::new(u64::from(self.head)))
     }
 
-    /// The frame after `mfn`, which is on this list.
-    pub fn next(&self, memory: &Memory, mfn: Mfn) -> Option<Mfn> {
-        let next = memory.record(mfn).next.load(Ordering::Relaxed);
-        (next != NIL).then(|| Mfn::new(u64::from(next)))
+    /// The frame that teardown looks at next in its search for page tables; `None` when it has looked at all. The list is closed by then.
+    fn searched(&mut self) -> Option<Mfn> {
+        let at = match self.search {
+            Search::NotBegun => self.head,
+            Search::At(mfn) => mfn,
+        };
+        self.search = Search::At(at);
+        (at != NIL).then(|| Mfn::new(u64::from(at)))
     }
 
-    /// Teardown has done its part with this frame of the list.
-    pub(super) fn give_up(&mut self, memory: &Memory, mfn: Mfn) {
+    /// Frame `mfn` of the list, which is next in the search, was looked at, or leaves the list.
+    fn search_on(&mut self, memory: &Memory, mfn: Mfn) {
+        self.search = Search::At(memory.record(mfn).next.load(Ordering::Relaxed));
+    }
+
+    /// Teardown has done its part with a frame of the list.
+    fn give_up(&mut self, memory: &Memory, mfn: Mfn) {
         self.remove(memory, mfn);
-        let record = memory.record(mfn);
-        record.owner.fetch_or(GIVEN_UP, Ordering::AcqRel);
+        // Others may send it into quarantine meanwhile, and note that in the same word.
+        memory.record(mfn).owner.fetch_or(GIVEN_UP, Ordering::AcqRel);
         link(memory, mfn, &mut self.given_up);
+    }
+
+    /// Takes off the first frame, whose record this is. Nothing is searched any more.
+    fn pop_first(&mut self, memory: &Memory, record: &FrameRecord) {
+        memory.unlink(record, &mut self.head);
     }
 
     fn push(&mut self, memory: &Memory, mfn: Mfn) {
@@ -710,8 +935,13 @@ impl PageList {
 
     fn remove(&mut self, memory: &Memory, mfn: Mfn) {
         let record = memory.record(mfn);
-        let head = if record.flags() & GIVEN_UP != 0 { &mut self.given_up } else { &mut self.head };
-        memory.unlink(record, head);
+        if record.flags() & GIVEN_UP != 0 {
+            return memory.unlink(record, &mut self.given_up);
+        }
+        if matches!(self.search, Search::At(next) if u64::from(next) == mfn.get()) {
+            self.search_on(memory, mfn);
+        }
+        memory.unlink(record, &mut self.head);
     }
 }
 

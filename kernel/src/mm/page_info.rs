@@ -303,6 +303,28 @@ impl TypeWord {
         (self.0 >> PROGRESS_SHIFT & PROGRESS_MASK) as u16
     }
 
+    /// The word after [`Event::Get`] of [`Kind::Writable`], if that is all there is to it: no debt, and nobody at work.
+    #[inline]
+    pub(super) fn plainly_writable(self) -> Option<TypeWord> {
+        const LIVE: u64 = (Kind::Writable as u64) << KIND_SHIFT | VALIDATED;
+        if self.0 == TypeWord::NEW.0 || self.is_idle() && self.kind() == Kind::Writable {
+            return Some(TypeWord(LIVE | 1));
+        }
+        let plain = self.0 & !COUNT_MASK == LIVE && (1..COUNT_MASK).contains(&(self.0 & COUNT_MASK));
+        plain.then_some(TypeWord(self.0 + 1))
+    }
+
+    /// The word after [`Event::Put`] of a [`Kind::Writable`] that is not locked, `None` for any other word.
+    #[inline]
+    pub(super) fn plainly_less_writable(self, stamp: Stamp) -> Option<TypeWord> {
+        const LIVE: u64 = (Kind::Writable as u64) << KIND_SHIFT | VALIDATED;
+        match self.0.checked_sub(LIVE)? {
+            1 => Some(TypeWord::idle(Kind::Writable, stamp)),
+            2..=COUNT_MASK => Some(TypeWord(self.0 - 1)),
+            _ => None,
+        }
+    }
+
     const fn idle(kind: Kind, stamp: Stamp) -> TypeWord {
         TypeWord((kind as u64) << KIND_SHIFT | (stamp.0 as u64) << STAMP_SHIFT)
     }
@@ -371,6 +393,13 @@ impl fmt::Debug for TypeWord {
 
 /// One step of the state machine: the next word and what the caller owes, or why not.
 pub fn step(word: TypeWord, event: Event) -> Result<(TypeWord, Effects), Refusal> {
+    step_of_known(word, event)
+}
+
+/// [`step`] for callers that always have the same event and are called for each entry of a table: what is left of it there is that
+/// event's part.
+#[inline(always)]
+pub fn step_of_known(word: TypeWord, event: Event) -> Result<(TypeWord, Effects), Refusal> {
     let plain = |next: TypeWord| Ok((next, NOTHING));
     match event {
         Event::Get(kind) => get(word, kind),
@@ -487,6 +516,7 @@ pub fn step(word: TypeWord, event: Event) -> Result<(TypeWord, Effects), Refusal
     }
 }
 
+#[inline(always)]
 fn get(word: TypeWord, kind: Kind) -> Result<(TypeWord, Effects), Refusal> {
     if word.is_idle() {
         let was = word.kind();
@@ -514,6 +544,7 @@ fn get(word: TypeWord, kind: Kind) -> Result<(TypeWord, Effects), Refusal> {
     Ok((TypeWord(word.0 + 1), NOTHING))
 }
 
+#[inline(always)]
 fn put(word: TypeWord, linear: bool, stamp: Stamp) -> Result<(TypeWord, Effects), Refusal> {
     if !word.is_live() {
         return Err(Refusal::Broken);
@@ -614,6 +645,34 @@ mod tests {
         assert_eq!(step(has, Event::GetLinear(Kind::L4)), Err(Refusal::LinearChain));
         let (back, _) = step(used, Event::Put { linear: true, stamp: S }).expect("returns");
         assert_eq!(back, live);
+    }
+
+    #[test]
+    fn the_short_ways_go_where_the_long_one_does() {
+        let put = Event::Put { linear: false, stamp: S };
+        let mut words = alloc::vec![TypeWord::NEW, TypeWord::HYPERVISOR_PAGE, TypeWord::READ_ONLY_PAGE];
+        for kind in [Kind::Writable, Kind::L1, Kind::L4, Kind::SegDesc] {
+            words.push(TypeWord::idle(kind, S));
+            for count in [0, 1, 2, 3, COUNT_MASK - 1, COUNT_MASK] {
+                for flags in [0, WORKING, PARKED, DOWN, PINNED, LOCKED, CHILD, 1 << LINEAR_SHIFT] {
+                    for live in [0, VALIDATED] {
+                        words.push(TypeWord((kind as u64) << KIND_SHIFT | count | flags | live));
+                    }
+                }
+            }
+        }
+        let (mut taken, mut given) = (0, 0);
+        for word in words {
+            if let Some(next) = word.plainly_writable() {
+                taken += 1;
+                assert_eq!(step(word, Event::Get(Kind::Writable)), Ok((next, NOTHING)), "{word:?}");
+            }
+            if let Some(next) = word.plainly_less_writable(S) {
+                given += 1;
+                assert_eq!(step(word, put), Ok((next, NOTHING)), "{word:?}");
+            }
+        }
+        assert!(taken > 4 && given > 4, "{taken} {given}");
     }
 
     #[test]

@@ -329,12 +329,25 @@ impl<'a, P: Platform> Pager<'a, P> {
     ) -> Result<(), (u16, Stop)> {
         let owner = DomId::new(self.memory.owner_number(mfn));
         let mut unpaid = 0;
-        for (index, word) in (0..ENTRIES).zip(self.platform.frame(mfn)).skip(usize::from(from)) {
-            if is_hypervisor_slot(level, usize::from(index)) {
+        let words = self.platform.frame(mfn);
+        let mut next = from;
+        while let Some(word) = words.get(usize::from(next)) {
+            let index = next;
+            next += 1;
+            let pte = Pte::from_bits(word.load(Ordering::Relaxed));
+            if !pte.is_present() || is_hypervisor_slot(level, usize::from(index)) {
                 continue;
             }
-            let pte = Pte::from_bits(word.load(Ordering::Relaxed));
-            if !pte.is_present() {
+            if level == Level::L1
+                && let Some(adjusted) = self.acquire_plain(pte, owner)
+            {
+                if adjusted != pte {
+                    word.store(adjusted.bits(), Ordering::Relaxed);
+                }
+                unpaid += 1;
+                if unpaid % L1_ENTRIES_PER_STEP == 0 && budget.step().is_err() && index + 1 < ENTRIES {
+                    return Err((index + 1, Stop::Preempted));
+                }
                 continue;
             }
             let adjusted = match level.child() {
@@ -357,6 +370,29 @@ impl<'a, P: Platform> Pager<'a, P> {
             }
         }
         Ok(())
+    }
+
+    /// What nearly all L1 entries are: a present, writable mapping of plain memory of `owner`'s, without a choice of caching. Takes its
+    /// references and returns it as it is to be stored; `None`, and nothing held, for every other.
+    #[inline(always)]
+    fn acquire_plain(&self, pte: Pte, owner: DomId) -> Option<Pte> {
+        if !pte.is_writable()
+            || pte.flags().intersects(PteFlags::CACHE)
+            || pte.check(Level::L1, false).is_err()
+        {
+            return None;
+        }
+        let pte = self.adjust(pte, Level::L1);
+        self.memory.get_plain_writable(pte.mfn(), owner).then_some(pte)
+    }
+
+    /// Gives back what an entry as by [`Pager::acquire_plain`] holds; false, and nothing done, for every other.
+    #[inline(always)]
+    fn put_plain(&self, pte: Pte) -> bool {
+        // A writable entry leads to RAM in use as writable, or to memory that is not counted and has no word of this kind.
+        pte.is_writable()
+            && self.memory.owner(pte.mfn()) != Owner::NotRam
+            && self.memory.put_plain_writable(pte.mfn())
     }
 
     /// Checks a present L1 entry for a table of `table_owner`, naming a frame as one of `frame_owner`'s, and takes the
@@ -513,7 +549,8 @@ impl<'a, P: Platform> Pager<'a, P> {
                 if !pte.is_present() || is_hypervisor_slot(level, usize::from(progress)) {
                     continue;
                 }
-                if self.put_entry(pte, mfn, level, budget).is_err() {
+                let plain = level == Level::L1 && self.put_plain(pte);
+                if !plain && self.put_entry(pte, mfn, level, budget).is_err() {
                     self.park(mfn, progress, true, resumed);
                     return Err(Preempted);
                 }
@@ -593,9 +630,10 @@ impl Memory {
         }
     }
 
+    #[inline(always)]
     fn put_type_step(&self, mfn: Mfn, linear: bool) -> super::page_info::Effects {
         loop {
-            match self.type_step(mfn, Event::Put { linear, stamp: self.clock().now() }) {
+            match self.type_step_of_known(mfn, Event::Put { linear, stamp: self.clock().now() }) {
                 Ok(effects) => return effects,
                 Err(Refusal::Wait) => sync::relax(),
                 Err(why) => panic!("frame {mfn:?}: put refused: {why:?}, {:?}", self.type_word(mfn)),

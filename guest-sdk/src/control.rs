@@ -223,7 +223,19 @@ pub fn vcpu_info(domain: DomId, vcpu: u32) -> Result<VcpuInfo, Errno> {
 /// # Errors
 /// `EPERM`.
 pub fn list_domains() -> Result<Vec<DomainInfo>, Errno> {
-    const AT_ONCE: usize = 32;
+    list(0)
+}
+
+/// State of all domains that have shut down and that nobody destroys yet.
+///
+/// # Errors
+/// `EPERM`.
+pub fn list_ended() -> Result<Vec<DomainInfo>, Errno> {
+    list(1)
+}
+
+fn list(only_ended: u16) -> Result<Vec<DomainInfo>, Errno> {
+    const AT_ONCE: usize = 8;
     let mut all: Vec<DomainInfo> = Vec::new();
     loop {
         let first = match all.last() {
@@ -233,17 +245,17 @@ pub fn list_domains() -> Result<Vec<DomainInfo>, Errno> {
         let mut list = [DomainInfo::default(); AT_ONCE];
         let mut request = ListDomains {
             first,
+            only_ended,
             max: AT_ONCE as u32,
             buffer: GuestHandle::new(list.as_mut_ptr() as u64),
             ..ListDomains::default()
         };
         // SAFETY: room for `max` entries, alive through the call; any bytes are valid in them.
         unsafe { op(DomId::SELF, &mut request)? };
-        let count = (request.count as usize).min(AT_ONCE);
-        all.extend(list.into_iter().take(count));
-        if count < AT_ONCE {
+        if request.count == 0 {
             return Ok(all);
         }
+        all.extend(list.into_iter().take(request.count as usize));
     }
 }
 

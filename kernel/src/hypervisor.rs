@@ -157,7 +157,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Raises a virtual interrupt in every domain that has the right `verb`.
     fn raise_for(&self, verb: Verbs, virq: Virq) {
         let mut from = DomId::ZERO;
-        while let Some(domain) = self.domains.at_or_after(from) {
+        while let Some(domain) = self.domains.with_verbs_at_or_after(from) {
             if domain.rights.lock().verbs.contains(verb)
                 && let Some(vcpu) = VcpuRef::new(&domain, VcpuId::new(0))
             {

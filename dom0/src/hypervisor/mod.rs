@@ -84,6 +84,14 @@ pub trait Hypervisor: Sync {
     /// None that a control domain gets.
     fn domains(&self) -> Result<Vec<DomainInfo>, Errno>;
 
+    /// Domains that have ended and exist still, and how they did.
+    ///
+    /// # Errors
+    /// None that a control domain gets.
+    fn ended(&self) -> Result<Vec<(DomId, Ending)>, Errno> {
+        Ok(self.domains()?.iter().filter_map(|info| Some((info.domain, info.ending?))).collect())
+    }
+
     /// State of a domain's vCPU.
     ///
     /// # Errors

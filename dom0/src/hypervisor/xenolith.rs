@@ -136,6 +136,11 @@ impl Hypervisor for Xenolith {
         Ok(control::list_domains()?.iter().map(domain_info).collect())
     }
 
+    fn ended(&self) -> Result<Vec<(DomId, Ending)>, Errno> {
+        let infos = control::list_ended()?;
+        Ok(infos.iter().map(|info| (info.domid, Ending(info.shutdown_reason))).collect())
+    }
+
     fn vcpu(&self, domain: DomId, vcpu: u32) -> Result<VcpuInfo, Errno> {
         let info = control::vcpu_info(domain, vcpu)?;
         let state = VcpuState::from_bits_retain(info.state);

@@ -129,9 +129,14 @@ impl Tables {
 
     /// The frame that virtual page number `page` maps and whether the guest may write to it.
     fn leaf(&self, page: u64) -> Option<(Pfn, bool)> {
-        let areas = [Some(self.boot), self.list];
-        let frame = areas.iter().flatten().find_map(|mapped| mapped.area.frame_of(page))?;
-        let is_table = areas.iter().flatten().any(|mapped| mapped.tables.contains(frame));
+        // Asked for each page: no loop over two that are mostly one.
+        let list = self.list.as_ref();
+        let frame = match self.boot.area.frame_of(page) {
+            Some(frame) => frame,
+            None => list?.area.frame_of(page)?,
+        };
+        let is_table =
+            self.boot.tables.contains(frame) || list.is_some_and(|list| list.tables.contains(frame));
         Some((frame, !is_table))
     }
 

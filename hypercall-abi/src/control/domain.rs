@@ -201,13 +201,14 @@ pub struct DomainInfo {
 pub struct ListDomains {
     /// IN: the first number of interest.
     pub first: DomId,
-    /// Zero.
-    pub pad0: u16,
+    /// IN: 1 for those only that have shut down and that nobody destroys yet, else 0.
+    pub only_ended: u16,
     /// IN: room in the list.
     pub max: u32,
     /// IN: the list.
     pub buffer: GuestHandle<DomainInfo>,
-    /// OUT: entries filled; fewer than `max` means that there are no more.
+    /// OUT: entries filled. 0 means that there are no more; after fewer than `max`, which is as many as one call tells of, there may be
+    /// more behind the last.
     pub count: u32,
     /// Zero.
     pub pad1: u32,

@@ -47,6 +47,7 @@ impl<P: Platform> Hypervisor<P> {
             self.platform.halt(why);
         }
         self.stop_domain(domain);
+        self.domains.note_end(domain.id);
         self.notify_toolstack();
     }
 

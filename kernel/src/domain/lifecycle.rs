@@ -159,6 +159,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Destroys a domain as far as the budget goes. Call again until `Ok`.
     pub fn destroy_domain(&self, domain: &Arc<Domain>, budget: &mut Budget) -> Result<(), Preempted> {
         domain.set_life(Life::Dying);
+        self.domains.forget_end(domain.id);
         domain.pages.lock().close();
         self.stop_domain(domain);
         if !self.wait_until_off(domain) {

@@ -5,6 +5,7 @@ mod context;
 mod counts;
 mod crash;
 mod error;
+mod id_set;
 mod lifecycle;
 mod registry;
 mod regs;

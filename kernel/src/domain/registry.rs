@@ -7,6 +7,8 @@ use hashbrown::HashMap;
 use hypercall_abi::DomId;
 
 use super::Domain;
+use super::id_set::IdSet;
+use crate::access::Verbs;
 use crate::sync::{RankedMutex, rank};
 
 /// All domains by number. It grows at domain creation only.
@@ -18,6 +20,10 @@ struct Table {
     domains: HashMap<u16, Arc<Domain>>,
     /// The same numbers in order, for walks.
     order: BTreeSet<u16>,
+    /// Those that have a verb, which is given at creation or never: they are told what happens to others.
+    with_verbs: IdSet,
+    /// Those that have shut down and are not being destroyed.
+    ended: IdSet,
     next: u16,
     /// vCPUs of all domains together.
     vcpus: usize,
@@ -30,6 +36,8 @@ impl Registry {
             table: RankedMutex::new(Table {
                 domains: HashMap::new(),
                 order: BTreeSet::new(),
+                with_verbs: IdSet::new(),
+                ended: IdSet::new(),
                 next: 0,
                 vcpus: 0,
             }),
@@ -62,12 +70,16 @@ impl Registry {
 
     /// Enters a domain. Returns false when its number is taken.
     pub fn insert(&self, domain: Arc<Domain>) -> bool {
+        let verbs = domain.rights.lock().verbs;
         let mut table = self.table.lock();
         let id = domain.id.get();
         if !table.order.insert(id) {
             return false;
         }
         table.vcpus += domain.vcpus.len();
+        if verbs != Verbs::empty() {
+            table.with_verbs.insert(id);
+        }
         table.domains.insert(id, domain);
         true
     }
@@ -76,6 +88,8 @@ impl Registry {
     pub fn remove(&self, id: DomId) -> Option<Arc<Domain>> {
         let mut table = self.table.lock();
         table.order.remove(&id.get());
+        table.with_verbs.remove(id.get());
+        table.ended.remove(id.get());
         let domain = table.domains.remove(&id.get())?;
         table.vcpus -= domain.vcpus.len();
         Some(domain)
@@ -101,6 +115,31 @@ impl Registry {
         let table = self.table.lock();
         let number = *table.order.range(id.get()..).next()?;
         table.domains.get(&number).cloned()
+    }
+
+    /// As [`Registry::at_or_after`], of those that were created with a verb.
+    pub fn with_verbs_at_or_after(&self, id: DomId) -> Option<Arc<Domain>> {
+        let table = self.table.lock();
+        table.domains.get(&table.with_verbs.at_or_after(id.get())?).cloned()
+    }
+
+    /// Notes that a domain has shut down.
+    pub fn note_end(&self, id: DomId) {
+        let mut table = self.table.lock();
+        if table.domains.contains_key(&id.get()) {
+            table.ended.insert(id.get());
+        }
+    }
+
+    /// Its destroyer knows.
+    pub fn forget_end(&self, id: DomId) {
+        self.table.lock().ended.remove(id.get());
+    }
+
+    /// As [`Registry::at_or_after`], of those that have shut down and are not being destroyed.
+    pub fn ended_at_or_after(&self, id: DomId) -> Option<Arc<Domain>> {
+        let table = self.table.lock();
+        table.domains.get(&table.ended.at_or_after(id.get())?).cloned()
     }
 }
 

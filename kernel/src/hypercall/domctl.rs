@@ -442,10 +442,16 @@ fn domain_info<P: Platform>(hv: &Hypervisor<P>, domain: &Domain) -> DomainInfo {
 /// One domain per step, in the order of numbers; the list goes on where it stopped.
 fn list<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args, op: &mut ControlOp) -> HcResult {
     let mut request: ListDomains = decode(op)?;
+    let only_ended = match request.only_ended {
+        0 => false,
+        1 => true,
+        _ => return Err(Errno::EINVAL.into()),
+    };
     let mut from = request.first;
     let mut count = 0;
     while count < request.max {
-        let Some(domain) = hv.domains.at_or_after(from) else { break };
+        let next = if only_ended { hv.domains.ended_at_or_after(from) } else { hv.domains.at_or_after(from) };
+        let Some(domain) = next else { break };
         hv.write_guest_item(request.buffer.addr(), u64::from(count), &domain_info(hv, &domain))?;
         count += 1;
         from = DomId::new(domain.id.get().saturating_add(1));

@@ -5,7 +5,7 @@
 extern crate alloc;
 
 use conformance::{NOWHERE, at, call, evtchn, grant, memop, only_on, only_privileged, physdev};
-use guest_sdk::abi::control::{ControlOp, CreateDomain, DomainState, Version};
+use guest_sdk::abi::control::{ControlOp, CreateDomain, DomainState, ListDomains, Version};
 use guest_sdk::abi::evtchn::{
     EVTCHNSTAT_CLOSED, EVTCHNSTAT_UNBOUND, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnBindIpi,
     EvtchnBindPirq, EvtchnBindVirq, EvtchnClose, EvtchnInitControl, EvtchnReset, EvtchnStatus,
@@ -33,6 +33,7 @@ fn main(domain: Domain) {
             other_interface_is_refused,
             nobody_is_refused,
             domain_comes_and_goes,
+            domains_are_listed,
             creation_is_refused,
             domain_is_shut_down_from_outside,
             host_is_told,
@@ -105,6 +106,40 @@ fn domain_comes_and_goes(_: &mut Domain) -> Verdict {
     check_eq!(destroy(made.domid), Ok(()));
     check_eq!(control::domain_info(made.domid).err(), Some(Errno::ESRCH));
     check_eq!(free_frames()?, before, "free frames");
+    Ok(())
+}
+
+/// More of them than one call tells of, some with an end.
+fn domains_are_listed(_: &mut Domain) -> Verdict {
+    const MADE: usize = 20;
+    only_on(true, OURS)?;
+    only_privileged(OTHERS)?;
+    let (all, ended) = (control::list_domains()?.len(), control::list_ended()?.len());
+    let request = CreateDomain { max_vcpus: 1, max_pages: 16, ..CreateDomain::default() };
+    let mut made = [DomId::INVALID; MADE];
+    for domain in &mut made {
+        *domain = control::create_domain(DomId::INVALID, request)?.domid;
+    }
+    let list = control::list_domains()?;
+    check_eq!(list.len(), all + MADE);
+    check!(list.windows(2).all(|pair| pair[0].domid < pair[1].domid), "in order, each once");
+    check!(made.iter().all(|domain| list.iter().any(|info| info.domid == *domain)));
+    check_eq!(control::list_ended()?.len(), ended, "none of them has ended");
+    let (over, rest) = made.split_at(MADE / 2);
+    for domain in over {
+        control::remote_shutdown(*domain, ShutdownReason::Poweroff)?;
+    }
+    let list = control::list_ended()?;
+    check_eq!(list.len(), ended + over.len());
+    check!(over.iter().all(|domain| list.iter().any(|info| info.domid == *domain)));
+    check!(rest.iter().all(|domain| list.iter().all(|info| info.domid != *domain)));
+    let mut bad = ListDomains { only_ended: 2, ..ListDomains::default() };
+    // SAFETY: no room in a list that is nowhere.
+    check_eq!(unsafe { control::op(DomId::SELF, &mut bad) }.err(), Some(Errno::EINVAL));
+    for domain in made {
+        check_eq!(destroy(domain), Ok(()));
+    }
+    check_eq!((control::list_domains()?.len(), control::list_ended()?.len()), (all, ended));
     Ok(())
 }
 

@@ -11,7 +11,7 @@ pub enum Error {
     Exists,
     /// `ENOENT`: no such node, watch, transaction or domain.
     NotFound,
-    /// `ENOMEM`: the asker's memory quota is used up.
+    /// `ENOMEM`: the asker's memory quota is used up, or there is no memory.
     Memory,
     /// `ENOSPC`: another quota of the asker's is used up.
     Space,

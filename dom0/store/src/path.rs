@@ -94,19 +94,17 @@ impl Path {
         Some((parent, name))
     }
 
-    /// The path of a child. The name comes from the tree, so it is of the right form.
+    /// The path of a child, or, with several names, of a node further below. They come from the tree or from ourselves, so they are of the
+    /// right form.
     #[must_use]
     pub fn child(&self, name: &str) -> Path {
-        let slash = if self.0.ends_with('/') { "" } else { "/" };
-        Path(format!("{}{slash}{name}", self.0))
-    }
-
-    /// The path's first `count` names; as text, because it is only looked up.
-    pub fn prefixes(&self) -> impl Iterator<Item = &str> {
-        let text = self.0.as_str();
-        let inner = text.match_indices('/').skip(1).map(move |(at, _)| text.get(..at).unwrap_or(text));
-        let whole = (text.len() > 1).then_some(text);
-        core::iter::once("/").chain(inner).chain(whole)
+        let mut text = String::with_capacity(self.0.len() + 1 + name.len());
+        text.push_str(&self.0);
+        if !text.ends_with('/') {
+            text.push('/');
+        }
+        text.push_str(name);
+        Path(text)
     }
 }
 
@@ -195,8 +193,6 @@ mod tests {
     #[test]
     fn parts() {
         let path = Path::absolute("/a/bc/d").unwrap();
-        assert_eq!(path.prefixes().collect::<Vec<_>>(), ["/", "/a", "/a/bc", "/a/bc/d"]);
-        assert_eq!(Path::root().prefixes().collect::<Vec<_>>(), ["/"]);
         assert_eq!(path.names().collect::<Vec<_>>(), ["a", "bc", "d"]);
         let (parent, name) = path.split_last().unwrap();
         assert_eq!((parent.as_str(), name), ("/a/bc", "d"));

@@ -9,9 +9,9 @@ pub struct Quota {
     pub value: u32,
     /// Entries of a list of permissions; more is `ENOSPC`.
     pub permissions: u32,
-    /// Watches; one more is `E2BIG`.
+    /// Watches; one more is granted, as by Xen, which compares before it counts; the next is `E2BIG`.
     pub watches: u32,
-    /// Open transactions; one more is `ENOSPC`.
+    /// Open transactions; one more is granted, as by Xen; the next is `ENOSPC`.
     pub transactions: u32,
     /// Nodes that one transaction looks at, and changes that it makes; one more is `ENOSPC`.
     pub transaction_nodes: u32,

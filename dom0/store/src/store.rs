@@ -120,6 +120,8 @@ pub struct Store {
     replaced: u64,
     expiries: BTreeSet<(u64, ClientId)>,
     woken: Vec<ClientId>,
+    /// Nothing more is kept for domains.
+    full: bool,
 }
 
 impl Default for Store {
@@ -150,6 +152,7 @@ impl Store {
             replaced: 0,
             expiries: BTreeSet::new(),
             woken: Vec::new(),
+            full: false,
         };
         let usage = Usage { nodes: 1, ..Usage::default() };
         store.domains.insert(DomId::ZERO, Domain { introduced: true, usage, ..store.domain(control) });
@@ -313,6 +316,38 @@ impl Store {
         }
     }
 
+    /// Makes a node as the control domain does, without a message: with this value, or empty, and with these permissions, if they are to
+    /// be other than those above it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the owner that they name does not exist, [`Error::Invalid`] when they name none.
+    pub fn set(
+        &mut self,
+        path: Path,
+        value: &[u8],
+        permissions: Option<&[Permission]>,
+        now_ns: u64,
+    ) -> Result<(), Error> {
+        let control = self.control();
+        let list = permissions.map(|entries| self.list(entries)).transpose()?;
+        let change = if value.is_empty() {
+            Change::Make(path.clone())
+        } else {
+            Change::Write(path.clone(), Arc::from(value))
+        };
+        self.apply(change, &control, None, now_ns)?;
+        match list {
+            Some(list) => self.apply(Change::Permit(path, list), &control, None, now_ns),
+            None => Ok(()),
+        }
+    }
+
+    /// Says whether there is no memory for more than is kept now. While it is so, what would have something kept for a domain is
+    /// [`Error::Memory`]; its quotas count beside.
+    pub fn set_full(&mut self, full: bool) {
+        self.full = full;
+    }
+
     fn asker(&self, client: ClientId) -> Asker {
         let Some(domain) = client.domain().filter(|domain| *domain != DomId::ZERO) else {
             return self.control();
@@ -377,7 +412,9 @@ impl Store {
             }
             return result;
         }
-        let mut effects = Effects::default();
+        // An open transaction's account counts the events.
+        let silent = self.open.is_empty() && !self.watches.concern(change.path());
+        let mut effects = Effects { silent, ..Effects::default() };
         let bytes = change.bytes();
         change.apply(&mut self.tree, asker, stamp, &mut effects)?;
         self.settle(effects, asker, bytes, now_ns);

@@ -68,6 +68,8 @@ pub(crate) struct Event {
 /// What a change means for others.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Effects {
+    /// Nobody watches anything that the change is about: its events need not be told.
+    pub silent: bool,
     pub events: Vec<Event>,
     /// Nodes and bytes that a domain has more or less now.
     pub accounts: Vec<(Life, i64, i64)>,
@@ -164,14 +166,14 @@ impl Tree {
         stamp: u64,
         effects: &mut Effects,
     ) -> Result<(), Error> {
-        match self.open(path, asker, Access::WRITE) {
+        let node = match self.open(path, asker, Access::WRITE) {
             // Making a node that exists changes nothing.
             Ok(_) if value.is_none() => return Ok(()),
-            Ok(_) => {}
+            Ok(_) => self.edit(path, stamp),
             Err(Error::NotFound) => self.create(path, asker, stamp, effects),
             Err(error) => return Err(error),
-        }
-        let Some(node) = self.edit(path, stamp) else { return Err(Error::NotFound) };
+        };
+        let Some(node) = node else { return Err(Error::NotFound) };
         if let Some(value) = value {
             effects.account(node.permissions.owner(), 0, value.len() as i64 - node.value.len() as i64);
             node.value = Arc::from(value);
@@ -182,8 +184,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes what is missing on the way to `path`.
-    fn create(&mut self, path: &Path, asker: &Asker, stamp: u64, effects: &mut Effects) {
+    /// Makes what is missing on the way to `path`, and gives the last of it; all nodes on the way are marked as changed below.
+    fn create(&mut self, path: &Path, asker: &Asker, stamp: u64, effects: &mut Effects) -> Option<&mut Node> {
         let mut node = &mut self.root;
         let mut at = Path::root();
         for name in path.names() {
@@ -199,11 +201,10 @@ impl Tree {
                 node.children.insert_mut(Arc::from(name), made);
                 node.listed = stamp;
             }
-            match node.children.get_mut(name) {
-                Some(child) => node = child,
-                None => return,
-            }
+            node = node.children.get_mut(name)?;
         }
+        node.newest = stamp;
+        Some(node)
     }
 
     /// Removes a node and all below it.
@@ -280,6 +281,18 @@ impl Tree {
         Ok(())
     }
 
+    /// The node above `path`, if both are nodes' paths and it exists.
+    fn above(&self, path: &Path) -> Option<&Node> {
+        let mut node = &self.root;
+        let mut names = path.names();
+        let mut last = names.next()?;
+        for name in names {
+            node = node.children.get(last)?;
+            last = name;
+        }
+        Some(node)
+    }
+
     fn tell(
         &self,
         path: &Path,
@@ -288,8 +301,10 @@ impl Tree {
         before: Option<Permissions>,
         effects: &mut Effects,
     ) {
-        let parent = path.split_last().and_then(|(parent, _)| self.get(&parent));
-        let parent = parent.map(|parent| parent.permissions.clone());
+        if effects.silent {
+            return;
+        }
+        let parent = self.above(path).map(|parent| parent.permissions.clone());
         let readable = [Some(permissions), before, parent].into_iter().flatten().collect();
         effects.events.push(Event { path: path.clone(), exact, readable });
     }
@@ -313,6 +328,8 @@ fn forget(
     if owner != above {
         effects.top(owner, path, false);
     }
-    let readable = [node.permissions.clone(), readable.clone()].into();
-    effects.events.push(Event { path: path.clone(), exact: !top, readable });
+    if !effects.silent {
+        let readable = [node.permissions.clone(), readable.clone()].into();
+        effects.events.push(Event { path: path.clone(), exact: !top, readable });
+    }
 }

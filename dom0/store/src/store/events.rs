@@ -94,23 +94,15 @@ impl Store {
 
     /// Tells everybody who watches for what has happened and may know.
     pub(super) fn tell(&mut self, event: &Event, cause: Option<DomId>, now_ns: u64) {
-        let path = event.path.as_str();
         let mut messages: Vec<(ClientId, Arc<[u8]>)> = Vec::new();
-        for prefix in event.path.prefixes() {
-            if event.exact && prefix.len() != path.len() {
-                continue;
+        self.watches.on_the_way(&event.path, |names, client, token, watch| {
+            let below = event.path.names().count() - names;
+            let near = watch.depth.is_none_or(|depth| below <= depth as usize);
+            if near && (below == 0 || !event.exact) && self.may_hear(client, &event.readable) {
+                messages
+                    .push((client, payload(event.path.as_str().get(watch.hidden..).unwrap_or(""), token)));
             }
-            let below = path.get(prefix.len()..).map_or(0, |rest| match prefix {
-                "/" => event.path.names().count(),
-                _ => rest.matches('/').count(),
-            });
-            for (client, token, watch) in self.watches.at(prefix) {
-                let near = watch.depth.is_none_or(|depth| below <= depth as usize);
-                if near && self.may_hear(client, &event.readable) {
-                    messages.push((client, payload(path.get(watch.hidden..).unwrap_or(""), token)));
-                }
-            }
-        }
+        });
         for (client, message) in messages {
             self.send_event(client, message, cause, now_ns);
         }

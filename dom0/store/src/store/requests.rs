@@ -127,6 +127,10 @@ impl Store {
         if control_only && !asker.privileged {
             return Err(Error::Access);
         }
+        let keeps = matches!(kind, M::Write | M::Mkdir | M::SetPerms | M::Watch | M::TransactionStart);
+        if self.full && keeps && !asker.privileged {
+            return Err(Error::Memory);
+        }
         let alone = matches!(kind, M::Watch | M::Unwatch);
         let transaction = (header.tx_id != 0 && !alone).then_some((client, header.tx_id));
         if let Some((_, id)) = transaction
@@ -222,10 +226,10 @@ impl Store {
     fn directory_part(&mut self, request: &Request<'_>) -> Result<Answer, Error> {
         let mut parts = strings(request.payload);
         let (path, offset) = parts.next().zip(parts.next()).ok_or(Error::Invalid)?;
-        if parts.next().is_some() || request.payload.last() != Some(&0) {
+        if parts.next().is_some() {
             return Err(Error::Invalid);
         }
-        let offset = number(offset)? as usize;
+        let offset = leading_number(offset);
         self.read(request, path, Aspect::Children, |node| {
             let mut reply = format!("{}\0", node.changed.max(node.listed)).into_bytes();
             let names = directory(node);
@@ -304,6 +308,9 @@ impl Store {
             None | Some(b"") => None,
             Some(depth) => Some(number(depth)?),
         };
+        if parts.next().is_some() {
+            return Err(Error::Invalid);
+        }
         let client = request.client;
         let (path, hidden) = self.watch_path(client, path)?;
         let token: Arc<[u8]> = Arc::from(token);
@@ -316,7 +323,7 @@ impl Store {
             return Err(Error::Exists);
         }
         if let Some((quota, usage)) = self.limits(&request.asker) {
-            if usage.watches >= quota.watches {
+            if usage.watches > quota.watches {
                 return Err(Error::TooBig);
             }
             if usage.memory + bytes > quota.memory {
@@ -337,6 +344,9 @@ impl Store {
     fn unwatch(&mut self, request: &Request<'_>) -> Result<Answer, Error> {
         let mut parts = strings(request.payload);
         let (path, token) = parts.next().zip(parts.next()).ok_or(Error::Invalid)?;
+        if parts.next().is_some() {
+            return Err(Error::Invalid);
+        }
         let client = request.client;
         let (path, _) = self.watch_path(client, path).map_err(|_| Error::NotFound)?;
         let key = (path, Arc::from(token));
@@ -355,8 +365,7 @@ impl Store {
         if request.transaction.is_some() {
             return Err(Error::Busy);
         }
-        if self.limits(&request.asker).is_some_and(|(quota, usage)| usage.transactions >= quota.transactions)
-        {
+        if self.limits(&request.asker).is_some_and(|(quota, usage)| usage.transactions > quota.transactions) {
             return Err(Error::Space);
         }
         self.orders += 1;
@@ -493,6 +502,20 @@ fn introduce(request: &Request<'_>) -> Result<Answer, Error> {
 /// The names of a node's children, each with a zero byte behind it.
 fn directory(node: &Node) -> Vec<u8> {
     node.names().flat_map(|name| name.bytes().chain([0])).collect()
+}
+
+/// As C's `atoi` reads it for Xen's stores: digits in front count, no digits are 0, and what is negative or too large is behind every list.
+fn leading_number(text: &[u8]) -> usize {
+    let text = text.trim_ascii_start();
+    let (negative, text) = match text.split_first() {
+        Some((b'-', rest)) => (true, rest),
+        Some((b'+', rest)) => (false, rest),
+        _ => (false, text),
+    };
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit());
+    let value =
+        digits.fold(0usize, |sum, digit| sum.saturating_mul(10).saturating_add((digit - b'0').into()));
+    if negative && value != 0 { usize::MAX } else { value }
 }
 
 fn number(text: &[u8]) -> Result<u32, Error> {

@@ -12,6 +12,7 @@ use crate::machine::Machine;
 use crate::management::publish;
 use crate::policy::{Decision, Ending, Supervisor};
 use crate::ring::ConsoleBack;
+use crate::room::{self, New};
 use crate::schedule::Schedule;
 use crate::scrollback::{Lines, Scrollback};
 use crate::store;
@@ -44,6 +45,8 @@ const RESTART_NS: u64 = 1_000_000_000;
 const OUTPUT_PER_TURN: usize = 2048;
 
 static GUESTS: Lazy<Mutex<HashMap<String, Guest>>> = Lazy::new(|| Mutex::new(HashMap::new()));
+/// Which guest a domain is, for those that exist.
+static NUMBERED: Lazy<Mutex<HashMap<DomId, String>>> = Lazy::new(|| Mutex::new(HashMap::new()));
 /// Whose console the terminal is.
 static ATTACHED: Mutex<Option<String>> = Mutex::new(None);
 /// Rings when a guest's state changes.
@@ -165,19 +168,21 @@ pub fn resolve(text: &str) -> Result<String, String> {
     if text == crate::description::OWN_NAME || text == "0" {
         return Err("dom0 is the domain you are typing to: only `poweroff` ends it".into());
     }
-    let views = all();
-    let number = text.parse().ok().map(DomId::new);
-    let found = views.iter().find(|view| {
-        view.name == text
-            || matches!(&view.state, State::Running(run) | State::Ended(run) | State::Kept(run, _) if Some(run.domain) == number)
-    });
-    found.map(|view| view.name.clone()).ok_or_else(|| {
-        let names: Vec<&str> = views.iter().map(|view| view.name.as_str()).collect();
-        if names.is_empty() {
-            format!("no guest was created yet, so there is no {text:?}: `create FILE.toml` makes one")
-        } else {
-            format!("there is no guest called {text:?}: there are {}", names.join(", "))
-        }
+    let guests = GUESTS.lock();
+    if guests.contains_key(text) {
+        return Ok(text.into());
+    }
+    if let Ok(number) = text.parse()
+        && let Some(name) = NUMBERED.lock().get(&DomId::new(number))
+    {
+        return Ok(name.clone());
+    }
+    let mut names: Vec<&str> = guests.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    Err(if names.is_empty() {
+        format!("no guest was created yet, so there is no {text:?}: `create FILE.toml` makes one")
+    } else {
+        format!("there is no guest called {text:?}: there are {}", names.join(", "))
     })
 }
 
@@ -375,6 +380,7 @@ fn cannot_create(description: &Description) -> impl Fn(toolstack::CreateError) -
 
 /// Makes the domain of a guest, so that it has a number.
 fn make_empty(name: &str) -> Result<toolstack::Empty, String> {
+    room::check(New::Domain).map_err(|why| format!("cannot create {name}: {why}"))?;
     let wanted = wanted(name)?;
     let request = request(&wanted, &wanted.description.cmdline);
     let empty = toolstack::create_empty(&mut Machine::named(name), &request)
@@ -405,6 +411,7 @@ async fn build(name: &str, empty: toolstack::Empty) -> Result<(), String> {
     match equipped {
         Ok((store, devices, console)) => {
             let started_ns = time::now_ns();
+            NUMBERED.lock().insert(domain, name.to_string());
             set_state(name, State::Running(Run { domain, started_ns, devices, console, store }));
             Ok(())
         }
@@ -551,6 +558,7 @@ async fn close_console(run: &Run) {
 /// What to say.
 async fn tear_down(name: &str, run: Run, then: State) -> Result<(), String> {
     set_state(name, State::Leaving);
+    NUMBERED.lock().remove(&run.domain);
     close_console(&run).await;
     // What is mapped from it is let go first: its memory can only come back then.
     run.devices.stop().await;
@@ -696,17 +704,27 @@ pub async fn watch(events: Events) {
     };
     loop {
         channel.fired().await;
-        for view in all() {
-            let State::Running(run) = view.state else { continue };
-            if let Ok(info) = hypervisor::get().domain(run.domain)
-                && let Some(ending) = info.ending
-            {
-                set_state(&view.name, State::Ended(run.clone()));
-                store::ended(run.domain);
-                executor::spawn(follow_up(view.name, run, ending));
-            }
+        for (name, run, ending) in ended() {
+            set_state(&name, State::Ended(run.clone()));
+            store::ended(run.domain);
+            executor::spawn(follow_up(name, run, ending));
         }
     }
+}
+
+/// Guests in state `Running` whose domains have ended.
+fn ended() -> Vec<(String, Run, Ending)> {
+    let Ok(domains) = hypervisor::get().ended() else { return Vec::new() };
+    let (guests, numbered) = (GUESTS.lock(), NUMBERED.lock());
+    let running = |name: &String| match &guests.get(name)?.state {
+        State::Running(run) => Some(run.clone()),
+        _ => None,
+    };
+    let one = |(domain, ending)| {
+        let name = numbered.get(&domain)?;
+        Some((name.clone(), running(name)?, ending))
+    };
+    domains.into_iter().filter_map(one).collect()
 }
 
 /// Reports the end of a guest and applies its policy.

@@ -41,6 +41,7 @@ mod machine;
 mod management;
 pub mod policy;
 pub mod ring;
+mod room;
 pub mod schedule;
 pub mod scrollback;
 mod serial;

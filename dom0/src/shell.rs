@@ -30,6 +30,7 @@ use core::pin::Pin;
 use core::time::Duration;
 use domain_builder::{Kernel, Role};
 use guest_sdk::{hypercall, memory, print, time};
+use hashbrown::HashMap;
 use hypercall_abi::DomId;
 use spin::{Mutex, Once};
 
@@ -164,6 +165,9 @@ commands! {
     "measure" "COMMAND" measure "run a command and say what it cost"
         "Time that CPUs were busy and idle meanwhile, and hypercalls of dom0. Whatever else runs counts, too. With `cargo xtask run\n\
          --icount` one nanosecond is one instruction of guest, hypervisor and dom0 together."
+    "repeat" "COUNT COMMAND" repeat "run a command so many times"
+        "In its words {n} stands for 1, 2, ... COUNT, as in `repeat 200 create guest{n} image=hello memory=4M`. The first time that fails\n\
+         is the last."
     "sleep" "SECONDS" sleep "wait; ctrl-c ends it" ""
     "time" "COMMAND [ARGUMENT]..." time "run a command and say how long its answer took"
         "From the event that woke dom0 (the last key, or the end of a `sleep` before it) to the end of the answer, and how much of\n\
@@ -988,6 +992,23 @@ impl Shell {
         outcome
     }
 
+    async fn repeat(&mut self, arguments: &[String]) -> Outcome {
+        let (count, command) = match arguments.split_first() {
+            Some((count, command)) if !command.is_empty() => (count, command),
+            _ => return Err(usage("repeat")),
+        };
+        let count: u32 = count.parse().map_err(|_| format!("{count:?} is no number"))?;
+        for n in 1..=count {
+            let words: Vec<String> = command.iter().map(|word| word.replace("{n}", &n.to_string())).collect();
+            match Box::pin(self.run(&words)).await {
+                Ok(Next::Go) => {}
+                Ok(Next::PowerOff) => return Ok(Next::PowerOff),
+                Err(error) => return Err(format!("number {n}: {error}")),
+            }
+        }
+        Ok(Next::Go)
+    }
+
     async fn sleep(&mut self, arguments: &[String]) -> Outcome {
         let until = deadline(duration(one("sleep", arguments)?)?);
         self.idle_since = Effort::so_far();
@@ -1107,7 +1128,7 @@ pub async fn start(
     then: Then,
 ) -> Result<(), String> {
     let with_image = |description: Description| {
-        let Some(image) = archive.find(&format!("images/{}", description.image)) else {
+        let Some(image) = find(archive, &format!("images/{}", description.image)) else {
             return Err(format!(
                 "{}: there is no image {:?} in the boot archive: `images` lists those there are",
                 description.name, description.image
@@ -1127,7 +1148,7 @@ pub async fn start(
 pub fn describe(archive: Archive<'static>, name: &str, changes: &[String]) -> Result<Description, String> {
     let mut description = match find_description(archive, name) {
         Some((file, text)) => Description::parse(text).map_err(|error| format!("{file}: {error}"))?,
-        None if archive.find(&format!("images/{name}")).is_some() => Description::of_image(name, name)?,
+        None if find(archive, &format!("images/{name}")).is_some() => Description::of_image(name, name)?,
         None if changes.iter().any(|change| change.starts_with("image=")) => {
             Description::of_image(name, name)?
         }
@@ -1153,20 +1174,38 @@ pub fn describe(archive: Archive<'static>, name: &str, changes: &[String]) -> Re
     Ok(description)
 }
 
+/// A file of the boot archive. They are read once, not for each domain that is made.
+fn find(archive: Archive<'static>, name: &str) -> Option<&'static [u8]> {
+    static FILES: Once<HashMap<&'static str, &'static [u8]>> = Once::new();
+    let files = FILES.call_once(|| {
+        // Of two of a name the first counts.
+        let mut files = HashMap::new();
+        for name in archive.names() {
+            if let Some(data) = archive.find(name) {
+                files.insert(name, data);
+            }
+        }
+        files
+    });
+    files.get(name).copied()
+}
+
 /// A description by the name of its file, with or without ending, or by the name that it gives.
-fn find_description(archive: Archive<'static>, name: &str) -> Option<(&'static str, &'static [u8])> {
+fn find_description(archive: Archive<'static>, name: &str) -> Option<(String, &'static [u8])> {
     /// Names that descriptions give, each with its file: they are read once, not for each domain that is made.
     static GIVEN: Once<Vec<(String, &'static str)>> = Once::new();
     let given = GIVEN.call_once(|| {
         let files = archive.files().filter_map(Result::ok).filter(|file| file.name.ends_with(".toml"));
         files.filter_map(|file| Some((Description::parse(file.data).ok()?.name, file.name))).collect()
     });
-    let in_archive = |file: &'static str| Some((file, archive.find(file)?));
-    let files = || archive.names().filter_map(|file| Some((file, file.strip_suffix(".toml")?)));
-    files()
-        .find(|(file, stem)| *file == name || *stem == name)
-        .or_else(|| given.iter().find(|(other, _)| other == name).map(|(_, file)| (*file, "")))
-        .and_then(|(file, _)| in_archive(file))
+    let file = if name.ends_with(".toml") { name.to_string() } else { format!("{name}.toml") };
+    match find(archive, &file) {
+        Some(text) => Some((file, text)),
+        None => {
+            let (_, file) = given.iter().find(|(other, _)| other == name)?;
+            Some((file.to_string(), find(archive, file)?))
+        }
+    }
 }
 
 fn candidates(archive: Archive<'static>, words: &[&str]) -> Vec<String> {

@@ -4,6 +4,7 @@
 //! mapped by its reserved grant and signalled through an event channel. The store is never locked over an await.
 
 use crate::description::Description;
+use crate::room::{self, New};
 use crate::store_ring::{BadIndex, StoreBack};
 use crate::toolstack::{Created, STORE_GRANT};
 use crate::waiting::{Bell, first};
@@ -20,7 +21,7 @@ use hypercall_abi::DomId;
 use hypercall_abi::io::xenstore::{ERROR_PROTO, ERROR_RINGIDX, MessageHeader, MessageType};
 use spin::{Lazy, Mutex};
 use xenstore::wire::{Decoder, TooLong};
-use xenstore::{ClientId, Error, Store};
+use xenstore::{ClientId, Error, Path, Permission, Store};
 
 /// Requests of one guest that are served before others get their turn.
 const REQUESTS_PER_TURN: usize = 16;
@@ -300,60 +301,71 @@ pub fn listens(domain: DomId) -> bool {
 /// Writes what a guest expects to find, as Xen's toolstack does (Xen's docs/misc/xenstore-paths).
 fn publish(description: &Description, created: &Created) -> Result<(), Error> {
     let domain = created.domain;
-    let home = home(domain);
+    let home = Path::home(domain);
     // The handle that the domain is made with is its name, too.
-    let mut uuid = String::new();
+    let mut uuid = String::with_capacity(36);
     for at in 0..16 {
         if matches!(at, 4 | 6 | 8 | 10) {
             uuid.push('-');
         }
-        uuid += &format!("{:02x}", description.name.as_bytes().get(at).copied().unwrap_or(0));
+        let byte = description.name.as_bytes().get(at).copied().unwrap_or(0);
+        uuid.extend([byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0')));
     }
-    let machine = format!("/vm/{uuid}-{domain}");
-    let readable = format!("n0\0r{domain}\0");
-    let own = format!("n{domain}\0");
+    let machine = Path::absolute(&format!("/vm/{uuid}-{domain}"))?;
+    let readable = [permission("n0")?, permission(&format!("r{domain}"))?];
+    let own = [permission(&format!("n{domain}"))?];
     let memory_kib = (description.memory.pages() * 4).to_string();
-    for top in [&home, &machine] {
-        make(top, &readable)?;
-    }
-    for (path, value) in [
-        ("name", description.name.as_str()),
-        ("domid", &domain.to_string()),
-        ("vm", &machine),
-        ("memory/target", &memory_kib),
-        ("memory/static-max", &memory_kib),
-        ("console/ring-ref", &created.console.get().to_string()),
-        ("console/port", &created.console_port.to_string()),
-        ("console/limit", CONSOLE_LIMIT),
-        ("console/type", "xenconsoled"),
-        ("store/ring-ref", &created.store.get().to_string()),
-        ("store/port", &created.store_port.to_string()),
-        ("control/platform-feature-multiprocessor-suspend", "1"),
-        ("control/platform-feature-xs_reset_watches", "1"),
-    ] {
-        write(&format!("{home}/{path}"), value)?;
-    }
-    for vcpu in 0..description.vcpus {
-        write(&format!("{home}/cpu/{vcpu}/availability"), "online")?;
-    }
-    make(&format!("{home}/device"), &readable)?;
-    for path in [
-        "control/shutdown",
-        "control/feature-poweroff",
-        "control/feature-reboot",
-        "control/feature-suspend",
-        "control/sysrq",
-        "device/suspend/event-channel",
-        "data",
-        "drivers",
-        "feature",
-        "attr",
-        "error",
-    ] {
-        make(&format!("{home}/{path}"), &own)?;
-    }
-    write(&format!("{machine}/uuid"), &uuid)?;
-    write(&format!("{machine}/name"), &description.name)
+    let now_ns = time::now_ns();
+    with(|state| {
+        let mut set = |path: Path, value: &str, permissions| {
+            state.store.set(path, value.as_bytes(), permissions, now_ns)
+        };
+        for top in [&home, &machine] {
+            set(top.clone(), "", Some(&readable[..]))?;
+        }
+        for (path, value) in [
+            ("name", description.name.as_str()),
+            ("domid", &domain.to_string()),
+            ("vm", machine.as_str()),
+            ("memory/target", &memory_kib),
+            ("memory/static-max", &memory_kib),
+            ("console/ring-ref", &created.console.get().to_string()),
+            ("console/port", &created.console_port.to_string()),
+            ("console/limit", CONSOLE_LIMIT),
+            ("console/type", "xenconsoled"),
+            ("store/ring-ref", &created.store.get().to_string()),
+            ("store/port", &created.store_port.to_string()),
+            ("control/platform-feature-multiprocessor-suspend", "1"),
+            ("control/platform-feature-xs_reset_watches", "1"),
+        ] {
+            set(home.child(path), value, None)?;
+        }
+        for vcpu in 0..description.vcpus {
+            set(home.child(&format!("cpu/{vcpu}/availability")), "online", None)?;
+        }
+        set(home.child("device"), "", Some(&readable[..]))?;
+        for path in [
+            "control/shutdown",
+            "control/feature-poweroff",
+            "control/feature-reboot",
+            "control/feature-suspend",
+            "control/sysrq",
+            "device/suspend/event-channel",
+            "data",
+            "drivers",
+            "feature",
+            "attr",
+            "error",
+        ] {
+            set(home.child(path), "", Some(&own[..]))?;
+        }
+        set(machine.child("uuid"), &uuid, None)?;
+        set(machine.child("name"), &description.name, None)
+    })
+}
+
+fn permission(text: &str) -> Result<Permission, Error> {
+    Permission::parse(text.as_bytes())
 }
 
 /// Why a guest is not heard any more, as its ring says it.
@@ -439,7 +451,10 @@ impl Stream {
             turn.moved = true;
             if let Some((header, payload)) = self.decoder.feed(&bytes)? {
                 turn.requests += 1;
-                let action = with(|state| state.store.request(self.client, header, &payload, time::now_ns()));
+                let action = with(|state| {
+                    state.store.set_full(!room::is_for(New::Node));
+                    state.store.request(self.client, header, &payload, time::now_ns())
+                });
                 // Only the control domain's requests have any.
                 debug_assert!(action.is_none());
             }

@@ -94,6 +94,8 @@ pub struct Scenario {
     pub never: Vec<String>,
     /// Patterns with one group each, which must match at least twice, with the same text in the group each time.
     pub same: Vec<String>,
+    /// Numbers that may not grow.
+    pub growth: Vec<Growth>,
 }
 
 impl Default for Scenario {
@@ -133,6 +135,7 @@ impl Default for Scenario {
             expect: Vec::new(),
             never: Vec::new(),
             same: Vec::new(),
+            growth: Vec::new(),
         }
     }
 }
@@ -311,6 +314,43 @@ pub struct Keys {
     pub channel: bool,
 }
 
+/// A number that is printed many times and may not grow.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Growth {
+    /// A pattern with one group, the number.
+    pub pattern: String,
+    /// How often it matches.
+    pub count: usize,
+    /// The most that the median of the last numbers is of the median of the first ones, which begin with the second.
+    pub most: f64,
+}
+
+/// Numbers at either end of which there is a median.
+const GROWTH_ENDS: usize = 7;
+
+impl Growth {
+    /// What is wrong with these numbers.
+    fn judge(&self, numbers: &[f64]) -> Option<String> {
+        let Self { pattern, count, most } = self;
+        if numbers.len() != *count {
+            return Some(format!("`{pattern}` was printed {} times, not {count}", numbers.len()));
+        }
+        // What the very first pays for is there for all others.
+        let (first, last) = (numbers.get(1..=GROWTH_ENDS)?, numbers.get(count - GROWTH_ENDS..)?);
+        let median = |numbers: &[f64]| {
+            let mut numbers = numbers.to_vec();
+            numbers.sort_by(f64::total_cmp);
+            numbers[GROWTH_ENDS / 2]
+        };
+        let (first, last) = (median(first), median(last));
+        (last > first * most).then(|| {
+            let grown = last / first;
+            format!("`{pattern}` grew from {first} to {last}: {grown:.2} times, and {most} are allowed")
+        })
+    }
+}
+
 /// A version of QEMU that a scenario needs.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -416,9 +456,13 @@ fn load(path: &Path) -> Result<Scenario> {
         .iter()
         .chain(&scenario.never)
         .chain(&scenario.same)
+        .chain(scenario.growth.iter().map(|growth| &growth.pattern))
         .chain(scenario.keys.iter().map(|keys| &keys.wait));
     for pattern in patterns {
         regex(pattern).with_context(|| format!("{FOLDER}/{name}.toml"))?;
+    }
+    if let Some(growth) = scenario.growth.iter().find(|growth| growth.count <= GROWTH_ENDS) {
+        bail!("{FOLDER}/{name}.toml: `{}`: {} numbers are too few", growth.pattern, growth.count);
     }
     scenario.name = name;
     Ok(scenario)
@@ -619,6 +663,14 @@ impl Scenario {
                 _ = writeln!(wrong, "should be the same each time: `{pattern}` found {found:?}");
             }
         }
+        for growth in &self.growth {
+            let Ok(regex) = regex(&growth.pattern) else { continue };
+            let numbers: Vec<f64> =
+                regex.captures_iter(text).filter_map(|found| found.get(1)?.as_str().parse().ok()).collect();
+            if let Some(why) = growth.judge(&numbers) {
+                _ = writeln!(wrong, "{why}");
+            }
+        }
         if wrong.is_empty() { (Outcome::Passed, cases) } else { (Outcome::Failed(wrong), cases) }
     }
 }
@@ -711,6 +763,19 @@ mod tests {
         assert!(judge(&scenario, "b\na\n", End::Poweroff).contains("not in this order"));
         scenario.never = vec!["lea+k".into()];
         assert!(judge(&scenario, "a\nb\nleaak\n", End::Poweroff).contains("`leaak`"));
+    }
+
+    #[test]
+    fn what_may_not_grow_is_compared_at_its_ends() {
+        let growth = Growth { pattern: "cost (\\d+)".into(), count: 20, most: 1.2 };
+        let scenario = Scenario { growth: vec![growth], ..Scenario::default() };
+        let text =
+            |cost: fn(u32) -> u32| -> String { (0..20).map(|n| format!("cost {}\n", cost(n))).collect() };
+        // The first is dear, and one in the middle.
+        let flat = text(|n| if matches!(n, 0 | 11) { 900 } else { 100 + n % 3 });
+        assert_eq!(judge(&scenario, &flat, End::Poweroff), "passed");
+        assert!(judge(&scenario, &text(|n| 100 + 3 * n), End::Poweroff).contains("from 112 to 148"));
+        assert!(judge(&scenario, "cost 1\n", End::Poweroff).contains("1 times, not 20"));
     }
 
     #[test]

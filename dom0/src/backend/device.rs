@@ -5,6 +5,7 @@
 
 use crate::channel::Event;
 use crate::management::publish;
+use crate::room::{self, New};
 use crate::say;
 use crate::store;
 use crate::waiting::{Bell, First, first};
@@ -404,16 +405,18 @@ async fn step<K: Kind>(device: &Arc<Device<K>>, link: &mut Option<Arc<Link>>) ->
     }
     let own = device.state().unwrap_or(S::Unknown);
     match (device.front_state(), own) {
-        (S::Initialised | S::Connected, S::InitWait) => match K::connect(device) {
-            Ok(connected) => {
-                *link = Some(connected);
-                device.connected()
+        (S::Initialised | S::Connected, S::InitWait) => {
+            match room::check(New::Connection).and_then(|()| K::connect(device)) {
+                Ok(connected) => {
+                    *link = Some(connected);
+                    device.connected()
+                }
+                Err(error) => {
+                    device.report(&format!("it cannot be connected: {error}"));
+                    device.set_state(S::Closing)
+                }
             }
-            Err(error) => {
-                device.report(&format!("it cannot be connected: {error}"));
-                device.set_state(S::Closing)
-            }
-        },
+        }
         (S::Closing, S::InitWait | S::Initialised | S::Connected | S::Closing) => {
             disconnect(link).await;
             device.set_state(S::Closed)

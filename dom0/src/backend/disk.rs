@@ -4,6 +4,7 @@ use super::drives::{self, Claim, Place};
 use super::held::Shared;
 use super::pages::{Page, own_page};
 use crate::disks::{DiskSpec, Kind, Path, Source};
+use crate::room::{self, New};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -14,13 +15,9 @@ use blkback::memory::{BadDisk, MemoryDisk};
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::{Context, Poll};
-use guest_sdk::memory;
 use storage::blocks::Blocks;
 use storage::overlay::{self, Header, Overlay};
 use storage::{AnyDisk, SECTOR};
-
-/// What disks leave of dom0's memory for all else.
-const RESERVE: u64 = 8 << 20;
 
 /// Any disk. Those in memory answer at once, and are named so that nothing is between.
 enum Below {
@@ -46,9 +43,7 @@ pub struct Handle {
 
 /// Memory for a disk, as long as enough is left.
 fn allocate(bytes: usize) -> Option<Box<[u8]>> {
-    let usage = memory::usage();
-    let left = usage.unmapped.saturating_add(usage.heap_free);
-    if left < RESERVE + bytes as u64 {
+    if !room::is_for(New::Content(bytes as u64)) {
         return None;
     }
     let mut chunk = Vec::new();

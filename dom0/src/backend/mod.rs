@@ -23,6 +23,7 @@ use crate::channel::Event;
 use crate::devices::NetDevice;
 use crate::disks::DiskSpec;
 use crate::management::publish;
+use crate::room::{self, New};
 use crate::waiting::{Bell, First, first};
 use crate::{say, switches};
 use alloc::boxed::Box;
@@ -150,6 +151,7 @@ impl Devices {
     /// # Errors
     /// What to say.
     pub fn attach_card(&self, spec: &CardSpec) -> Result<u32, String> {
+        room::check(New::Device)?;
         let mut cards = self.cards.lock();
         let taken = |number: &u32| cards.iter().any(|vif| vif.number() == *number);
         let number = (0..).find(|number| !taken(number)).unwrap_or(0);
@@ -204,6 +206,7 @@ impl Devices {
         if let Ok(vbd) = self.find(spec.device) {
             return Err(format!("disk {}: {} has it already", vbd.kind.spec.name, self.guest));
         }
+        room::check(New::Device).map_err(|why| format!("disk {}: {why}", spec.name))?;
         let by = format!("{}'s {}", self.guest, spec.name);
         // Of its own: what it takes to look into a file system is much, and most domains need none of it.
         let opened = Box::pin(disk::open(spec, &by)).await;

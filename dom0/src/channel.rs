@@ -41,8 +41,10 @@ const ROOM_FOR_EVENTS: usize = 16 * 1024;
 /// A request to carry out, and to answer with [`Channel::answer`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Whose it is.
+    /// What its answer is known by.
     pub id: Id,
+    /// Who asked: nobody else gets the answer.
+    peer: u64,
     /// A command of the shell, by its words; at least one.
     pub words: Vec<String>,
 }
@@ -184,6 +186,8 @@ pub struct Channel {
     events: bool,
     dropped: u64,
     output: VecDeque<u8>,
+    /// How many were at the other end before.
+    peer: u64,
 }
 
 impl Channel {
@@ -191,6 +195,13 @@ impl Channel {
     #[must_use]
     pub fn wants_input(&self) -> bool {
         self.output.len() < PATIENCE
+    }
+
+    /// Somebody else is at the other end: nothing that the one before began or asked for is meant for them. What is at work goes on, and
+    /// still counts.
+    pub fn begin_anew(&mut self) {
+        let (at_work, peer) = (self.at_work, self.peer + 1);
+        *self = Self { at_work, peer, ..Self::default() };
     }
 
     /// Takes bytes, and gives the requests that are complete with them. What is wrong is answered at once.
@@ -264,7 +275,7 @@ impl Channel {
             return None;
         }
         self.at_work += 1;
-        Some(Request { id, words })
+        Some(Request { id, peer: self.peer, words })
     }
 
     fn refuse(&mut self, id: Option<&Id>, kind: &'static str, message: &str) {
@@ -273,14 +284,17 @@ impl Channel {
     }
 
     /// Answers a request that [`Channel::feed`] gave.
-    pub fn answer(&mut self, id: &Id, answer: &Answer) {
+    pub fn answer(&mut self, request: &Request, answer: &Answer) {
         self.at_work = self.at_work.saturating_sub(1);
+        if request.peer != self.peer {
+            return;
+        }
         let value: Option<Value> =
             if answer.structured { serde_json::from_str(&answer.output).ok() } else { None };
         let lines = if value.is_none() { Some(answer.output.lines().collect()) } else { None };
         let error = answer.error.as_deref().map(|message| Failure { kind: "failed", message });
         let (ok, truncated) = (error.is_none(), answer.truncated);
-        self.respond(&Response { id: Some(id), ok, value, lines, truncated, error });
+        self.respond(&Response { id: Some(&request.id), ok, value, lines, truncated, error });
     }
 
     /// Tells of something, if events are wanted and there is room.
@@ -373,10 +387,10 @@ mod tests {
         assert_eq!(requests[1].words, ["create", "a b"]);
         assert_eq!(sent(&mut channel), [Value::Null; 0]);
         let failed = Answer { error: Some("no".into()), output: "x\ny\n".into(), ..Answer::default() };
-        channel.answer(&requests[1].id, &failed);
+        channel.answer(&requests[1], &failed);
         let structured =
             Answer { output: "{\"domains\":[]}\n".into(), structured: true, ..Answer::default() };
-        channel.answer(&requests[0].id, &structured);
+        channel.answer(&requests[0], &structured);
         assert_eq!(
             sent(&mut channel),
             [
@@ -441,7 +455,7 @@ mod tests {
         let requests = channel.feed(many.as_bytes());
         assert_eq!(requests.len(), MOST_REQUESTS);
         assert_eq!(sent(&mut channel)[0]["error"]["kind"], "busy");
-        channel.answer(&requests[0].id, &Answer::default());
+        channel.answer(&requests[0], &Answer::default());
         assert_eq!(channel.feed(many.as_bytes()).len(), 1);
     }
 
@@ -472,10 +486,32 @@ mod tests {
         let mut channel = Channel::default();
         let long = Answer { output: "x".repeat(PATIENCE), ..Answer::default() };
         let request = channel.feed(b"{\"id\":1,\"command\":\"a\"}\n").pop().unwrap();
-        channel.answer(&request.id, &long);
+        channel.answer(&request, &long);
         assert!(!channel.wants_input());
         sent(&mut channel);
         assert!(channel.wants_input());
+    }
+
+    #[test]
+    fn who_comes_next_gets_nothing_that_was_for_another() {
+        let mut channel = Channel::default();
+        let first =
+            channel.feed(b"{\"id\":1,\"events\":true}\n{\"id\":2,\"command\":\"a\"}\n{\"id\":3,\"comm");
+        channel.begin_anew();
+        assert!(channel.output().is_empty());
+        channel.event(&created("demo"), 1);
+        channel.answer(&first[0], &Answer::default());
+        assert_eq!(sent(&mut channel), [Value::Null; 0]);
+        let requests = channel.feed(b"{\"id\":4,\"command\":\"b\"}\n");
+        channel.answer(&requests[0], &Answer::default());
+        assert_eq!(sent(&mut channel), [json!({"id": 4, "ok": true, "lines": []})]);
+        // Work of those who are gone is work all the same; so is the rest of a line that was too long.
+        let many = "{\"id\":1,\"command\":\"wait x\"}\n".repeat(MOST_REQUESTS);
+        assert_eq!(channel.feed(many.as_bytes()).len(), MOST_REQUESTS);
+        channel.feed(&[b'x'; LONGEST_LINE + 1]);
+        channel.begin_anew();
+        assert_eq!(channel.feed(b"{\"id\":5,\"command\":\"c\"}\n"), []);
+        assert_eq!(sent(&mut channel)[0]["error"]["kind"], "busy");
     }
 
     /// Lines that are requests, nearly requests, and neither.
@@ -513,7 +549,7 @@ mod tests {
             let (mut first, mut second) = (Vec::new(), Vec::new());
             for request in whole.feed(&stream) {
                 first.push(request.words.join(" "));
-                whole.answer(&request.id, &Answer::default());
+                whole.answer(&request, &Answer::default());
             }
             let mut rest = stream.as_slice();
             for length in cuts.iter().cycle() {
@@ -522,7 +558,7 @@ mod tests {
                 prop_assert!(requests.len() <= MOST_REQUESTS);
                 for request in requests {
                     second.push(request.words.join(" "));
-                    cut.answer(&request.id, &Answer::default());
+                    cut.answer(&request, &Answer::default());
                 }
                 rest = left;
                 if rest.is_empty() {

@@ -44,7 +44,6 @@ pub mod ring;
 mod room;
 pub mod schedule;
 pub mod scrollback;
-mod serial;
 pub mod session;
 mod shell;
 mod store;

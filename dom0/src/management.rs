@@ -2,59 +2,122 @@
 
 use crate::archive::Archive;
 use crate::channel::{Answer, Channel, Event, Request};
+use crate::devices::{self, Port};
 use crate::say;
 use crate::shell::{Next, Shell};
 use crate::terminal;
-use crate::waiting::{Bell, First, first};
+use crate::waiting::{Bell, first};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::future::Future;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use guest_sdk::{executor, shutdown, time};
-use spin::{Mutex, Once};
+use spin::Mutex;
 
 /// Bytes of output that one request may have.
 const MOST_OUTPUT: usize = 128 * 1024;
 /// How long the last answer has before the machine is switched off.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time between two looks whether it has gone.
+const MOMENT: Duration = Duration::from_millis(2);
+
+/// Names of the ports that lead to the host: a program each.
+pub const PORTS: [&str; 4] =
+    ["org.xenolith.control", "org.xenolith.control.1", "org.xenolith.control.2", "org.xenolith.control.3"];
 
 /// A stream of bytes to the outside and from there.
 pub trait Stream: Send + 'static {
+    /// How often somebody has come to the other end: another number is somebody else.
+    fn visits(&mut self) -> u64;
+
     /// Takes what has come, as much as fits; 0 when there is nothing.
     fn read(&mut self, to: &mut [u8]) -> usize;
 
     /// Gives bytes away; returns how many were taken, which may be none.
     fn write(&mut self, from: &[u8]) -> usize;
 
-    /// Waits until there may be something to read, or room to write, as far as either is wanted.
-    fn changed(&mut self, read: bool, write: bool) -> impl Future<Output = ()> + Send;
+    /// Whether all that was written has reached the other end.
+    fn has_sent(&self) -> bool;
+
+    /// Waits until any of it may have changed since [`Stream::visits`] was asked.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// A port of the machine's console.
+struct PortStream {
+    port: Port,
+    seen: u64,
+}
+
+impl Stream for PortStream {
+    fn visits(&mut self) -> u64 {
+        self.seen = self.port.changes();
+        self.port.attend()
+    }
+
+    fn read(&mut self, to: &mut [u8]) -> usize {
+        self.port.read(to)
+    }
+
+    fn write(&mut self, from: &[u8]) -> usize {
+        self.port.write(from)
+    }
+
+    fn has_sent(&self) -> bool {
+        self.port.has_sent()
+    }
+
+    async fn changed(&mut self) {
+        self.port.changed(self.seen).await;
+    }
 }
 
 struct Shared {
     channel: Mutex<Channel>,
     bell: Bell,
+    /// Something is on its way to the other end.
+    sending: AtomicBool,
     free_before: Arc<Mutex<Option<u64>>>,
 }
 
-static SHARED: Once<Arc<Shared>> = Once::new();
+/// All channels: one for each program that is, or may be, at the other end.
+static ALL: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
 
 /// Tells who listens that something has happened.
 pub fn publish(event: Event) {
-    if let Some(shared) = SHARED.get() {
-        shared.channel.lock().event(&event, time::now_ns());
+    let now_ns = time::now_ns();
+    for shared in ALL.lock().iter() {
+        shared.channel.lock().event(&event, now_ns);
         shared.bell.ring();
     }
 }
 
-/// Serves the channel over a stream, for ever. There is one.
-pub async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
-    let shared = SHARED.call_once(|| {
-        let free_before = Arc::new(Mutex::new(None));
-        Arc::new(Shared { channel: Mutex::new(Channel::default()), bell: Bell::new(), free_before })
+/// Serves a channel over each port of the machine's console that is meant for it.
+pub fn start(archive: Archive<'static>) {
+    for port in PORTS.iter().filter_map(|name| devices::port(name)) {
+        executor::spawn(serve(PortStream { port, seen: 0 }, archive));
+    }
+}
+
+/// Serves a channel over a stream, for ever.
+async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
+    let shared = Arc::new(Shared {
+        channel: Mutex::new(Channel::default()),
+        bell: Bell::new(),
+        sending: AtomicBool::new(false),
+        free_before: Arc::new(Mutex::new(None)),
     });
+    ALL.lock().push(Arc::clone(&shared));
+    let mut visits = 0;
     loop {
         let seen = shared.bell.rings();
+        let now = stream.visits();
+        if core::mem::replace(&mut visits, now) != now {
+            shared.channel.lock().begin_anew();
+        }
         let mut moved = 0;
-        let (wants, waits) = {
+        let wants = {
             let mut channel = shared.channel.lock();
             while !channel.output().is_empty() {
                 let count = stream.write(channel.output());
@@ -64,23 +127,23 @@ pub async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
                 channel.sent(count, time::now_ns());
                 moved += count;
             }
-            (channel.wants_input(), !channel.output().is_empty())
+            shared.sending.store(!channel.output().is_empty() || !stream.has_sent(), Ordering::Release);
+            channel.wants_input()
         };
         if wants {
             let mut bytes = [0; 256];
             let count = stream.read(&mut bytes);
             let requests = shared.channel.lock().feed(bytes.get(..count).unwrap_or(&[]));
             for request in requests {
-                executor::spawn(carry_out(Arc::clone(shared), archive, request));
+                executor::spawn(carry_out(Arc::clone(&shared), archive, request));
             }
             moved += count;
         }
         if moved > 0 {
-            shared.bell.ring();
             // Guests come first.
             executor::yield_now().await;
         } else {
-            first(stream.changed(wants, waits), shared.bell.after(seen)).await;
+            first(stream.changed(), shared.bell.after(seen)).await;
         }
     }
 }
@@ -94,19 +157,14 @@ async fn carry_out(shared: Arc<Shared>, archive: Archive<'static>, request: Requ
     };
     let structured = request.words.iter().any(|word| word == "--json");
     let answer = Answer { output: captured.text, truncated: captured.truncated, error, structured };
-    shared.channel.lock().answer(&request.id, &answer);
+    shared.channel.lock().answer(&request, &answer);
+    shared.sending.store(true, Ordering::Release);
     shared.bell.ring();
     if next == Next::PowerOff {
         say!("dom0: poweroff, over the management channel");
         let end = time::now_ns().saturating_add(LAST_WORDS.as_nanos() as u64);
-        loop {
-            let seen = shared.bell.rings();
-            if shared.channel.lock().output().is_empty() {
-                break;
-            }
-            if let First::Other(()) = first(shared.bell.after(seen), time::until_ns(end)).await {
-                break;
-            }
+        while shared.sending.load(Ordering::Acquire) && time::now_ns() < end {
+            time::after(MOMENT).await;
         }
         shutdown::poweroff();
     }

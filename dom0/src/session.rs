@@ -1,12 +1,11 @@
 //! From dom0's first task to the end of the machine.
 //!
 //! dom0's module is the boot archive: guest images, descriptions, and perhaps `etc/exec`, commands to run instead of waiting
-//! for somebody at the keyboard.
+//! for somebody at the keyboard; `etc/start`, commands to run before that, and `etc/motd`, what to tell who comes.
 
 use crate::archive::Archive;
 use crate::description::{self, Description};
 use crate::guests::{Follow, Then};
-use crate::serial::Serial;
 use crate::shell::Shell;
 use crate::terminal::Keys;
 use crate::units::count;
@@ -16,6 +15,10 @@ use guest_sdk::{CommandLine, Domain, executor, shutdown};
 
 /// Commands to run, one a line.
 const EXEC: &str = "etc/exec";
+/// Commands to run before somebody may type any.
+const START: &str = "etc/start";
+/// A greeting.
+const GREETING: &str = "etc/motd";
 
 /// dom0, from its first task to the end of the machine.
 pub async fn run(domain: Domain) {
@@ -29,16 +32,11 @@ pub async fn run(domain: Domain) {
     }
     devices::start(&domain.events);
     backend::start_network(devices::cards());
-    match Serial::second(&domain.events) {
-        Ok(Some(serial)) => executor::spawn(management::serve(serial, archive)),
-        Ok(None) => {}
-        Err(error) => say!("dom0: no management channel: {error}"),
-    }
+    management::start(archive);
     executor::spawn(guests::watch(domain.events));
     let mut shell = Shell::new(Keys::new(domain.console), archive);
     let failed_starts = autostart(archive).await;
-    let from_archive = archive.find(EXEC).map(|bytes| core::str::from_utf8(bytes).unwrap_or(""));
-    if let Some(script) = from_archive.or_else(|| exec_word(domain.command_line)) {
+    if let Some(script) = text(archive, EXEC).or_else(|| exec_word(domain.command_line)) {
         let (total, failed) = shell.run_script(script).await;
         if failed > 0 {
             say!("exec: {failed} of {} failed", count(total, "command"));
@@ -50,9 +48,17 @@ pub async fn run(domain: Domain) {
         }
         shutdown::poweroff();
     }
+    if let Some(script) = text(archive, START) {
+        shell.run_script(script).await;
+    }
     greet(archive);
     shell.run_interactively().await;
     shutdown::poweroff();
+}
+
+/// A file of the boot archive, if it is there.
+fn text(archive: Archive<'static>, name: &str) -> Option<&'static str> {
+    archive.find(name).map(|bytes| core::str::from_utf8(bytes).unwrap_or(""))
 }
 
 /// Commands from the command line: the rest of it behind `exec=`.
@@ -96,13 +102,18 @@ async fn autostart(archive: Archive<'static>) -> usize {
 
 /// Tells a newcomer what to type.
 fn greet(archive: Archive<'static>) {
-    let running: Vec<_> = guests::all().into_iter().map(|view| view.name).collect();
+    let alive = guests::all().into_iter().filter(|view| guests::is_alive(&view.name));
+    let running: Vec<_> = alive.map(|view| view.name).collect();
+    let mut names = running.join(", ");
+    if let Some(last) = names.rfind(", ") {
+        names.replace_range(last..last + 2, " and ");
+    }
     let descriptions =
         archive.files().filter_map(Result::ok).filter(|file| file.name.ends_with(".toml")).count();
     say!("");
     say!(
         "This is dom0 of Xenolith, with {} running and {} in the boot archive.",
-        if running.is_empty() { "no guests".into() } else { running.join(" and ") },
+        if running.is_empty() { "no guests" } else { &names },
         count(descriptions, "description")
     );
     match running.first() {
@@ -110,6 +121,9 @@ fn greet(archive: Archive<'static>) {
             "Type `list` to see all domains, `console {name}` to watch one (ctrl-] leaves it), `help` for more."
         ),
         None => say!("Type `images` to see what there is, `create FILE` to start a guest, `help` for more."),
+    }
+    if let Some(greeting) = text(archive, GREETING) {
+        say!("{}", greeting.trim_end());
     }
     say!("");
 }

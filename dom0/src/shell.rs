@@ -125,16 +125,17 @@ commands! {
          `disk restart NAME xvdb` lets its back end fail and come back; `disk panic NAME xvdb [N]` lets it panic when it next\n\
          touches its ring, or the N-th time;\n\
          `disk format vda1 [force]` makes a FAT file system on a disk of dom0's."
-    "card" "[list|attach|detach|restart|rules] ..." card "show the network cards of domains, or change them"
+    "card" "[list|attach|detach|restart|panic|rules] ..." card "show the network cards of domains, or change them"
         "`card attach NAME lan` adds a card on the switch lan (also lan:mac=ADDRESS, lan:isolated, lan:rate=10M);\n\
          `card detach NAME 1 [force]` takes it away; `card restart NAME 1` lets its back end fail and come back;\n\
+         `card panic NAME 1 [N]` lets its next turn panic, or the N-th step of its turns;\n\
          `card rules NAME 1 \"deny out tcp 25\" ...` sets what it may send and get (none: everything)."
     "switch" "[NAME]" switch "show the switches that cards are on, or what the router of one knows"
         "`switch` lists them; with NAME, its router's leases, forwarded ports and connections are shown, and what it dropped.\n\
          They are described in etc/network.toml of the boot archive; others are there as long as they have cards."
     "devices" "" devices "show the machine's own devices"
         "IN and OUT are what was read and written; KICKS are the times that a device was told of requests."
-    "device" "read|write|fill|zero|discard|crc|flush|reset|measure|arp|ping|echo NAME ..." device "try a device of the machine's"
+    "device" "read|write|fill|zero|discard|crc|flush|reset|measure|arp|ping NAME ..." device "try a device of the machine's"
         "`device read vda SECTOR` shows a sector, `device crc vda [SECTOR COUNT]` its CRC-32 or that of the whole disk;\n\
          `device write vda SECTOR TEXT` writes a text there; `fill vda SECTOR COUNT BYTE`, `zero vda SECTOR COUNT` and\n\
          `discard vda SECTOR COUNT` change many; `flush vda` has all of it durable. Guests that use the disk are not asked.\n\
@@ -142,8 +143,7 @@ commands! {
          `device measure vda DEPTH COUNT [BYTES] [sequential] [write]` reads COUNT times 4 KiB, DEPTH at a time, or as is said, and\n\
          says what one cost; `write` puts zeros over what is there.\n\
          `device arp net0 10.0.2.2 10.0.2.15` asks a card's network who has the first address, in the name of the second;\n\
-         `device ping net0 10.0.2.2 10.0.2.15 DEPTH COUNT` has COUNT packets of 1500 bytes echoed, DEPTH at a time, and says how fast;\n\
-         `device echo PORT LINES` sends back what comes in by a console's port."
+         `device ping net0 10.0.2.2 10.0.2.15 DEPTH COUNT` has COUNT packets of 1500 bytes echoed, DEPTH at a time, and says how fast."
     "xenstore" "ls|read|write|rm|watch PATH [...]" xenstore "look into xenstore, or change it"
         "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\
          `watch PATH [SECONDS]` shows what changes, until a key is pressed. PATH begins with / or is below dom0's own."
@@ -632,6 +632,8 @@ impl Shell {
             ["detach", name, number] => devices(name)?.detach_card(number, false).await?,
             ["detach", name, number, "force"] => devices(name)?.detach_card(number, true).await?,
             ["restart", name, number] => devices(name)?.card(number)?.restart(),
+            ["panic", name, number] => devices(name)?.card(number)?.kind.fuse.set(1),
+            ["panic", name, card, n] => devices(name)?.card(card)?.kind.fuse.set(number(n)?),
             ["rules", name, number, rules @ ..] => {
                 let filter = parse_rules(rules)?;
                 devices(name)?.card(number)?.kind.set_filter(filter);

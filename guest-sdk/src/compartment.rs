@@ -241,6 +241,12 @@ impl Fuse {
         self.0.store(n, Ordering::Relaxed);
     }
 
+    /// What it is set to; 0 for never.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// # Panics
     /// When it blows.
     #[inline]

@@ -64,6 +64,8 @@ const HEADER: usize = 14;
 const MTU: usize = 1500;
 /// What every host must take (RFC 791).
 const LEAST_MTU: usize = 68;
+/// How often a back end may close before it is there.
+const TRIES: u32 = 4;
 /// How long opening waits for the back end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -427,7 +429,18 @@ impl Card {
     pub async fn open_with(store: &SharedStore, device: u32, options: Options) -> Result<Self, NetError> {
         let open = async {
             let mut front = Frontend::open(store, &format!("device/vif/{device}")).await?;
-            let connected = connect(&mut front, Vec::new(), options, options.queues.max(1)).await?;
+            let queues = options.queues.max(1);
+            let mut tries = 1..TRIES;
+            let connected = loop {
+                let result = connect(&mut front, Vec::new(), options, queues).await;
+                let closed = matches!(result, Err(NetError::Backend(XenbusError::Closed)));
+                if !closed || tries.next().is_none() || front.is_leaving().await? {
+                    break result?;
+                }
+                // It went away before it was there, and comes back.
+                front.set_state(XenbusState::Initialising).await?;
+                comes_back(&mut front).await?;
+            };
             Ok::<_, NetError>((front, connected))
         };
         let (front, Connected { queues, channels, control, about }) =

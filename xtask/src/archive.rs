@@ -13,15 +13,32 @@ const DESCRIPTIONS: &str = "dom0/domains";
 /// Name of the file in the archive that holds shell commands, one a line.
 pub const EXEC: &str = "etc/exec";
 
+/// Name of the file that holds commands to run before the shell is anybody's, and of the one that greets whoever comes.
+const START: &str = "etc/start";
+const GREETING: &str = "etc/motd";
+
+/// What dom0's shell does without being asked.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Script<'a> {
+    /// Commands to run instead of reading any.
+    pub exec: &'a [String],
+    /// Commands to run before reading any.
+    pub start: &'a [String],
+    /// What whoever comes to the keyboard is told.
+    pub greeting: &'a str,
+}
+
 /// What describes the switches: there is one in the archive, an added file of this name or ours.
 pub const NETWORK: &str = "network.toml";
 
 /// Packs the boot archive: `images/NAME` for every guest image that was built, each `NAME.toml` and, as `disks/NAME`, each `NAME.img` of
-/// the descriptions' folder, `etc/network.toml`, the files that are added (by their endings, anything else as an image), and `etc/exec` if there are commands.
+/// the descriptions' folder, `etc/network.toml`, the files that are added (by their endings, anything else as an image), and what there is
+/// of the script, as `etc/exec`, `etc/start` and `etc/motd`.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[PathBuf]) -> Result<Vec<u8>> {
+pub fn pack(workspace: &Workspace, built: &Built, script: Script<'_>, added: &[PathBuf]) -> Result<Vec<u8>> {
+    let Script { exec, start, greeting } = script;
     let mut tar = tar::Builder::new(Vec::new());
     for image in workspace.guests.iter().filter(|image| image.kind != Kind::Dom0) {
         // `run` builds no guests that only test.
@@ -49,8 +66,11 @@ pub fn pack(workspace: &Workspace, built: &Built, exec: &[String], added: &[Path
         };
         append(&mut tar, &name, &sh::read(path)?)?;
     }
-    if !exec.is_empty() {
-        append(&mut tar, EXEC, (exec.join("\n") + "\n").as_bytes())?;
+    let lines = |lines: &[String]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    for (name, text) in [(EXEC, lines(exec)), (START, lines(start)), (GREETING, greeting.to_owned())] {
+        if !text.is_empty() {
+            append(&mut tar, name, text.as_bytes())?;
+        }
     }
     tar.into_inner().context("cannot finish the boot archive")
 }
@@ -154,7 +174,7 @@ mod tests {
             Workspace { target_dir: PathBuf::new(), has_hypervisor: true, guests: vec![image("not-built")] };
         let built = Built { hypervisor: PathBuf::new(), debug: None, guests: Default::default(), dom0: None };
         let added = [sh::root().join("LICENSE"), sh::root().join("Cargo.toml")];
-        let bytes = pack(&workspace, &built, &["list".into()], &added)?;
+        let bytes = pack(&workspace, &built, Script { exec: &["list".into()], ..Script::default() }, &added)?;
         let mut names = Vec::new();
         for entry in tar::Archive::new(&*bytes).entries()? {
             names.push(entry?.path()?.display().to_string());

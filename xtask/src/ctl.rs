@@ -2,19 +2,24 @@
 //!
 //! `cargo xtask run` puts a socket for it below the target folder, one for each run.
 
+use crate::demo;
+use crate::devices::{CHANNEL_PORTS, channel_socket};
 use crate::images::Workspace;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+/// Ending of the file that a run locks.
+const LOCK: &str = "lock";
 
 /// How long nobody may answer before it is asked again whether somebody is there.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Longest path of a socket that Linux takes.
-const LONGEST_PATH: usize = 107;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -32,10 +37,12 @@ pub struct Args {
     timeout: u64,
 }
 
-/// A run's socket; it goes when this is dropped.
+/// A run's sockets; they go when this is dropped.
 pub struct Instance {
-    /// Where it is.
+    /// Where the first one is.
     pub socket: PathBuf,
+    /// Locked as long as the run lasts, however it ends.
+    _lock: File,
 }
 
 impl Instance {
@@ -51,24 +58,45 @@ impl Instance {
         let folder = folder(target);
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let socket = folder.join(format!("{name}.sock"));
-        if UnixStream::connect(&socket).is_ok() {
+        let Some(lock) = lock(&socket)? else {
             bail!("a run called {name} is there already: choose another --name");
-        }
-        if socket.as_os_str().len() > LONGEST_PATH {
-            bail!("{}: longer than the path of a socket may be: set CARGO_TARGET_DIR", socket.display());
-        }
-        Ok(Instance { socket })
+        };
+        Ok(Instance { socket, _lock: lock })
     }
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // QEMU may have removed it.
-        let _ = std::fs::remove_file(&self.socket);
+        remove(&self.socket);
     }
 }
 
-fn folder(target: &Path) -> PathBuf {
+/// Removes what a run has left; QEMU may have done so.
+fn remove(socket: &Path) {
+    for number in 0..CHANNEL_PORTS {
+        let _ = std::fs::remove_file(channel_socket(socket, number));
+    }
+    let _ = std::fs::remove_file(socket.with_extension(LOCK));
+}
+
+/// The lock beside a run's socket; `None` while the run has it.
+fn lock(socket: &Path) -> Result<Option<File>> {
+    demo::lock(&socket.with_extension(LOCK))
+}
+
+/// Connects to a socket; `None` when nobody takes the connection. QEMU takes one at a time, and lets the third wait here.
+fn connect(socket: &Path) -> Result<Option<UnixStream>> {
+    let (to, from) = mpsc::channel();
+    let path = socket.to_path_buf();
+    std::thread::spawn(move || to.send(UnixStream::connect(path)));
+    match from.recv_timeout(AGAIN) {
+        Ok(stream) => Ok(Some(stream.with_context(|| format!("{}", socket.display()))?)),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Where runs have their sockets.
+pub fn folder(target: &Path) -> PathBuf {
     target.join("image/run")
 }
 
@@ -78,9 +106,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     let workspace = Workspace::load()?;
     let socket = find(&folder(&workspace.target_dir), args.instance.as_deref())?;
-    let stream = UnixStream::connect(&socket).with_context(|| format!("{}", socket.display()))?;
-    let mut client = Client::new(stream, Duration::from_secs(args.timeout))?;
-    client.greet()?;
+    // Who only listens stays long: elsewhere than those who ask and go.
+    let first = if args.events { CHANNEL_PORTS - 1 } else { 0 };
+    let mut client = Client::connect(&socket, first, Duration::from_secs(args.timeout))?;
     let mut code = ExitCode::SUCCESS;
     if !args.command.is_empty() {
         let answer = client.ask(json!({ "command": args.command }))?;
@@ -102,12 +130,12 @@ fn find(folder: &Path, wanted: Option<&str>) -> Result<PathBuf> {
         let path = entry?.path();
         let name =
             path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".sock"));
-        let Some(name) = name.map(str::to_owned) else { continue };
-        match UnixStream::connect(&path) {
-            Ok(_) => running.push((name, path)),
+        // Those with a dot are the other ports of one.
+        let Some(name) = name.filter(|name| !name.contains('.')).map(str::to_owned) else { continue };
+        match lock(&path)? {
+            None => running.push((name, path)),
             // Left by a run that was killed.
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => _ = std::fs::remove_file(&path),
-            Err(_) => {}
+            Some(_) => remove(&path),
         }
     }
     running.sort();
@@ -190,18 +218,32 @@ impl Client {
         Ok(id)
     }
 
-    /// Waits until somebody answers: dom0 may be starting still, and loses what comes before it listens.
-    fn greet(&mut self) -> Result<()> {
-        let end = Instant::now() + self.timeout;
+    /// A port of a run on which somebody answers. Those that other programs have are silent; and dom0 may be starting still, and loses
+    /// what comes before it listens.
+    fn connect(socket: &Path, first: u32, timeout: Duration) -> Result<Client> {
+        let end = Instant::now() + timeout;
+        let mut number = first;
         while Instant::now() < end {
-            let id = self.send(json!({ "events": false }))?;
-            while let Some(answer) = self.line()? {
-                if answer.get("id") == Some(&id) {
-                    return Ok(());
+            if let Some(stream) = connect(&channel_socket(socket, number % CHANNEL_PORTS))? {
+                let mut client = Client::new(stream, timeout)?;
+                if client.greet()? {
+                    return Ok(client);
                 }
             }
+            number += 1;
         }
-        bail!("nobody answers: dom0 has not started, or another `cargo xtask ctl` is connected")
+        bail!("nobody answers: dom0 has not started, or {CHANNEL_PORTS} programs are connected already")
+    }
+
+    /// Whether somebody answers soon.
+    fn greet(&mut self) -> Result<bool> {
+        let id = self.send(json!({ "events": false }))?;
+        while let Some(answer) = self.line()? {
+            if answer.get("id") == Some(&id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn ask(&mut self, request: Value) -> Result<Value> {
@@ -234,7 +276,7 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    /// A dom0 that loses what comes first, then answers, with noise before and behind.
+    /// A dom0 that answers, with noise before and behind.
     fn pretend(stream: UnixStream) -> Result<()> {
         let mut to = stream.try_clone()?;
         let mut lines = BufReader::new(stream).lines();
@@ -246,9 +288,7 @@ mod tests {
                 }
             }
         };
-        let lost = next()?;
         let greeting = next()?;
-        assert_ne!(lost["id"], greeting["id"]);
         writeln!(to, "ed\":1}}\n{}", json!({ "id": greeting["id"], "ok": true }))?;
         let asked = next()?;
         assert_eq!(asked["command"], json!(["list", "--json"]));
@@ -268,7 +308,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair()?;
         let dom0 = std::thread::spawn(move || pretend(theirs));
         let mut client = Client::new(ours, Duration::from_secs(20))?;
-        client.greet()?;
+        assert!(client.greet()?);
         let answer = client.ask(json!({ "command": ["list", "--json"] }))?;
         let mut out = Vec::new();
         assert!(!show(&answer, &mut out)?);
@@ -287,16 +327,41 @@ mod tests {
         let error = |wanted| find(&folder, wanted).unwrap_err().to_string();
         assert!(error(None).starts_with("nothing runs"));
         let one = Instance::new(&target, Some("one"))?;
-        let _listens = UnixListener::bind(&one.socket)?;
+        let _listens: Vec<UnixListener> = (0..CHANNEL_PORTS)
+            .map(|number| UnixListener::bind(channel_socket(&one.socket, number)))
+            .collect::<Result<_, _>>()?;
         drop(UnixListener::bind(folder.join("killed.sock"))?);
+        drop(UnixListener::bind(folder.join("killed.3.sock"))?);
         assert_eq!(find(&folder, None)?, one.socket);
-        assert!(!folder.join("killed.sock").exists(), "what a killed run left is removed");
+        let left = |name: &str| folder.join(name).exists();
+        assert!(!left("killed.sock") && !left("killed.3.sock"), "what a killed run left is removed");
         assert!(Instance::new(&target, Some("one")).is_err());
         assert!(Instance::new(&target, Some("../one")).is_err());
-        let _two = UnixListener::bind(folder.join("two.sock"))?;
+        let two = Instance::new(&target, Some("two"))?;
+        drop(UnixListener::bind(&two.socket)?);
         assert_eq!(error(None), "several run: choose one of one, two with --instance");
         assert_eq!(find(&folder, Some("one"))?, one.socket);
         assert_eq!(error(Some("three")), "no run is called three: there is one, two");
+        drop((one, two));
+        assert_eq!(std::fs::read_dir(&folder)?.count(), 0, "nothing is left");
+        std::fs::remove_dir_all(target)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_port_that_somebody_else_has_is_passed_over() -> Result<()> {
+        let target = std::env::temp_dir().join(format!("xtask-busy-{}", std::process::id()));
+        let one = Instance::new(&target, Some("one"))?;
+        // As QEMU: the first listens and takes nobody, the second one answers.
+        let _silent = UnixListener::bind(channel_socket(&one.socket, 0))?;
+        let listens = UnixListener::bind(channel_socket(&one.socket, 1))?;
+        let dom0 = std::thread::spawn(move || pretend(listens.accept()?.0));
+        let mut client = Client::connect(&one.socket, 0, Duration::from_secs(20))?;
+        client.ask(json!({ "command": ["list", "--json"] }))?;
+        client.ask(json!({ "events": true }))?;
+        drop(client);
+        dom0.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
+        drop(one);
         std::fs::remove_dir_all(target)?;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The machine's devices, as QEMU's words: disks, a network card, a console port. All are modern virtio devices on PCI.
 
 use anyhow::{Context, Result, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bytes of a unix socket's name, at most (sockaddr_un).
 const MOST_SOCKET_NAME: usize = 107;
@@ -56,28 +56,41 @@ pub fn net(net: &str) -> Result<Vec<String>> {
     Ok(["-netdev".into(), netdev, "-device".into(), device].into())
 }
 
-/// A console port on a unix socket: whoever connects to it talks to dom0's management channel.
+/// Console ports for dom0's management channel, each on a unix socket: one for each program that talks to it at the same time.
 ///
 /// # Errors
-/// When the socket cannot be called so.
+/// When a socket cannot be called so.
 pub fn channel(socket: &Path) -> Result<Vec<String>> {
-    let socket = socket.to_str().context("--channel: its name is no text")?;
-    if socket.len() > MOST_SOCKET_NAME {
-        bail!("--channel {socket}: a socket's name has {MOST_SOCKET_NAME} bytes at most; take a shorter one");
+    let mut words: Vec<String> = Vec::new();
+    words.extend(["-device".into(), "virtio-serial-pci,id=serial0,disable-legacy=on,max_ports=8".into()]);
+    for number in 0..CHANNEL_PORTS {
+        let path = channel_socket(socket, number);
+        let path = path.to_str().context("the management channel: its name is no text")?;
+        if path.len() > MOST_SOCKET_NAME {
+            bail!("{path}: a socket's name has {MOST_SOCKET_NAME} bytes at most: set CARGO_TARGET_DIR");
+        }
+        words.extend([
+            "-chardev".into(),
+            format!("socket,id=channel{number},server=on,wait=off,path={}", name(path)),
+            "-device".into(),
+            format!("virtserialport,bus=serial0.0,chardev=channel{number},name={}", channel_name(number)),
+        ]);
     }
-    Ok([
-        "-chardev".into(),
-        format!("socket,id=channel,server=on,wait=off,path={}", name(socket)),
-        "-device".into(),
-        "virtio-serial-pci,id=serial0,disable-legacy=on,max_ports=4".into(),
-        "-device".into(),
-        format!("virtserialport,bus=serial0.0,chardev=channel,name={CHANNEL}"),
-    ]
-    .into())
+    Ok(words)
 }
 
-/// The port's name, by which dom0 finds it.
-pub const CHANNEL: &str = "org.xenolith.control";
+/// How many programs may talk to the management channel at a time.
+pub const CHANNEL_PORTS: u32 = 4;
+
+/// A port's name, by which dom0 finds it (`dom0/src/management.rs`).
+fn channel_name(number: u32) -> String {
+    if number == 0 { "org.xenolith.control".into() } else { format!("org.xenolith.control.{number}") }
+}
+
+/// The socket of a port, beside that of the first one.
+pub fn channel_socket(first: &Path, number: u32) -> PathBuf {
+    if number == 0 { first.to_path_buf() } else { first.with_extension(format!("{number}.sock")) }
+}
 
 #[cfg(test)]
 mod tests {
@@ -106,9 +119,15 @@ mod tests {
     #[test]
     fn a_socket_has_a_name_that_fits() -> Result<()> {
         assert!(channel(Path::new(&"x".repeat(108))).is_err());
-        assert!(
-            channel(Path::new("target/channel"))?.iter().any(|word| word.contains("path=target/channel"))
-        );
+        let words = channel(Path::new("target/a.sock"))?;
+        for port in [
+            "socket,id=channel0,server=on,wait=off,path=target/a.sock",
+            "virtserialport,bus=serial0.0,chardev=channel0,name=org.xenolith.control",
+            "socket,id=channel3,server=on,wait=off,path=target/a.3.sock",
+            "virtserialport,bus=serial0.0,chardev=channel3,name=org.xenolith.control.3",
+        ] {
+            assert!(words.iter().any(|word| word == port), "{port}");
+        }
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! The guest `journal` has a whole disk, a file and a copy-on-write file. Of what it says on its console the last flush of each counts:
 //! the next boot is told, and the guest looks. In every second round its back ends are restarted all the while, and some panic.
 
+use crate::archive::Script;
 use crate::boot::{self, Boot};
 use crate::build::{self, Built};
 use crate::images::Workspace;
@@ -161,7 +162,10 @@ impl Bench<'_> {
         exec.extend_from_slice(commands);
         let dom0 = self.built.dom0.as_deref().context("there is no dom0 image")?;
         let module: PathBuf = self.folder.join("archive.tar");
-        sh::write(&module, &archive::pack(self.workspace, self.built, &exec, &[])?)?;
+        sh::write(
+            &module,
+            &archive::pack(self.workspace, self.built, Script { exec: &exec, ..Script::default() }, &[])?,
+        )?;
         let boot = Boot {
             host: Host::Xenolith,
             hypervisor: &self.built.hypervisor,

@@ -15,6 +15,7 @@ mod conformance;
 mod coverage;
 mod ctl;
 mod debian;
+mod demo;
 mod devices;
 mod docs;
 mod doctor;

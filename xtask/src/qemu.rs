@@ -65,8 +65,8 @@ pub struct Machine {
     /// A network card for dom0 on QEMU's user network; TCP:PORT-PORT lets the host's first port lead to the second one at 10.0.2.15
     #[arg(long = "net", value_name = "user[,tcp:PORT-PORT]...")]
     pub net: Option<String>,
-    /// A console port for dom0's management channel, on a unix socket
-    #[arg(long = "channel", value_name = "SOCKET")]
+    /// The first socket of dom0's management channel
+    #[arg(skip)]
     pub channel: Option<PathBuf>,
     /// Let the clock advance with executed instructions: the same counts on every machine
     #[arg(long)]
@@ -201,13 +201,6 @@ impl Machine {
         qemu.arg("-kernel").arg(image).args(["-initrd", &initrd, "-append", &append]);
         Ok(qemu)
     }
-}
-
-/// QEMU's words for the machine's second serial port, dom0's management channel, behind a socket.
-pub fn management(socket: &Path) -> [String; 4] {
-    let path = socket.to_string_lossy().replace(',', ",,");
-    let chardev = format!("socket,id=management,path={path},server=on,wait=off");
-    ["-chardev".into(), chardev, "-serial".into(), "chardev:management".into()]
 }
 
 /// QEMU's program: `QEMU` in the environment overrides it.

@@ -1,19 +1,21 @@
 //! `cargo xtask run`: a hypervisor, our dom0 and the guests of the boot archive, from one command.
 
+use crate::archive::Script;
 use crate::boot::{self, Boot};
-use crate::ctl::Instance;
+use crate::ctl::{self, Instance};
+use crate::demo::{self, Demo};
 use crate::images::Workspace;
 use crate::qemu::{self, End, Host, Machine, Watch};
 use crate::{archive, build, sh, xen};
 use anyhow::{Context, Result};
+use std::fs::File;
 use std::io::IsTerminal;
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// The port of dom0's router that the description `www` forwards to its guest.
-const WEB_PORT: u16 = 8080;
+/// The port of this host's that leads to the web server if nobody else has it.
+const DEFAULT_PORT: u16 = 8080;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -47,10 +49,20 @@ pub fn main(args: Args) -> Result<ExitCode> {
         "dom0/Cargo.toml: there is no dom0 image yet; `cargo xtask boot IMAGE` boots other kernels",
     )?;
     let commands = args.exec.as_deref().map(split).unwrap_or_default();
+    let mut machine = args.machine.clone();
+    let instance = Instance::new(&workspace.target_dir, args.name.as_deref())?;
+    machine.channel = Some(instance.socket.clone());
+    let shown =
+        if args.exec.is_none() { show(&mut machine, &ctl::folder(&workspace.target_dir))? } else { None };
+    let script = Script {
+        exec: &commands,
+        start: shown.as_ref().map_or(&[], |shown| &shown.demo.start),
+        greeting: shown.as_ref().map_or("", |shown| &shown.demo.greeting),
+    };
     let kernel = build::stripped(&workspace, dom0)?;
     let scratch = workspace.target_dir.join("image/boot");
     let module = scratch.join("archive.tar");
-    sh::write(&module, &archive::pack(&workspace, &built, &commands, &args.add)?)?;
+    sh::write(&module, &archive::pack(&workspace, &built, script, &args.add)?)?;
     let (words, cmdline) = args.append.split_once(" --- ").unwrap_or((&args.append, ""));
     let hypervisor = match args.on {
         Host::Xenolith => built.hypervisor.clone(),
@@ -66,19 +78,6 @@ pub fn main(args: Args) -> Result<ExitCode> {
         joined: &scratch.join("module"),
     };
     let interactive = args.exec.is_none() && std::io::stdin().is_terminal();
-    let mut machine = args.machine.clone();
-    if interactive && machine.net.is_none() {
-        // For whoever looks around: a card, and a port of this host's if it is free.
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, WEB_PORT)).is_ok();
-        machine.net = Some(if free { format!("user,tcp:{WEB_PORT}-{WEB_PORT}") } else { "user".into() });
-        if free {
-            eprintln!(
-                "http://localhost:{WEB_PORT}/ leads to dom0's port {WEB_PORT}: `create www` there answers it."
-            );
-        }
-    }
-    let instance = Instance::new(&workspace.target_dir, args.name.as_deref())?;
-    machine.qemu_args.extend(qemu::management(&instance.socket));
     let qemu = boot::command(&machine, &boot)?;
 
     let end = if interactive {
@@ -103,6 +102,39 @@ pub fn main(args: Args) -> Result<ExitCode> {
         eprintln!("xtask: {end}");
     }
     Ok(end.exit_code())
+}
+
+/// What is shown to whoever says nothing else, and the lock of its disk.
+struct Shown {
+    demo: Demo,
+    _lock: Option<File>,
+}
+
+/// Adds what it takes to the machine, unless its devices were chosen.
+fn show(machine: &mut Machine, folder: &Path) -> Result<Option<Shown>> {
+    if machine.net.is_some() || !machine.disks.is_empty() {
+        return Ok(None);
+    }
+    let port = demo::web_port();
+    match &port {
+        Some((DEFAULT_PORT, _)) => {}
+        Some((port, _)) => {
+            eprintln!("Port {DEFAULT_PORT} is taken: the web server is at http://127.0.0.1:{port}/.")
+        }
+        None => {
+            eprintln!("Ports {DEFAULT_PORT} and some more are taken: there is no web server in this run.")
+        }
+    }
+    machine.net = Some(port.as_ref().map_or("user", |(_, net)| net).to_owned());
+    let disk = folder.join("disk.img");
+    let lock = demo::lock(&disk.with_extension("img.lock"))?;
+    if lock.is_some() {
+        machine.disks.push(disk.display().to_string());
+    } else {
+        eprintln!("{} is another run's: nothing is remembered in this one.", disk.display());
+    }
+    let demo = Demo::new(lock.is_some().then_some(&disk), port.map(|(port, _)| port))?;
+    Ok(Some(Shown { demo, _lock: lock }))
 }
 
 /// Commands from the words after `--exec`.

@@ -4,11 +4,13 @@
 //! tests/attacks needs no file: it is booted as dom0 and must say SUCCESS. Keys in its Cargo.toml, under
 //! `[package.metadata.scenario]`, change that. The guests below tests/conformance are run by [`crate::conformance`].
 
+use crate::archive::Script;
 use crate::boot::{self, Boot};
 use crate::build::{self, Built};
+use crate::demo::{self, Demo};
 use crate::images::{Kind, Workspace};
 use crate::neighbour::Neighbour;
-use crate::qemu::{self, End, Host, Machine, Step, Watch};
+use crate::qemu::{self, End, Host, Machine, Step, Watch, Watched};
 use crate::{archive, debian, sh, xen};
 use anyhow::{Context, Result, bail};
 use regex::Regex;
@@ -68,12 +70,14 @@ pub struct Scenario {
     /// Paths of a guest's page that this host visits in this order, by the port that `{visit}` in `net` stands for. What came is behind the
     /// output, as `visit PATH: STATUS: BODY`.
     pub visit: Vec<String>,
-    /// A console port for dom0's management channel, on a socket in the scenario's folder.
-    pub channel: bool,
     /// More words for QEMU.
     pub qemu_args: Vec<String>,
     /// Commands for dom0's shell.
     pub exec: Vec<String>,
+    /// Whether it is what `cargo xtask run` shows to whoever says nothing else, with a disk made for this run.
+    pub demo: bool,
+    /// How often the machine is booted, with the disks as the boot before has left them.
+    pub boots: u32,
     /// Kernels of Debian's, as guests in dom0's boot archive.
     pub kernels: Vec<PackagedKernel>,
     /// What to type, and when.
@@ -122,9 +126,10 @@ impl Default for Scenario {
             net: None,
             serve: String::new(),
             visit: Vec::new(),
-            channel: false,
             qemu_args: Vec::new(),
             exec: Vec::new(),
+            demo: false,
+            boots: 1,
             kernels: Vec::new(),
             keys: Vec::new(),
             timeout: 60,
@@ -209,7 +214,7 @@ impl DiskFile {
         scratch.with_extension(format!("{}.img", self.name))
     }
 
-    /// Writes it anew, and says how QEMU's machine gets it.
+    /// Writes it anew; gives its [word](DiskFile::word).
     fn make(&self, scratch: &Path, target_dir: &Path) -> Result<String> {
         let path = self.path(scratch);
         if self.files.is_empty() {
@@ -217,7 +222,12 @@ impl DiskFile {
         } else {
             self.make_file_system(&path, target_dir)?;
         }
-        Ok(format!("{}{}", path.display(), if self.readonly { ":ro" } else { "" }))
+        Ok(self.word(scratch))
+    }
+
+    /// How QEMU's machine gets it.
+    fn word(&self, scratch: &Path) -> String {
+        format!("{}{}", self.path(scratch).display(), if self.readonly { ":ro" } else { "" })
     }
 
     /// Makes a partition with a file system, and fills it.
@@ -494,8 +504,11 @@ impl Scenario {
     pub fn run(&self, workspace: &Workspace, built: &Built, host: Host) -> Result<Report> {
         let scratch = workspace.target_dir.join("image/scenarios").join(format!("{host}-{}", self.name));
         let neighbour = Neighbour::start(&self.serve, &self.visit)?;
-        let qemu = self.with_ports(neighbour.ports).command(workspace, built, host, &scratch)?;
-        let line = sh::line(&qemu);
+        let scenario = self.with_ports(neighbour.ports);
+        if self.demo {
+            // As where nobody has run it before.
+            let _ = std::fs::remove_file(demo::disk(&scratch));
+        }
         let steps: Vec<Step> = self
             .keys
             .iter()
@@ -504,7 +517,22 @@ impl Scenario {
         let timeout = Some(Duration::from_secs(self.timeout));
         let socket = scratch.with_extension("sock");
         let channel = self.listens().then_some(socket.as_path());
-        let mut watched = qemu::watch(qemu, &Watch { host, timeout, quiet: true, steps: &steps, channel })?;
+        let (mut line, mut watched) = (String::new(), None::<Watched>);
+        for boot in 0..self.boots {
+            let qemu = scenario.command(workspace, built, host, &scratch, boot == 0)?;
+            line = sh::line(&qemu);
+            let how = Watch { host, timeout, quiet: true, steps: &steps, channel };
+            let mut next = qemu::watch(qemu, &how)?;
+            if let Some(before) = watched {
+                (next.text, next.took) = (before.text + &next.text, before.took + next.took);
+            }
+            let ended = next.end == self.end;
+            watched = Some(next);
+            if !ended {
+                break;
+            }
+        }
+        let mut watched = watched.with_context(|| format!("{FOLDER}/{}.toml: boots = 0", self.name))?;
         watched.text += &neighbour.leave();
         sh::write(&scratch.with_extension("log"), watched.text.as_bytes())?;
         let (mut outcome, cases) = self.judge(&watched.text, watched.end);
@@ -528,6 +556,12 @@ impl Scenario {
         scenario
     }
 
+    /// The port of this host that leads to the card of dom0's.
+    fn web_port(&self) -> Option<u16> {
+        let (_, ports) = self.net.as_ref()?.split_once("tcp:")?;
+        ports.split_once('-')?.0.parse().ok()
+    }
+
     /// Whether it uses dom0's management channel.
     fn listens(&self) -> bool {
         self.keys.iter().any(|keys| keys.channel)
@@ -539,16 +573,19 @@ impl Scenario {
         built: &Built,
         host: Host,
         scratch: &Path,
+        first: bool,
     ) -> Result<std::process::Command> {
-        let disks = self.disks.iter().map(|disk| disk.make(scratch, &workspace.target_dir));
+        let disk = |disk: &DiskFile| {
+            if first { disk.make(scratch, &workspace.target_dir) } else { Ok(disk.word(scratch)) }
+        };
         let mut machine = Machine {
             mem: self.mem.clone(),
             smp: self.smp,
             icount: self.icount,
-            disks: disks.collect::<Result<_>>()?,
+            disks: self.disks.iter().map(disk).collect::<Result<_>>()?,
             disk_options: self.disk_options.clone(),
             net: self.net.clone(),
-            channel: self.channel.then(|| scratch.with_extension("socket")),
+            channel: self.listens().then(|| scratch.with_extension("sock")),
             qemu_args: self.qemu_args.clone(),
             ..Machine::default()
         };
@@ -557,9 +594,6 @@ impl Scenario {
         }
         if let Some(cpu) = &self.cpu {
             machine.cpu.clone_from(cpu);
-        }
-        if self.listens() {
-            machine.qemu_args.extend(qemu::management(&scratch.with_extension("sock")));
         }
         let mut words = self.append.clone();
         let mut module = None;
@@ -588,7 +622,14 @@ impl Scenario {
                     sh::write(&network, self.network.as_bytes())?;
                     added.push(network);
                 }
-                sh::write(&path, &archive::pack(workspace, built, &self.exec, &added)?)?;
+                let disk = demo::disk(scratch);
+                let demo = if self.demo { Some(Demo::new(Some(&disk), self.web_port())?) } else { None };
+                let mut script = Script { exec: &self.exec, ..Script::default() };
+                if let Some(demo) = &demo {
+                    machine.disks.push(disk.display().to_string());
+                    (script.start, script.greeting) = (&demo.start, &demo.greeting);
+                }
+                sh::write(&path, &archive::pack(workspace, built, script, &added)?)?;
                 module = Some(path);
                 build::stripped(workspace, built.dom0.as_deref().context("there is no dom0 image")?)?
             }

@@ -2,8 +2,9 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use guest_sdk::compartment::Fuse;
 use guest_sdk::copy::{Copier, Copy, Place, Staging};
-use guest_sdk::grants::{MapPool, MappedPage};
+use guest_sdk::grants::{Lease, MapPool, MappedPage};
 use guest_sdk::memory::Access;
 use guest_sdk::ring::SharedPage;
 use hypercall_abi::io::netif::{CTRL_GREF_READONLY, ControlGref};
@@ -110,6 +111,8 @@ pub struct Carrier {
     // Kept for its memory: what the hypervisor is to do, and where each was in the list.
     rest: Vec<Copy>,
     places: Vec<usize>,
+    /// For tests: of the card whose turn it is.
+    pub fuse: Fuse,
 }
 
 impl Carrier {
@@ -121,6 +124,7 @@ impl Carrier {
             between: vec![0; PAGE_SIZE],
             rest: Vec::new(),
             places: Vec::new(),
+            fuse: Fuse::new(),
         }
     }
 
@@ -179,6 +183,7 @@ impl Carrier {
 
 impl Copier for Carrier {
     fn copy(&mut self, copies: &mut [Copy]) {
+        self.fuse.reached();
         if self.kept.is_empty() {
             return self.staging.copy(copies);
         }
@@ -217,6 +222,11 @@ impl CardPages {
     /// Of this guest, so many at most.
     pub fn new(domain: DomId, most: usize) -> Self {
         Self { domain, pool: MapPool::new(domain, most), grants: Vec::new() }
+    }
+
+    /// The means to unmap them all without having them.
+    pub fn lease(&self) -> Lease {
+        self.pool.lease()
     }
 
     /// Unmaps all of them.

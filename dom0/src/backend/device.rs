@@ -237,16 +237,21 @@ impl<K: Kind> Device<K> {
     }
 
     /// The back end panicked, and nothing of the guest is mapped for it any more. `link` is that of the connection whose task ends with
-    /// it. `done` grows with what the device does: whether it got further than the last time it panicked.
+    /// it, if it does. `done` changes with what the device does: whether it got further than the last time it panicked.
     pub fn panicked(&self, link: Option<&Link>, panic: &Panicked, done: u64) {
         say!("{} (domain {}) {}: its back end panicked: {panic}", self.guest, self.domain, self.kind.name());
         let mut futile = self.futile.lock();
-        *futile = (done, if futile.0 == done { futile.1 + 1 } else { 0 });
+        *futile = (done, if futile.0 == done { futile.1 + 1 } else { 1 });
         drop(futile);
-        self.panicked.store(true, Ordering::Release);
         if let Some(link) = link {
             link.end();
         }
+        self.lost();
+    }
+
+    /// What serves it was lost through another's panic: it is connected anew.
+    pub fn lost(&self) {
+        self.panicked.store(true, Ordering::Release);
         self.bell.ring();
     }
 
@@ -428,9 +433,9 @@ async fn step<K: Kind>(device: &Arc<Device<K>>, link: &mut Option<Arc<Link>>) ->
             device.set_state(S::Closed)
         }
         (S::Initialising, S::Closed) if device.is_given_up() => Ok(()),
-        // It begins anew.
-        (S::Initialising, S::Closed) => device.offer(),
-        (S::Initialising, S::Connected) => {
+        (S::Initialising, S::Closing) if device.is_given_up() => device.set_state(S::Closed),
+        // It begins anew; without having closed, when it had not heard yet that it was connected.
+        (S::Initialising, S::Closed | S::Closing | S::Connected) => {
             disconnect(link).await;
             device.offer()
         }

@@ -6,7 +6,7 @@ mod carrier;
 mod device;
 mod disk;
 mod drives;
-mod held;
+pub(crate) mod held;
 mod net;
 mod pages;
 
@@ -67,7 +67,7 @@ pub fn start_network(cards: Vec<Arc<NetDevice>>) {
     let described = ARCHIVE.get().and_then(|archive| archive.find(NETWORK));
     let specs = described.map_or(Ok(Vec::new()), switches::parse);
     // Without a description that can be read, guests' switches are internal ones.
-    if let Err(error) = specs.and_then(|specs| net::start(&specs, cards)) {
+    if let Err(error) = specs.and_then(|specs| net::start(specs, cards)) {
         say!("dom0: {NETWORK}: {error}");
     }
 }

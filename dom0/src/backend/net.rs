@@ -2,26 +2,33 @@
 //!
 //! A task for each queue takes what its guest sends and brings it where it goes; the others are only notified. One more lets routers
 //! do what time brings.
+//!
+//! All switches with what is between them are one value, which belongs to the turn that uses it: a turn runs in a compartment (design
+//! record 0066). One that panics takes the value along; it is made anew from what is described, and all cards are connected again.
 
 use super::carrier::{CardPages, Carrier, Keeping};
 use super::device::{Device, Kind, Link, Nodes};
 use crate::accounts::Traffic;
 use crate::cards::{CardSpec, mac_text};
 use crate::devices::NetDevice;
+use crate::say;
 use crate::switches::{self, SwitchSpec};
 use crate::table::{Align, Table};
 use crate::waiting::{First, first};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use guest_sdk::compartment::{self, Fuse, Panicked};
 use guest_sdk::events::{Channel, Notifier};
-use guest_sdk::grants::Mapping;
+use guest_sdk::grants::{Lease, Mapping};
 use guest_sdk::{control, executor, time};
 use hashbrown::HashMap;
 use hypercall_abi::io::netif::keys;
 use hypercall_abi::{GrantRef, PAGE_SIZE, Port as EventPort};
+use netback::Fault;
 use netback::control::{Control, KEPT};
 use netback::fabric::{Fabric, Outcome, SwitchId, Wire, WireId};
 use netback::network::{Features, Missed, Network, QUEUES, STAGING_BYTES, Unfinished};
@@ -29,7 +36,7 @@ use netswitch::{
     AttachError, Bucket, Checksum, Connection, Counters, Drops, EthernetAddress, Filter, Forward, Gateway,
     Ipv4Address, Outside, Place, Port, PortId,
 };
-use spin::{Lazy, Mutex};
+use spin::{Mutex, Once};
 use virtio::net::{About, Checksum as CardChecksum};
 
 /// A virtual network card.
@@ -68,23 +75,40 @@ impl Wire for Cable {
     }
 }
 
-/// Brings what comes in by a card of the machine's where it goes.
-async fn hear(card: Arc<NetDevice>, wire: WireId) {
+/// Panics in a row, with nothing done between them, after which a task is not worth another try.
+const MOST_FUTILE: u32 = 3;
+
+/// Brings what comes in by a card of the machine's where it goes. `number` is its place among the wires.
+async fn hear(card: Arc<NetDevice>, number: usize) {
     let mut came = Vec::new();
+    let mut panics = 0;
     loop {
         card.frames(AT_ONCE, &mut came).await;
-        let finish = |(mut frame, about): (Vec<u8>, About)| {
-            if matches!(about.checksum, CardChecksum::Blank { .. }) {
-                netswitch::complete_checksum(&mut frame);
-            }
-            frame
+        let frames = core::mem::take(&mut came);
+        let turn = move |net: &mut Net| {
+            let finish = |(mut frame, about): (Vec<u8>, About)| {
+                if matches!(about.checksum, CardChecksum::Blank { .. }) {
+                    netswitch::complete_checksum(&mut frame);
+                }
+                frame
+            };
+            let frames: Vec<Vec<u8>> = frames.into_iter().map(finish).collect();
+            let Net { fabric, staging, wires, .. } = net;
+            let wire = wires.get(number).map(|(_, wire, _)| *wire);
+            wire.map(|wire| fabric.arrived(time::now_ns(), wire, &frames, staging)).unwrap_or_default()
         };
-        let frames: Vec<Vec<u8>> = came.drain(..).map(finish).collect();
-        {
-            let mut net = NET.lock();
-            let Net { fabric, staging, links, .. } = &mut *net;
-            let outcome = fabric.arrived(time::now_ns(), wire, &frames, staging);
-            tell(links, &outcome);
+        match guarded(turn) {
+            Ok(outcome) => {
+                panics = 0;
+                with(|net| tell(&net.links, &outcome));
+            }
+            Err(panic) => {
+                panics += 1;
+                say!("network card {}: what takes its frames panicked: {panic}", card.name());
+                if panics == MOST_FUTILE {
+                    return say!("network card {}: nothing more is taken from it", card.name());
+                }
+            }
         }
         // Others get their turn, however much comes in.
         executor::yield_now().await;
@@ -103,51 +127,98 @@ struct Named {
     cards: usize,
 }
 
+/// All switches, in one of their lives.
 struct Net {
+    /// Switches and ports are known by numbers, which mean something in one life only.
+    life: u64,
     fabric: Fabric<Mapping, Cable>,
     staging: Carrier,
     links: Links,
     switches: Vec<Named>,
+    /// Cards of the machine's: names and addresses.
+    wires: Vec<(String, WireId, EthernetAddress)>,
 }
 
 /// What tells the guest behind a port, for each queue, and the tasks that serve it.
 type Links = HashMap<(SwitchId, PortId), (Vec<Notifier>, Arc<Link>)>;
 
-// Locked for a turn of one queue, which has an end, and never over an await.
-static NET: Lazy<Mutex<Net>> = Lazy::new(|| {
-    Mutex::new(Net {
-        fabric: Fabric::new(),
-        staging: Carrier::new(STAGING_BYTES / PAGE_SIZE),
-        links: HashMap::new(),
-        switches: Vec::new(),
-    })
-});
+/// What switches are made from.
+struct Described {
+    specs: Vec<SwitchSpec>,
+    cards: Vec<Arc<NetDevice>>,
+}
+
+/// What a connection leaves behind when it is lost.
+struct Connected {
+    vif: Weak<Vif>,
+    link: Arc<Link>,
+    leases: Vec<Lease>,
+}
+
+// Locked for a moment each; a turn, which has an end and never lasts over an await, takes the value away.
+static NET: Mutex<Option<Box<Net>>> = Mutex::new(None);
+static LIVES: AtomicU64 = AtomicU64::new(0);
+static DESCRIBED: Once<Described> = Once::new();
+/// All guests' cards: who has a place when the switches are made anew.
+static SEATS: Mutex<Vec<Arc<Seat>>> = Mutex::new(Vec::new());
+static CONNECTIONS: Mutex<Vec<Connected>> = Mutex::new(Vec::new());
+
+/// Does something with the switches that no guest has a say in.
+fn with<R>(work: impl FnOnce(&mut Net) -> R) -> R {
+    work(NET.lock().get_or_insert_with(Net::new))
+}
+
+/// Does something with the switches that guests or the network outside have a say in.
+///
+/// # Errors
+/// When it panicked: the switches are new ones then, and all cards are about to be connected again.
+fn guarded<R: 'static>(work: impl FnOnce(&mut Net) -> R + 'static) -> Result<R, Panicked> {
+    let mut net = NET.lock().take().unwrap_or_else(Net::new);
+    let turn = move || {
+        let result = work(&mut net);
+        (net, result)
+    };
+    match compartment::run(super::is_intact, turn) {
+        Ok((net, result)) => {
+            *NET.lock() = Some(net);
+            Ok(result)
+        }
+        Err(panic) => {
+            begin_anew();
+            Err(panic)
+        }
+    }
+}
+
+/// Makes the switches anew after those before were lost in a turn.
+fn begin_anew() {
+    let mut lost = core::mem::take(&mut *CONNECTIONS.lock());
+    // First of all: nobody reads or writes guests' pages by what the lost turn had.
+    lost.iter_mut().flat_map(|connection| connection.leases.drain(..)).for_each(Lease::end);
+    let mut net = Net::new();
+    for seat in SEATS.lock().iter() {
+        seat.life_ends();
+        // It had the same place among the same others.
+        if let Err(error) = net.seat(seat) {
+            say!("dom0: a network card has lost its place: {error}");
+        }
+    }
+    *NET.lock() = Some(net);
+    lost.iter().filter_map(|connection| connection.vif.upgrade()).for_each(|vif| vif.lost());
+}
 
 /// Makes the switches that are described, with the machine's cards, and has their routers served.
 ///
 /// # Errors
 /// What to say of the first that cannot be; the others are there.
-pub fn start(specs: &[SwitchSpec], cards: Vec<Arc<NetDevice>>) -> Result<(), String> {
-    let mut net = NET.lock();
-    let mut wires: Vec<(String, WireId, EthernetAddress)> = Vec::new();
-    for card in cards {
-        let (name, address) = (card.name().to_string(), EthernetAddress(card.mac()));
-        let wire = net.fabric.add_wire(Cable(Arc::clone(&card)));
-        wires.push((name, wire, address));
-        executor::spawn(hear(card, wire));
+pub fn start(specs: Vec<SwitchSpec>, cards: Vec<Arc<NetDevice>>) -> Result<(), String> {
+    let Described { specs, cards } = DESCRIBED.call_once(|| Described { specs, cards });
+    let (net, result) = Net::described();
+    *NET.lock() = Some(net);
+    for (number, card) in cards.iter().enumerate() {
+        executor::spawn(hear(Arc::clone(card), number));
     }
-    let mut result = Ok(());
-    // Bridges first: routers lead to them.
-    let is_bridge = |spec: &&SwitchSpec| spec.kind == switches::Kind::Bridge;
-    let ordered = specs.iter().filter(is_bridge).chain(specs.iter().filter(|spec| !is_bridge(spec)));
-    for spec in ordered {
-        if let Err(error) = net.add_described(spec, &wires) {
-            result = result.and(Err(format!("switch {}: {error}", spec.name)));
-        }
-    }
-    let routers = specs.iter().any(|spec| matches!(spec.kind, switches::Kind::Nat { .. }));
-    drop(net);
-    if routers {
+    if specs.iter().any(|spec| matches!(spec.kind, switches::Kind::Nat { .. })) {
         executor::spawn(attend());
     }
     result
@@ -155,15 +226,24 @@ pub fn start(specs: &[SwitchSpec], cards: Vec<Arc<NetDevice>>) -> Result<(), Str
 
 /// Lets routers do what time brings.
 async fn attend() {
+    let mut panics = 0;
     loop {
-        let next = {
-            let mut net = NET.lock();
-            let Net { fabric, staging, links, .. } = &mut *net;
-            let (outcome, next) = fabric.poll(time::now_ns(), staging);
-            tell(links, &outcome);
-            next
-        };
-        time::until_ns(next).await;
+        let turn = |net: &mut Net| net.fabric.poll(time::now_ns(), &mut net.staging);
+        match guarded(turn) {
+            Ok((outcome, next)) => {
+                panics = 0;
+                with(|net| tell(&net.links, &outcome));
+                time::until_ns(next).await;
+            }
+            Err(panic) => {
+                panics += 1;
+                say!("dom0: a router panicked: {panic}");
+                if panics == MOST_FUTILE {
+                    return say!("dom0: routers do nothing more by themselves");
+                }
+                executor::yield_now().await;
+            }
+        }
     }
 }
 
@@ -174,6 +254,39 @@ fn own_address(name: &str) -> EthernetAddress {
 }
 
 impl Net {
+    /// The switches that are described, for another life.
+    fn new() -> Box<Self> {
+        Self::described().0
+    }
+
+    /// The same, and what is wrong with the first that cannot be.
+    fn described() -> (Box<Self>, Result<(), String>) {
+        let mut net = Box::new(Self {
+            life: LIVES.fetch_add(1, Ordering::Relaxed),
+            fabric: Fabric::new(),
+            staging: Carrier::new(STAGING_BYTES / PAGE_SIZE),
+            links: HashMap::new(),
+            switches: Vec::new(),
+            wires: Vec::new(),
+        });
+        let mut result = Ok(());
+        let Some(Described { specs, cards }) = DESCRIBED.get() else { return (net, result) };
+        for card in cards {
+            let wire = net.fabric.add_wire(Cable(Arc::clone(card)));
+            net.wires.push((card.name().to_string(), wire, EthernetAddress(card.mac())));
+        }
+        // Bridges first: routers lead to them.
+        let is_bridge = |spec: &&SwitchSpec| spec.kind == switches::Kind::Bridge;
+        let ordered = specs.iter().filter(is_bridge).chain(specs.iter().filter(|spec| !is_bridge(spec)));
+        let wires = net.wires.clone();
+        for spec in ordered {
+            if let Err(error) = net.add_described(spec, &wires) {
+                result = result.and(Err(format!("switch {}: {error}", spec.name)));
+            }
+        }
+        (net, result)
+    }
+
     fn find(&self, name: &str) -> Option<&Named> {
         self.switches.iter().find(|switch| switch.name == name)
     }
@@ -268,14 +381,52 @@ impl Net {
         Ok((id, if first { address } else { own_address(&format!("{router}/{name}")) }))
     }
 
+    /// Gives a card its place, on its switch and at the router there. The same address again, if it had one before.
+    ///
+    /// # Errors
+    /// What to say when its address is taken there, or a port that it wants; it has no place then.
+    fn seat(&mut self, seat: &Seat) -> Result<(), String> {
+        let Seat { spec, address, .. } = seat;
+        let switch = match self.find(&spec.switch) {
+            Some(named) => named.id,
+            None => self.add(&spec.switch, "internal", None, false),
+        };
+        let Some(network) = self.fabric.network_mut(switch) else {
+            return Err(format!("there is no switch {}", spec.switch));
+        };
+        let mut state = seat.state.lock();
+        let wanted = Port { isolated: spec.isolated, filter: state.filter.clone(), ..Port::guest(*address) };
+        let port = network
+            .attach(wanted)
+            .map_err(|error| format!("{} on switch {}: {error}", mac_text(*address), spec.switch))?;
+        if let Some(named) = self.switches.iter_mut().find(|named| named.id == switch) {
+            named.cards += 1;
+        }
+        state.place = Some(Location { life: self.life, switch, port });
+        let known = state.ip;
+        drop(state);
+        match self.route(spec, switch, *address, known) {
+            Ok(ip) => {
+                seat.state.lock().ip = ip;
+                Ok(())
+            }
+            Err(error) => {
+                self.unseat(seat);
+                Err(error)
+            }
+        }
+    }
+
     /// Takes a card's place away.
-    fn leave(&mut self, switch: SwitchId, port: PortId, address: EthernetAddress) {
+    fn unseat(&mut self, seat: &Seat) {
+        let Some(Location { switch, port, .. }) = self.place(seat) else { return };
+        seat.state.lock().place = None;
         if let Some(network) = self.fabric.network_mut(switch) {
             let outcome = Outcome::of(switch, network.detach(port));
             tell(&self.links, &outcome);
         }
         if let Some(gateway) = self.fabric.gateway_mut(switch) {
-            gateway.router_mut().release(address);
+            gateway.router_mut().release(seat.address);
         }
         let Some(named) = self.switches.iter_mut().find(|named| named.id == switch) else { return };
         named.cards -= 1;
@@ -284,21 +435,87 @@ impl Net {
             self.switches.retain(|named| named.id != switch);
         }
     }
+
+    /// Where a card is in this life.
+    fn place(&self, seat: &Seat) -> Option<Location> {
+        seat.state.lock().place.filter(|place| place.life == self.life)
+    }
+}
+
+/// A card's place, in one life of the switches.
+#[derive(Clone, Copy)]
+struct Location {
+    life: u64,
+    switch: SwitchId,
+    port: PortId,
+}
+
+/// What a card has on the switches, and what of it outlives them.
+struct Seat {
+    spec: CardSpec,
+    address: EthernetAddress,
+    state: Mutex<SeatState>,
+}
+
+struct SeatState {
+    place: Option<Location>,
+    /// What its guest may send and get.
+    filter: Filter,
+    /// The address that its router gave it.
+    ip: Option<Ipv4Address>,
+    /// What went through it in lives that are over, and in this one when it was last looked at.
+    past: Count,
+    seen: Count,
+}
+
+type Count = (Counters, Missed);
+
+fn sum((one, missed): Count, (other, more): Count) -> Count {
+    let mut dropped = one.dropped;
+    dropped.iter_mut().zip(other.dropped).for_each(|(sum, more)| *sum += more);
+    let counters = Counters {
+        sent_frames: one.sent_frames + other.sent_frames,
+        sent_bytes: one.sent_bytes + other.sent_bytes,
+        received_frames: one.received_frames + other.received_frames,
+        received_bytes: one.received_bytes + other.received_bytes,
+        dropped,
+        refused: one.refused + other.refused,
+    };
+    let missed = Missed {
+        no_room: missed.no_room + more.no_room,
+        too_long: missed.too_long + more.too_long,
+        failed: missed.failed + more.failed,
+    };
+    (counters, missed)
+}
+
+impl Seat {
+    /// The switches are lost.
+    fn life_ends(&self) {
+        let state = &mut *self.state.lock();
+        state.place = None;
+        state.past = sum(state.past, core::mem::take(&mut state.seen));
+    }
 }
 
 /// What makes a device a network card.
 pub struct Card {
     number: u32,
-    address: EthernetAddress,
-    rate: Option<u64>,
-    switch: SwitchId,
-    bridge: String,
-    port: PortId,
+    seat: Arc<Seat>,
+    /// When a turn of it panicked last, ns; and how often one did after a time without.
+    panics: Mutex<(u64, u64)>,
+    /// For tests: a turn of it panics when it blows.
+    pub fuse: Fuse,
 }
+
+/// A panic so long after the one before is the first of a row, ns. What was sent between them does not count: others lose their connections
+/// by each, so a guest that knows how to bring it about is not to have it for a frame.
+const CALM: u64 = 10_000_000_000;
 
 impl Drop for Card {
     fn drop(&mut self) {
-        NET.lock().leave(self.switch, self.port, self.address);
+        SEATS.lock().retain(|seat| !Arc::ptr_eq(seat, &self.seat));
+        with(|net| net.unseat(&self.seat));
     }
 }
 
@@ -308,45 +525,39 @@ impl Card {
     /// # Errors
     /// What to say when its address is taken there, or a port that it wants.
     pub fn new(spec: &CardSpec, guest: &str, number: u32) -> Result<Self, String> {
-        let mut net = NET.lock();
-        let switch = match net.find(&spec.switch) {
-            Some(named) => named.id,
-            None => net.add(&spec.switch, "internal", None, false),
+        let state = SeatState {
+            place: None,
+            filter: spec.filter.clone(),
+            ip: None,
+            past: Count::default(),
+            seen: Count::default(),
         };
         let address = spec.address(guest, number);
-        if let Some(named) = net.switches.iter_mut().find(|named| named.id == switch) {
-            named.cards += 1;
+        let seat = Arc::new(Seat { spec: spec.clone(), address, state: Mutex::new(state) });
+        with(|net| net.seat(&seat))?;
+        SEATS.lock().push(Arc::clone(&seat));
+        Ok(Self { number, seat, panics: Mutex::new((0, 0)), fuse: Fuse::new() })
+    }
+
+    /// A turn of it panicked: the number of the row that this one is in.
+    fn row(&self) -> u64 {
+        let (last, row) = &mut *self.panics.lock();
+        let now = time::now_ns();
+        if *row == 0 || now.saturating_sub(*last) > CALM {
+            *row += 1;
         }
-        let guest_port =
-            Port { isolated: spec.isolated, filter: spec.filter.clone(), ..Port::guest(address) };
-        let attached = net.fabric.network_mut(switch).map(|network| network.attach(guest_port));
-        let port = match attached {
-            Some(Ok(port)) => port,
-            Some(Err(error)) => {
-                if let Some(named) = net.switches.iter_mut().find(|named| named.id == switch) {
-                    named.cards -= 1;
-                }
-                return Err(format!("{} on switch {}: {error}", mac_text(address), spec.switch));
-            }
-            None => return Err(format!("there is no switch {}", spec.switch)),
-        };
-        let bridge = spec.switch.clone();
-        // From here on, dropping it takes back what was done.
-        let card = Self { number, address, rate: spec.rate, switch, bridge, port };
-        let routed = net.route(spec, switch, address);
-        drop(net);
-        routed.map(|()| card)
+        *last = now;
+        *row
     }
 
     /// Its address, as guests and descriptions write it.
     pub fn mac(&self) -> String {
-        let bytes: Vec<String> = self.address.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        bytes.join(":")
+        mac_text(self.seat.address)
     }
 
     /// The switch that it is on.
     pub fn switch(&self) -> &str {
-        &self.bridge
+        &self.seat.spec.switch
     }
 
     /// What it moved.
@@ -363,32 +574,45 @@ impl Card {
 
     /// What went through it, and what its guest missed.
     pub fn counters(&self) -> (Counters, Missed) {
-        let net = NET.lock();
-        let Some(network) = net.fabric.network(self.switch) else { return Default::default() };
-        (network.switch().counters(self.port).unwrap_or_default(), network.missed(self.port))
+        let now = with(|net| {
+            let Location { switch, port, .. } = net.place(&self.seat)?;
+            let network = net.fabric.network(switch)?;
+            Some((network.switch().counters(port)?, network.missed(port)))
+        });
+        let state = &mut *self.seat.state.lock();
+        state.seen = now.unwrap_or(state.seen);
+        sum(state.past, state.seen)
     }
 
     /// The address that its switch's router gives it.
     pub fn ip(&self) -> Option<Ipv4Address> {
-        let net = NET.lock();
-        let leases = net.fabric.gateway(self.switch)?.router().leases();
-        leases.into_iter().find(|(_, card)| *card == self.address).map(|(address, _)| address)
+        self.seat.state.lock().ip
     }
 
     /// Changes what its guest may send and get.
     pub fn set_filter(&self, filter: Filter) {
-        if let Some(network) = NET.lock().fabric.network_mut(self.switch) {
-            network.set_filter(self.port, filter);
-        }
+        self.seat.state.lock().filter = filter.clone();
+        with(|net| {
+            let Some(Location { switch, port, .. }) = net.place(&self.seat) else { return };
+            if let Some(network) = net.fabric.network_mut(switch) {
+                network.set_filter(port, filter);
+            }
+        });
     }
 }
 
 impl Net {
     /// Gives a card its address, and the ports that lead to it.
-    fn route(&mut self, spec: &CardSpec, switch: SwitchId, address: EthernetAddress) -> Result<(), String> {
+    fn route(
+        &mut self,
+        spec: &CardSpec,
+        switch: SwitchId,
+        address: EthernetAddress,
+        known: Option<Ipv4Address>,
+    ) -> Result<Option<Ipv4Address>, String> {
         let Some(gateway) = self.fabric.gateway_mut(switch) else {
             return if spec.ip.is_none() && spec.forwards.is_empty() {
-                Ok(())
+                Ok(None)
             } else {
                 Err(format!(
                     "switch {} has no router: it gives no addresses and forwards no ports",
@@ -397,7 +621,7 @@ impl Net {
             };
         };
         let router = gateway.router_mut();
-        let ip = router.lease(address, spec.ip).map_err(|error| match spec.ip {
+        let ip = router.lease(address, known.or(spec.ip)).map_err(|error| match spec.ip {
             Some(ip) => format!("{ip} on switch {}: {error}", spec.switch),
             None => format!("switch {}: {error}", spec.switch),
         })?;
@@ -409,7 +633,8 @@ impl Net {
                 port: forward.inside,
             };
             router.forward(wanted).map_err(|error| format!("switch {}: {error}", spec.switch))
-        })
+        })?;
+        Ok(Some(ip))
     }
 }
 
@@ -425,22 +650,28 @@ pub fn switch_table() -> String {
         ("CONNECTIONS", Align::Right),
         ("DROPPED", Align::Right),
     ]);
-    let net = NET.lock();
-    for named in &net.switches {
-        let router = net.fabric.gateway(named.id).map(Gateway::router);
-        let outside = router.and_then(|router| router.outside());
-        table.row([
-            named.name.clone(),
-            named.kind.to_string(),
-            named.device.clone().unwrap_or_else(|| "-".into()),
-            named.cards.to_string(),
-            router.map_or("-".into(), |router| router.inside().to_string()),
-            outside.map_or("-".into(), |outside| outside.address.to_string()),
-            router.map_or("-".into(), |router| router.flows().to_string()),
-            router.map_or("-".into(), |router| total(&router.drops()).to_string()),
-        ]);
-    }
+    with(|net| net.rows(|row| table.row(row)));
     table.to_string()
+}
+
+impl Net {
+    fn rows(&self, mut row: impl FnMut([String; 8])) {
+        let net = self;
+        for named in &net.switches {
+            let router = net.fabric.gateway(named.id).map(Gateway::router);
+            let outside = router.and_then(|router| router.outside());
+            row([
+                named.name.clone(),
+                named.kind.to_string(),
+                named.device.clone().unwrap_or_else(|| "-".into()),
+                named.cards.to_string(),
+                router.map_or("-".into(), |router| router.inside().to_string()),
+                outside.map_or("-".into(), |outside| outside.address.to_string()),
+                router.map_or("-".into(), |router| router.flows().to_string()),
+                router.map_or("-".into(), |router| total(&router.drops()).to_string()),
+            ]);
+        }
+    }
 }
 
 fn total(drops: &Drops) -> u64 {
@@ -453,51 +684,59 @@ fn total(drops: &Drops) -> u64 {
 /// # Errors
 /// What to say when there is no such switch.
 pub fn switch_details(name: &str) -> Result<String, String> {
-    let net = NET.lock();
-    let named = net.find(name).ok_or_else(|| {
-        let names: Vec<&str> = net.switches.iter().map(|switch| switch.name.as_str()).collect();
-        let there = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-        format!("there is no switch {name}: there is {there}")
-    })?;
-    let Some(gateway) = net.fabric.gateway(named.id) else {
-        return Ok(format!("{name} has no router"));
-    };
-    let router = gateway.router();
-    let mut text = match router.outside() {
-        None => format!("{name}: {}, nothing leads outside", router.inside()),
-        Some(Outside { address, gateway, dns }) => {
-            let shown =
-                |address: Option<Ipv4Address>| address.map_or("none".into(), |address| address.to_string());
-            format!(
-                "{name}: {}, outside {address}, gateway {}, DNS {}",
-                router.inside(),
-                shown(gateway),
-                shown(dns)
-            )
+    with(|net| net.details(name))
+}
+
+impl Net {
+    fn details(&self, name: &str) -> Result<String, String> {
+        let net = self;
+        let named = net.find(name).ok_or_else(|| {
+            let names: Vec<&str> = net.switches.iter().map(|switch| switch.name.as_str()).collect();
+            let there = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+            format!("there is no switch {name}: there is {there}")
+        })?;
+        let Some(gateway) = net.fabric.gateway(named.id) else {
+            return Ok(format!("{name} has no router"));
+        };
+        let router = gateway.router();
+        let mut text = match router.outside() {
+            None => format!("{name}: {}, nothing leads outside", router.inside()),
+            Some(Outside { address, gateway, dns }) => {
+                let shown = |address: Option<Ipv4Address>| {
+                    address.map_or("none".into(), |address| address.to_string())
+                };
+                format!(
+                    "{name}: {}, outside {address}, gateway {}, DNS {}",
+                    router.inside(),
+                    shown(gateway),
+                    shown(dns)
+                )
+            }
+        };
+        for (address, card) in router.leases() {
+            text += &format!("\nlease {address} {}", card.to_string().replace('-', ":"));
         }
-    };
-    for (address, card) in router.leases() {
-        text += &format!("\nlease {address} {}", card.to_string().replace('-', ":"));
-    }
-    for Forward { transport, outside, to, port } in router.forwards() {
-        text += &format!("\nforward {transport}/{outside} -> {to}:{port}");
-    }
-    let now = time::now_ns();
-    for Connection { transport, inside, remote, outside, from_inside, expires_ns } in router.connections() {
-        let arrow = if from_inside { "->" } else { "<-" };
-        let left = expires_ns.saturating_sub(now) / 1_000_000_000;
+        for Forward { transport, outside, to, port } in router.forwards() {
+            text += &format!("\nforward {transport}/{outside} -> {to}:{port}");
+        }
+        let now = time::now_ns();
+        for Connection { transport, inside, remote, outside, from_inside, expires_ns } in router.connections()
+        {
+            let arrow = if from_inside { "->" } else { "<-" };
+            let left = expires_ns.saturating_sub(now) / 1_000_000_000;
+            text += &format!(
+                "\n{transport} {}:{} {arrow} {}:{}, port {outside}, {left} s",
+                inside.0, inside.1, remote.0, remote.1
+            );
+        }
+        let Drops { malformed, spoofed, fragments, protocol, unasked, full, unreachable, unserved } =
+            router.drops();
         text += &format!(
-            "\n{transport} {}:{} {arrow} {}:{}, port {outside}, {left} s",
-            inside.0, inside.1, remote.0, remote.1
-        );
-    }
-    let Drops { malformed, spoofed, fragments, protocol, unasked, full, unreachable, unserved } =
-        router.drops();
-    text += &format!(
-        "\ndropped: {malformed} malformed, {spoofed} spoofed, {fragments} fragments, {protocol} of other protocols, {unasked} unasked, \
+            "\ndropped: {malformed} malformed, {spoofed} spoofed, {fragments} fragments, {protocol} of other protocols, {unasked} unasked, \
          {full} for want of room, {unreachable} unreachable, {unserved} for the router itself"
-    );
-    Ok(text)
+        );
+        Ok(text)
+    }
 }
 
 impl Kind for Card {
@@ -516,7 +755,7 @@ impl Kind for Card {
     }
 
     fn back_nodes(&self) -> Nodes {
-        let bridge = self.bridge.clone();
+        let bridge = self.switch().to_string();
         Vec::from([
             ("handle", self.number.to_string()),
             ("mac", self.mac()),
@@ -573,7 +812,7 @@ impl Kind for Card {
                 let port = EventPort::new(vif.needs(keys::CTRL_CHANNEL)?);
                 let channel = control::connect(vif.domain, port)
                     .map_err(|errno| format!("its event channel {port} cannot be bound: {errno}"))?;
-                Some((Control::new(ring, wanted as u32), channel))
+                Some((ring.lease(), Control::new(ring, wanted as u32), channel))
             }
         };
         let said = |name: &str| Ok::<_, String>(vif.said::<u32>(name)?.is_some_and(|value| value != 0));
@@ -582,142 +821,235 @@ impl Kind for Card {
             blank_checksums: !said(keys::NO_CSUM_OFFLOAD)?,
             segments: said(keys::GSO_TCPV4)?,
         };
+        let Some(place) = with(|net| net.place(&vif.kind.seat)) else {
+            return Err(format!("it has no place on switch {}", vif.kind.switch()));
+        };
         let link = Link::new();
-        let notifiers = channels.iter().map(Channel::notifier).collect();
-        let mut net = NET.lock();
-        let (switch, port) = (vif.kind.switch, vif.kind.port);
-        if let Some(network) = net.fabric.network_mut(switch) {
-            network.connect(port, vif.domain, rings, features);
-        }
-        net.links.insert((switch, port), (notifiers, Arc::clone(&link)));
-        drop(net);
-        let left = Arc::new(AtomicUsize::new(channels.len() + usize::from(control.is_some())));
-        if let Some((control, channel)) = control {
+        let mut leases: Vec<Lease> =
+            rings.iter().flat_map(|(transmit, receive)| [transmit.lease(), receive.lease()]).collect();
+        let tasks = channels.len() + usize::from(control.is_some());
+        let served = Served { vif: Arc::clone(vif), place, link, left: Arc::new(AtomicUsize::new(tasks)) };
+        if let Some((ring, control, channel)) = control {
             let pages = CardPages::new(vif.domain, wanted * KEPT as usize);
-            executor::spawn(keep(
-                Arc::clone(vif),
-                control,
-                pages,
-                channel,
-                Arc::clone(&link),
-                Arc::clone(&left),
-            ));
+            leases.extend([ring, pages.lease()]);
+            executor::spawn(served.clone().keep(Box::new((control, pages)), channel));
         }
+        let notifiers = channels.iter().map(Channel::notifier).collect();
+        with(|net| {
+            let Location { switch, port, .. } = place;
+            if let Some(network) = net.fabric.network_mut(switch) {
+                network.connect(port, vif.domain, rings, features);
+            }
+            net.links.insert((switch, port), (notifiers, Arc::clone(&served.link)));
+        });
+        let link = Arc::clone(&served.link);
+        let connection = Connected { vif: Arc::downgrade(vif), link: Arc::clone(&link), leases };
+        CONNECTIONS.lock().push(connection);
         for (queue, channel) in channels.into_iter().enumerate() {
-            executor::spawn(serve(Arc::clone(vif), queue, channel, Arc::clone(&link), Arc::clone(&left)));
+            executor::spawn(served.clone().serve(queue, channel));
         }
         Ok(link)
     }
 }
 
-/// A queue of a connection, from start to end. The last of `left` queues lets go of the rings.
-async fn serve(vif: Arc<Vif>, queue: usize, mut channel: Channel, link: Arc<Link>, left: Arc<AtomicUsize>) {
-    let (switch, port) = (vif.kind.switch, vif.kind.port);
-    let mut bucket = vif.kind.rate.map(|rate| Bucket::new(rate, BURST, time::now_ns()));
-    loop {
-        let seen = link.bell.rings();
-        if link.is_stopping() {
-            break;
+/// What came of a turn of a queue.
+struct Turned {
+    outcome: Outcome,
+    closed: bool,
+    /// There is nothing more to do before the guest says so.
+    waits: bool,
+    /// Some of what it has sent waits for others, which have so much time.
+    until_ns: Option<u64>,
+    sent: u64,
+    fault: Option<Fault>,
+    count: Count,
+}
+
+impl Net {
+    /// A turn of a queue; `None` when it belongs to another life.
+    fn turn(&mut self, place: Location, queue: usize, now_ns: u64) -> Option<Turned> {
+        let Location { life, switch, port } = place;
+        if life != self.life {
+            return None;
         }
-        let mut net = NET.lock();
-        let Net { fabric, staging, links, .. } = &mut *net;
-        let sent_bytes = |fabric: &Fabric<_, _>| {
+        let Self { fabric, staging, .. } = self;
+        let counters = |fabric: &Fabric<_, _>| {
             let network: Option<&Network<Mapping>> = fabric.network(switch);
-            network
-                .and_then(|network| network.switch().counters(port))
-                .map_or(0, |counters| counters.sent_bytes)
+            network.and_then(|network| network.switch().counters(port)).unwrap_or_default()
         };
-        let before = sent_bytes(fabric);
-        let (turn, outcome) = fabric.turn(time::now_ns(), switch, port, queue, staging);
-        tell(links, &outcome);
-        let sent = sent_bytes(fabric) - before;
-        let network = fabric.network_mut(switch);
-        let (fault, there) = network.map_or((None, false), |network| {
-            (network.take_fault(port), network.prepare_to_wait(port, queue))
-        });
+        staging.fuse.reached();
+        let before = counters(fabric).sent_bytes;
+        let (turn, outcome) = fabric.turn(now_ns, switch, port, queue, staging);
+        let after = counters(fabric);
+        staging.fuse.reached();
+        let (fault, there, missed) =
+            fabric.network_mut(switch).map_or((None, false, Missed::default()), |network| {
+                (network.take_fault(port), network.prepare_to_wait(port, queue), network.missed(port))
+            });
         let waits = !turn.closed && !turn.more && !there;
-        drop(net);
-        if let Some(fault) = fault {
-            vif.report(&format!("sent {fault}; it is not told again when that happens"));
-        }
-        if turn.closed {
-            vif.broke(&link);
-            // The other task has to hear of it first; it stops this one.
-            link.bell.after(seen).await;
-        } else if let Some(until_ns) = bucket.as_mut().and_then(|bucket| held_until(bucket, sent)) {
-            // Its ring fills up, and it waits. It gets what others send all the same.
-            let wait = async { first(time::until_ns(until_ns), link.bell.after(seen)).await };
-            let mut wait = core::pin::pin!(wait);
-            while let First::Other(()) = first(wait.as_mut(), channel.fired()).await {
-                let mut net = NET.lock();
-                let Net { fabric, staging, links, .. } = &mut *net;
-                let outcome = fabric.refill(time::now_ns(), switch, port, queue, staging);
-                tell(links, &outcome);
-            }
-        } else if waits {
-            let told = first(channel.fired(), link.bell.after(seen));
-            match turn.until_ns {
-                // Some of what it has sent waits for others, which have so much time.
-                Some(until_ns) => drop(first(told, time::until_ns(until_ns)).await),
-                None => drop(told.await),
-            }
-        } else {
-            executor::yield_now().await;
-        }
-    }
-    drop(channel);
-    leave(&vif, &link, &left);
-}
-
-/// One of the tasks of a connection ends; the last one lets go of the rings.
-fn leave(vif: &Vif, link: &Link, left: &AtomicUsize) {
-    if left.fetch_sub(1, Ordering::AcqRel) == 1 {
-        let (switch, port) = (vif.kind.switch, vif.kind.port);
-        let mut net = NET.lock();
-        let turn = net.fabric.network_mut(switch).map(|network| network.disconnect(port));
-        tell(&net.links, &Outcome::of(switch, turn.unwrap_or_default()));
-        net.links.remove(&(switch, port));
-        drop(net);
-        link.end();
+        let sent = after.sent_bytes - before;
+        let (closed, until_ns) = (turn.closed, turn.until_ns);
+        Some(Turned { outcome, closed, waits, until_ns, sent, fault, count: (after, missed) })
     }
 }
 
-/// Serves the control ring of a connection.
-async fn keep(
+impl Net {
+    /// Gives a queue what waits for room in it; `None` when it belongs to another life.
+    fn refill(&mut self, place: Location, queue: usize, now_ns: u64) -> Option<Outcome> {
+        let Location { life, switch, port } = place;
+        let Self { fabric, staging, .. } = self;
+        (life == self.life).then(|| fabric.refill(now_ns, switch, port, queue, staging))
+    }
+}
+
+/// A connection, as each of its tasks has it. The last of `left` tasks lets go of the rings.
+#[derive(Clone)]
+struct Served {
     vif: Arc<Vif>,
-    mut control: Control<Mapping>,
-    mut pages: CardPages,
-    mut channel: Channel,
+    place: Location,
     link: Arc<Link>,
     left: Arc<AtomicUsize>,
-) {
-    loop {
-        let seen = link.bell.rings();
-        if link.is_stopping() {
-            break;
-        }
-        let turn = control.turn(&mut Keeping(&mut pages, &mut NET.lock().staging));
-        match turn {
-            Ok((notify, more)) => {
-                if notify {
-                    // As for the rings of frames.
-                    let _ = channel.notifier().notify();
-                }
-                if more {
-                    executor::yield_now().await;
-                } else {
-                    first(channel.fired(), link.bell.after(seen)).await;
-                }
+}
+
+impl Served {
+    /// Does a turn of it. `None` when there is nothing to be served any more: it panicked, or the switches were lost by another's. The other
+    /// task has heard of it, and stops this one.
+    fn turn<R: 'static>(&self, work: impl FnOnce(&mut Net) -> Option<R> + 'static) -> Option<R> {
+        let fuse = self.vif.kind.fuse.left();
+        let turn = move |net: &mut Net| {
+            net.staging.fuse.set(fuse);
+            let result = work(net);
+            (result, net.staging.fuse.left())
+        };
+        match guarded(turn) {
+            Ok((result, left)) => {
+                self.vif.kind.fuse.set(left);
+                result
             }
-            Err(_) => {
-                vif.broke(&link);
-                link.bell.after(seen).await;
+            Err(panic) => {
+                self.vif.kind.fuse.set(0);
+                self.vif.panicked(None, &panic, self.vif.kind.row());
+                None
             }
         }
     }
-    pages.release(&mut NET.lock().staging);
-    drop((control, channel));
-    leave(&vif, &link, &left);
+
+    /// Serves a queue, from start to end.
+    async fn serve(self, queue: usize, mut channel: Channel) {
+        let Self { vif, place, link, .. } = &self;
+        let place = *place;
+        let mut bucket = vif.kind.seat.spec.rate.map(|rate| Bucket::new(rate, BURST, time::now_ns()));
+        loop {
+            let seen = link.bell.rings();
+            if link.is_stopping() {
+                break;
+            }
+            let now_ns = time::now_ns();
+            let Some(turned) = self.turn(move |net| net.turn(place, queue, now_ns)) else {
+                link.bell.after(seen).await;
+                continue;
+            };
+            let Turned { outcome, closed, waits, until_ns, sent, fault, count } = turned;
+            with(|net| tell(&net.links, &outcome));
+            if let Some(fault) = fault {
+                vif.report(&format!("sent {fault}; it is not told again when that happens"));
+            }
+            if closed {
+                vif.broke(link);
+                // The other task has to hear of it first; it stops this one.
+                link.bell.after(seen).await;
+            } else if let Some(until_ns) = bucket.as_mut().and_then(|bucket| held_until(bucket, sent)) {
+                // Its ring fills up, and it waits. It gets what others send all the same.
+                let wait = async { first(time::until_ns(until_ns), link.bell.after(seen)).await };
+                let mut wait = core::pin::pin!(wait);
+                while let First::Other(()) = first(wait.as_mut(), channel.fired()).await {
+                    let refilled = self.turn(move |net| net.refill(place, queue, time::now_ns()));
+                    with(|net| tell(&net.links, &refilled.unwrap_or_default()));
+                }
+            } else if waits {
+                vif.kind.seat.state.lock().seen = count;
+                let told = first(channel.fired(), link.bell.after(seen));
+                match until_ns {
+                    Some(until_ns) => drop(first(told, time::until_ns(until_ns)).await),
+                    None => drop(told.await),
+                }
+            } else {
+                executor::yield_now().await;
+            }
+        }
+        drop(channel);
+        self.leave();
+    }
+
+    /// Serves the control ring.
+    async fn keep(self, kept: Box<(Control<Mapping>, CardPages)>, mut channel: Channel) {
+        let Self { place, link, .. } = &self;
+        let Location { life, .. } = *place;
+        // It goes into each turn, and is lost with one that panics.
+        let mut kept = Some(kept);
+        loop {
+            let seen = link.bell.rings();
+            if link.is_stopping() {
+                break;
+            }
+            let turn = kept.take().and_then(|mut kept| {
+                self.turn(move |net| {
+                    let (control, pages) = &mut *kept;
+                    let turn =
+                        (life == net.life).then(|| control.turn(&mut Keeping(pages, &mut net.staging)));
+                    Some((kept, turn))
+                })
+            });
+            let Some((back, Some(turn))) = turn else {
+                link.bell.after(seen).await;
+                continue;
+            };
+            kept = Some(back);
+            match turn {
+                Ok((notify, more)) => {
+                    if notify {
+                        // As for the rings of frames.
+                        let _ = channel.notifier().notify();
+                    }
+                    if more {
+                        executor::yield_now().await;
+                    } else {
+                        first(channel.fired(), link.bell.after(seen)).await;
+                    }
+                }
+                Err(_) => {
+                    self.vif.broke(link);
+                    link.bell.after(seen).await;
+                }
+            }
+        }
+        // What was kept in another life is unmapped by now.
+        if let Some(mut kept) = kept {
+            with(|net| {
+                if life == net.life {
+                    kept.1.release(&mut net.staging)
+                }
+            });
+        }
+        drop(channel);
+        self.leave();
+    }
+
+    /// One of the tasks ends; the last one lets go of the rings.
+    fn leave(self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let Location { life, switch, port } = self.place;
+            with(|net| {
+                if life == net.life {
+                    let turn = net.fabric.network_mut(switch).map(|network| network.disconnect(port));
+                    tell(&net.links, &Outcome::of(switch, turn.unwrap_or_default()));
+                    net.links.remove(&(switch, port));
+                }
+            });
+            CONNECTIONS.lock().retain(|other| !Arc::ptr_eq(&other.link, &self.link));
+            self.link.end();
+        }
+    }
 }
 
 /// Tells guests of what they got, and the tasks of those that broke a ring that they have something to do.

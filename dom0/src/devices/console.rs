@@ -136,51 +136,39 @@ impl Port {
         self.device.ports().into_iter().find(|port| port.name.as_deref() == Some(&*self.name))
     }
 
-    /// Waits until somebody is at the host's end, and says that somebody is at this one: the host sends nothing before.
-    pub async fn connected(&self) {
-        self.until(|port| {
-            self.device.driver.lock().set_open(port.number, true);
-            port.host_open.then_some(())
-        })
-        .await;
+    /// Says that somebody is at this end, once there is such a port: the host sends nothing before. Gives how often somebody has come to
+    /// the other end.
+    pub fn attend(&self) -> u64 {
+        let Some(port) = self.info() else { return 0 };
+        self.device.driver.lock().set_open(port.number, true);
+        port.opens
     }
 
-    /// Waits until `ready` gives something for the port.
-    async fn until<T>(&self, mut ready: impl FnMut(&PortInfo) -> Option<T>) -> T {
-        loop {
-            let rings = self.device.bell.rings();
-            if let Some(value) = self.info().and_then(|port| ready(&port)) {
-                return value;
-            }
-            self.device.bell.after(rings).await;
+    /// Takes what has come, if anything has.
+    pub fn read(&self, to: &mut [u8]) -> usize {
+        self.info().map_or(0, |port| self.device.driver.lock().read(port.number, to))
+    }
+
+    /// Gives bytes away; returns how many were taken, which are all when nobody is there to get them.
+    pub fn write(&self, from: &[u8]) -> usize {
+        match self.info().filter(|port| port.host_open) {
+            Some(port) => self.device.driver.lock().write(port.number, from),
+            None => from.len(),
         }
     }
 
-    /// Reads what has come, at least one byte; 0 when nobody is at the host's end any more, and nothing is left of what came.
-    pub async fn read(&self, to: &mut [u8]) -> usize {
-        loop {
-            let rings = self.device.bell.rings();
-            let Some(port) = self.info() else { return 0 };
-            let count = self.device.driver.lock().read(port.number, to);
-            if count > 0 || !port.host_open {
-                return count;
-            }
-            self.device.bell.after(rings).await;
-        }
+    /// Whether the host has got all that was written.
+    pub fn has_sent(&self) -> bool {
+        self.info().is_none_or(|port| self.device.driver.lock().has_sent(port.number))
     }
 
-    /// Writes all of it; gives how much, which is less when nobody is at the host's end any more.
-    pub async fn write(&self, from: &[u8]) -> usize {
-        let mut done = 0;
-        while done < from.len() {
-            let rings = self.device.bell.rings();
-            let Some(port) = self.info().filter(|port| port.host_open) else { break };
-            let now = self.device.driver.lock().write(port.number, from.get(done..).unwrap_or_default());
-            done += now;
-            if now == 0 {
-                self.device.bell.after(rings).await;
-            }
-        }
-        done
+    /// How often anything was new: taken before looking.
+    pub fn changes(&self) -> u64 {
+        self.device.bell.rings()
+    }
+
+    /// Waits until anything is newer than that.
+    pub async fn changed(&self, since: u64) {
+        self.device.bell.after(since).await;
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | use a disk | [`storage`] by its name, then [`Storage`]: `read`, `write`, `flush`; jobs of back ends |
 //! | use a network card | [`card`], then [`NetDevice`]: `frame`, `send` |
-//! | talk to somebody on the host | [`port`] by its name, then [`Port`]: `connected`, `read`, `write` |
+//! | talk to somebody on the host | [`port`] by its name, then [`Port`]: `attend`, `read`, `write` |
 //! | see what there is | [`all`] |
 //! | know how a device is driven | the package `virtio` |
 
@@ -142,14 +142,10 @@ pub fn card(wanted: &str) -> Result<Arc<NetDevice>, String> {
         .ok_or_else(|| format!("the machine has no network card {wanted}"))
 }
 
-/// The port `name` of the machine's first console; it may not be there yet, or ever.
-///
-/// # Errors
-/// What to say when there is no console.
-pub fn port(name: &str) -> Result<Port, String> {
-    let consoles = all().into_iter().find_map(|device| match device {
+/// The port `name` of the machine's first console, if it has one; it may not be there yet, or ever.
+pub fn port(name: &str) -> Option<Port> {
+    all().into_iter().find_map(|device| match device {
         Device::Console(console) => Some(Port::new(&console, name)),
         _ => None,
-    });
-    consoles.ok_or_else(|| "the machine has no console but the serial line".to_string())
+    })
 }

@@ -4,6 +4,7 @@
 //! a card has no room for is dropped, as on a wire.
 
 use super::machine::{Interrupts, Machine};
+use crate::backend::held::Shared;
 use crate::say;
 use crate::waiting::Bell;
 use alloc::format;
@@ -15,7 +16,6 @@ use guest_sdk::events::Events;
 use guest_sdk::executor;
 use guest_sdk::hardware::DmaPage;
 use guest_sdk::ring::SharedPage as _;
-use spin::Mutex;
 use virtio::net::{About, Counters, Frame, HEADER, Offloads};
 use virtio::{Error, Net, Segment, Transport};
 
@@ -34,7 +34,7 @@ struct Driver {
 /// A network card of the machine's.
 pub struct NetDevice {
     name: String,
-    driver: Mutex<Driver>,
+    driver: Shared<Driver>,
     /// Rung when frames may have come in, and when the link has changed.
     bell: Bell,
     interrupts: Arc<AtomicU64>,
@@ -90,7 +90,7 @@ impl NetDevice {
         let net = Net::start(transport, vectors, offloads, BUFFERS)?;
         let device = Arc::new(NetDevice {
             name: name.to_string(),
-            driver: Mutex::new(Driver { net, pool: Vec::new(), made: 0 }),
+            driver: Shared::new(Driver { net, pool: Vec::new(), made: 0 }),
             bell: Bell::new(),
             interrupts: interrupts.counted(),
             about: interrupts.about(),

@@ -1,6 +1,6 @@
 //! What the shell does with devices: shows them, and reads, writes and measures disks.
 
-use super::{Device, NetDevice, Port, Storage, all, card, port, storage};
+use super::{Device, NetDevice, Storage, all, card, storage};
 use crate::hypervisor;
 use crate::say;
 use crate::table::{Align, Table};
@@ -131,7 +131,6 @@ pub async fn run(words: &[&str]) -> Result<(), Option<String>> {
             let (depth, count) = (number(depth)?, number(count)?);
             ping(&*card(name)?, address(peer)?, address(own)?, depth, count).await?;
         }
-        ["echo", name, lines] => echo(&port(name)?, number(lines)?).await?,
         ["flush", disk] => storage(disk)?.flush().await.map_err(|error| error.to_string())?,
         ["reset", disk] => storage(disk)?.device().restart(),
         ["measure", disk, depth, count, words @ ..] => {
@@ -307,23 +306,6 @@ async fn ping(card: &NetDevice, peer: [u8; 4], own: [u8; 4], depth: u64, count: 
         "{count} packets of 1500 bytes echoed, {depth} at a time: {} a second",
         count * 1_000_000_000 / spent
     );
-    Ok(())
-}
-
-/// Sends back so many lines that come in by a port.
-async fn echo(port: &Port, lines: u64) -> Result<(), String> {
-    port.connected().await;
-    let mut left = lines;
-    let mut bytes = [0; 512];
-    while left > 0 {
-        let count = port.read(&mut bytes).await;
-        if count == 0 {
-            return Err(format!("nobody is there any more, {left} lines too early"));
-        }
-        let part = bytes.get(..count).unwrap_or_default();
-        port.write(part).await;
-        left = left.saturating_sub(part.iter().filter(|byte| **byte == b'\n').count() as u64);
-    }
     Ok(())
 }
 

@@ -63,6 +63,7 @@ struct Port<D> {
     there: bool,
     name: Option<String>,
     host_open: bool,
+    opens: u64,
     open: bool,
 }
 
@@ -75,6 +76,8 @@ pub struct PortInfo {
     pub name: Option<String>,
     /// Somebody is at the host's end. A device without messages does not say: it is as if there were.
     pub host_open: bool,
+    /// How often somebody has come there.
+    pub opens: u64,
 }
 
 /// The queues of messages.
@@ -321,6 +324,7 @@ impl<P: Platform> Console<P> {
             there: false,
             name: None,
             host_open: false,
+            opens: 0,
             open: false,
         })
     }
@@ -382,7 +386,12 @@ impl<P: Platform> Console<P> {
     /// The ports that there are.
     pub fn ports(&self) -> impl Iterator<Item = PortInfo> {
         let ports = (0..).zip(&self.ports).filter(|(_, port)| port.there);
-        ports.map(|(number, port)| PortInfo { number, name: port.name.clone(), host_open: port.host_open })
+        ports.map(|(number, port)| PortInfo {
+            number,
+            name: port.name.clone(),
+            host_open: port.host_open,
+            opens: port.opens,
+        })
     }
 
     /// The port of this name.
@@ -422,6 +431,10 @@ impl<P: Platform> Console<P> {
 
     fn take(&mut self) -> Result<bool, Fault> {
         let mut news = false;
+        // Before the messages: of whose bytes are here, it has been said by now that they have come.
+        for port in &mut self.ports {
+            news |= port.turn()?;
+        }
         if let Some(control) = &mut self.control {
             while let Some(Message { port: number, event, value, name }) = control.take()? {
                 news = true;
@@ -436,7 +449,10 @@ impl<P: Platform> Console<P> {
                         }
                     }
                     DEVICE_REMOVE => (port.there, port.host_open, port.name) = (false, false, None),
-                    PORT_OPEN => port.host_open = value != 0,
+                    PORT_OPEN => {
+                        port.host_open = value != 0;
+                        port.opens += u64::from(port.host_open);
+                    }
                     PORT_NAME => {
                         let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
                         let name = name.get(..end).unwrap_or_default();
@@ -446,9 +462,6 @@ impl<P: Platform> Console<P> {
                     _ => {}
                 }
             }
-        }
-        for port in &mut self.ports {
-            news |= port.turn()?;
         }
         Ok(news)
     }
@@ -470,6 +483,13 @@ impl<P: Platform> Console<P> {
         self.counters.sent_bytes += done as u64;
         self.kick();
         done
+    }
+
+    /// Whether the device has taken all that was written to a port.
+    #[must_use]
+    pub fn has_sent(&self, number: u32) -> bool {
+        let port = self.ports.get(number as usize).filter(|_| !self.broken);
+        port.is_none_or(|port| port.outgoing.iter().all(|lent| lent.head.is_none()))
     }
 
     /// Tells the device of all that is new.

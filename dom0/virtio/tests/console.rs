@@ -77,7 +77,7 @@ fn ports_have_names_and_somebody_at_the_other_end() {
     for features in [MULTIPORT | EVENT_INDEX, MULTIPORT] {
         let machine = machine(features, 4);
         let mut console = ready(&machine);
-        let port = PortInfo { number: 1, name: Some(NAME.into()), host_open: true };
+        let port = PortInfo { number: 1, name: Some(NAME.into()), host_open: true, opens: 1 };
         assert_eq!(console.ports().collect::<Vec<_>>(), [port]);
         assert_eq!((console.named(NAME), console.named("other")), (Some(1), None));
         say(&machine, 1, 6, 0, "");
@@ -87,6 +87,15 @@ fn ports_have_names_and_somebody_at_the_other_end() {
         say(&machine, 1, 5, 0, "");
         assert!(console.turn());
         assert!(!console.ports().next().unwrap().host_open);
+        // Who goes and comes between two looks is somebody else.
+        say(&machine, 1, 6, 1, "");
+        say(&machine, 1, 6, 0, "");
+        say(&machine, 1, 6, 1, "");
+        assert!(type_into(&machine, 4, b"new"));
+        assert!(console.turn());
+        let port = console.ports().next().unwrap();
+        assert_eq!((port.host_open, port.opens), (true, 3), "before the first byte is read");
+        assert_eq!(read(&mut console, 1, 10), b"new");
         say(&machine, 1, 2, 0, "");
         console.turn();
         assert_eq!(console.ports().count(), 0);
@@ -105,6 +114,7 @@ fn bytes_go_both_ways_and_wait_for_room() {
     let first = console.write(1, &text);
     assert_eq!(first, 4 * 4096);
     assert_eq!(console.write(1, &text[first..]), 0);
+    assert!(!console.has_sent(1));
     let mut got = Vec::new();
     let take = |got: &mut Vec<u8>| {
         let chains: Vec<Chain> = std::iter::from_fn(|| machine.pop(5)).collect();
@@ -118,6 +128,7 @@ fn bytes_go_both_ways_and_wait_for_room() {
     assert_eq!(console.write(1, &text[first..]), text.len() - first);
     take(&mut got);
     assert_eq!(got, text);
+    assert!(console.turn() && console.has_sent(1));
     // From the host: what is not read makes it wait.
     for number in 0..4u8 {
         assert!(type_into(&machine, 4, &[number; 1000]));

@@ -1,18 +1,28 @@
 //! Misbehaves in the way that `deed=` says: `jump`, `garbage`, `handler`, `fault`, `flood`, `spin`, `end` (with `reason=`),
-//! `random` (with `seed=`).
+//! `random` (with `seed=`), `devices` (with `seed=`, for the disks and cards that it has).
 //!
 //! Nothing it does may harm anybody else: dom0's shell answers, and `destroy` gets all its memory back.
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::arch::{asm, global_asm};
 use core::hint::black_box;
+use core::time::Duration;
 use guest_sdk::abi::sched::SchedShutdown;
 use guest_sdk::abi::segment::FLAT_KERNEL_CS;
 use guest_sdk::abi::subops::SchedOp;
 use guest_sdk::abi::vcpu::TrapInfo;
+use guest_sdk::abi::{DomId, Errno};
+use guest_sdk::grants::GrantedPages;
 use guest_sdk::hypercall::stub;
-use guest_sdk::{Domain, entry, println};
+use guest_sdk::memory::Access;
+use guest_sdk::ring::SharedPage;
+use guest_sdk::{Domain, entry, events, executor, println, time};
 
 #[entry]
 fn main(domain: Domain) {
@@ -67,9 +77,15 @@ fn main(domain: Domain) {
                 unsafe { stub::sched_op(SchedOp::Shutdown.number().into(), (&raw const shutdown) as u64) };
         }
         Some("random") => random(domain.command_line.number("seed").unwrap_or(1)),
+        Some("devices") => {
+            let seed = domain.command_line.number("seed").unwrap_or(1);
+            if let Err(error) = executor::block_on(devices(domain, seed)) {
+                println!("it is over: {error:?}");
+            }
+        }
         other => {
             println!(
-                "deed= is {other:?}: there are jump, garbage, handler, fault, flood, spin, end and random"
+                "deed= is {other:?}: there are jump, garbage, handler, fault, flood, spin, end, random and devices"
             )
         }
     }
@@ -136,4 +152,150 @@ fn random(seed: u64) {
             );
         }
     }
+}
+
+/// Numbers that are always the same for a seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn one_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+}
+
+/// Bytes of a ring page that its requests begin at (public io/ring.h).
+const REQUESTS: usize = 64;
+
+/// Front ends that say and do whatever comes to their minds: nodes, states, rings, events. Much of it is right, so that it gets far.
+async fn devices(mut domain: Domain, seed: u64) -> Result<(), Errno> {
+    let mut random = Random(seed | 1);
+    let Some(mut store) = domain.xenstore() else { return Ok(()) };
+    let mut fronts = Vec::new();
+    for class in ["vbd", "vif"] {
+        for number in store.directory(&format!("device/{class}")).await.unwrap_or_default() {
+            fronts.push((class, format!("device/{class}/{number}")));
+        }
+    }
+    println!("{} devices, seed {seed}", fronts.len());
+    let Ok(pages) = GrantedPages::new(8, DomId::ZERO, Access::ReadWrite) else { return Ok(()) };
+    let channels = [domain.events.alloc_unbound(DomId::ZERO)?, domain.events.alloc_unbound(DomId::ZERO)?];
+    let (mut rounds, mut connected) = (0u64, 0u64);
+    loop {
+        rounds += 1;
+        for (class, front) in &fronts {
+            for (name, value) in nodes(class, &pages, &channels, &mut random) {
+                // It may refuse: too long, or the device is gone.
+                let _ = store.write(&format!("{front}/{name}"), &value).await;
+            }
+            let state = match random.below(16) {
+                0 => b"".to_vec(),
+                1 => b"99999999999999999999".to_vec(),
+                2 => alloc::vec![0xff; 200],
+                3..6 => random.below(10).to_string().into_bytes(),
+                6..8 => b"3".to_vec(),
+                _ => b"4".to_vec(),
+            };
+            let _ = store.write(&format!("{front}/state"), &state).await;
+        }
+        for _ in 0..random.below(200) {
+            scribble(&pages, &mut random);
+            let channel = &channels[random.below(2) as usize];
+            connected += u64::from(channel.notify().is_ok() && channel.is_connected());
+            if random.one_in(8) {
+                time::after(Duration::from_micros(random.below(2000))).await;
+            }
+        }
+        for (_, front) in &fronts {
+            // Half-way through, in any order, or in the right one: the back end is to be there again next time.
+            for state in ["5", "6", "1"] {
+                if !random.one_in(5) {
+                    let _ = store.write(&format!("{front}/state"), state.as_bytes()).await;
+                    time::after(Duration::from_micros(500)).await;
+                }
+            }
+        }
+        if rounds.is_power_of_two() {
+            println!("round {rounds}: {connected} signals of nonsense were heard");
+        }
+    }
+}
+
+/// What a front end says of itself.
+fn nodes(
+    class: &str,
+    pages: &GrantedPages,
+    channels: &[events::Channel; 2],
+    random: &mut Random,
+) -> Vec<(String, Vec<u8>)> {
+    let page = |number: usize| pages.references().get(number).map_or(0, |gref| gref.get()).to_string();
+    let mut nodes: Vec<(String, String)> = Vec::new();
+    let mut say = |name: &str, value: String| nodes.push((name.into(), value));
+    let ports = [channels[0].port().to_string(), channels[1].port().to_string()];
+    if class == "vbd" {
+        let order = random.below(3);
+        say("ring-page-order", order.to_string());
+        say("ring-ref", page(0));
+        (0..1 << order).for_each(|number| say(&format!("ring-ref{number}"), page(number)));
+        say("event-channel", ports[0].clone());
+        say("protocol", "x86_64-abi".into());
+        say("feature-persistent", random.below(2).to_string());
+    } else {
+        say("tx-ring-ref", page(4));
+        say("rx-ring-ref", page(5));
+        say("event-channel", ports[1].clone());
+        say("request-rx-copy", "1".into());
+        say("feature-sg", random.below(2).to_string());
+        say("feature-gso-tcpv4", random.below(2).to_string());
+        say("feature-no-csum-offload", random.below(2).to_string());
+    }
+    let spoil = |(name, value): (String, String)| {
+        let value = match random.below(40) {
+            0 => b"4294967295".to_vec(),
+            1 => b"-1".to_vec(),
+            2 => alloc::vec![0xc3; 60],
+            3 => alloc::vec![b'7'; 1500],
+            4 => Vec::new(),
+            5 => random.below(64).to_string().into_bytes(),
+            _ => value.into_bytes(),
+        };
+        (name, value)
+    };
+    nodes.into_iter().map(spoil).collect()
+}
+
+/// Writes into a ring: requests of small numbers, so that some of them make sense, and indexes a little further or anywhere.
+fn scribble(pages: &GrantedPages, random: &mut Random) {
+    let page = random.below(8) as usize * 4096;
+    for _ in 0..random.below(24) {
+        let at = REQUESTS + random.below((4096 - REQUESTS as u64) / 4) as usize * 4;
+        let value = match random.below(4) {
+            0 => pages.references().get(random.below(8) as usize).map_or(0, |gref| gref.get()),
+            1 => random.below(16) as u32,
+            2 => random.below(4096) as u32,
+            _ => random.next() as u32,
+        };
+        pages.write_bytes(page + at, &value.to_le_bytes());
+    }
+    // The producer of requests, or both ends' event indexes.
+    let index = random.below(4) as usize * 4;
+    let mut old = [0; 4];
+    pages.read_bytes(page + index, &mut old);
+    let old = u32::from_le_bytes(old);
+    let new = match random.below(64) {
+        0 => random.next() as u32,
+        1 => old.wrapping_sub(1),
+        _ => old.wrapping_add(random.below(8) as u32),
+    };
+    pages.write_bytes(page + index, &new.to_le_bytes());
 }

@@ -14,7 +14,7 @@ use crate::policy::{Decision, Ending, Supervisor};
 use crate::ring::ConsoleBack;
 use crate::room::{self, New};
 use crate::schedule::Schedule;
-use crate::scrollback::{Lines, Scrollback};
+use crate::scrollback::{Lines, Scrollback, Text};
 use crate::store;
 use crate::terminal;
 use crate::toolstack::{self, Created, Request};
@@ -47,8 +47,8 @@ const OUTPUT_PER_TURN: usize = 2048;
 static GUESTS: Lazy<Mutex<HashMap<String, Guest>>> = Lazy::new(|| Mutex::new(HashMap::new()));
 /// Which guest a domain is, for those that exist.
 static NUMBERED: Lazy<Mutex<HashMap<DomId, String>>> = Lazy::new(|| Mutex::new(HashMap::new()));
-/// Whose console the terminal is.
-static ATTACHED: Mutex<Option<String>> = Mutex::new(None);
+/// Whose console the terminal is, and what of its text has come half.
+static ATTACHED: Mutex<Option<(String, Text)>> = Mutex::new(None);
 /// Rings when a guest's state changes.
 pub static CHANGED: Bell = Bell::new();
 
@@ -527,15 +527,16 @@ fn take_output(name: &str, bytes: &[u8]) {
     if bytes.is_empty() {
         return;
     }
-    let attached = ATTACHED.lock().as_deref() == Some(name);
+    let mut attached = ATTACHED.lock();
+    let attached = attached.as_mut().filter(|(attached, _)| attached == name);
+    let shown = attached.map(|(_, text)| text.push(bytes));
     let mut guests = GUESTS.lock();
     let Some(guest) = guests.get_mut(name) else { return };
     guest.log.push(bytes);
     let lines = if guest.follow == Follow::Off { Vec::new() } else { guest.lines.push(bytes) };
-    if attached {
-        terminal::raw(bytes);
-    } else {
-        guest.show(name, &lines);
+    match shown {
+        Some(text) => terminal::raw(&text),
+        None => guest.show(name, &lines),
     }
 }
 
@@ -655,7 +656,10 @@ pub async fn wait_for_end(name: &str, deadline_ns: u64) -> Option<State> {
 
 /// Makes the terminal a guest's console, or nobody's.
 pub fn attach(name: Option<&str>) {
-    *ATTACHED.lock() = name.map(ToString::to_string);
+    if ATTACHED.lock().is_some() {
+        terminal::restore();
+    }
+    *ATTACHED.lock() = name.map(|name| (name.to_string(), Text::default()));
 }
 
 /// Types into a guest's console; false when there is no such console any more.

@@ -68,8 +68,13 @@ impl Scrollback {
     }
 }
 
+/// Characters that are not seen, or change where others are seen: zero-width ones, separators of lines, directions of text.
+fn is_deceptive(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// Text of a guest that may be printed anywhere: no control characters but line ends and tabs, so that a guest cannot play
-/// tricks on the terminal of who reads its log.
+/// tricks on the terminal of who reads its log, nor on who reads it.
 #[must_use]
 pub fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
@@ -78,7 +83,7 @@ pub fn printable(bytes: &[u8]) -> String {
         match c {
             '\n' | '\t' => out.push(c),
             '\r' => {}
-            c if c.is_control() => out.push('\u{fffd}'),
+            c if c.is_control() || is_deceptive(c) => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }
@@ -116,9 +121,33 @@ impl Lines {
     }
 }
 
+/// Turns a stream of bytes into text, whose characters may come in pieces.
+#[derive(Clone, Debug, Default)]
+pub struct Text {
+    /// The beginning of a character.
+    cut: Vec<u8>,
+}
+
+impl Text {
+    /// Adds bytes; gives the text that is complete. What is no UTF-8 is shown as U+FFFD.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        let mut all = core::mem::take(&mut self.cut);
+        all.extend_from_slice(bytes);
+        // A character that has begun and not ended is all that is left of what is valid.
+        let begun = (1..=all.len().min(3)).find(|back| {
+            let tail = all.get(all.len() - back..).unwrap_or_default();
+            core::str::from_utf8(tail)
+                .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+        });
+        self.cut = all.split_off(all.len() - begun.unwrap_or(0));
+        String::from_utf8_lossy(&all).into_owned()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Lines, Scrollback, printable};
+    use super::{Lines, Scrollback, Text, printable};
+    use alloc::string::String;
 
     #[test]
     fn the_newest_is_kept() {
@@ -145,9 +174,30 @@ mod tests {
     #[test]
     fn a_guest_cannot_send_escapes_to_the_reader() {
         assert_eq!(printable(b"a\x1b[2Jb\x07\r\n\tc\xff"), "a\u{fffd}[2Jb\u{fffd}\n\tc\u{fffd}");
+        assert_eq!(
+            printable("user\u{202e}toor \u{200b}\u{2066}".as_bytes()),
+            "user\u{fffd}toor \u{fffd}\u{fffd}"
+        );
+        assert_eq!(printable("grüße, 世界 🦀".as_bytes()), "grüße, 世界 🦀");
         let mut lines = Lines::default();
         assert!(lines.push(b"he").is_empty());
         assert_eq!(lines.push(b"llo\r\n\nx"), ["hello", ""]);
         assert_eq!(lines.push(&[b'y'; 600]).len(), 1);
+    }
+
+    #[test]
+    fn characters_may_come_in_pieces() {
+        let whole = "aß世🦀\r\n";
+        for cut in 1..whole.len() {
+            let mut text = Text::default();
+            let mut got = String::new();
+            whole.as_bytes().chunks(cut).for_each(|part| got += &text.push(part));
+            assert_eq!(got, whole, "{cut} at a time");
+        }
+        let mut text = Text::default();
+        assert_eq!(text.push(b"\xf0\x9f"), "");
+        assert_eq!(text.push(b"x\xff"), "\u{fffd}x\u{fffd}", "never completed");
+        assert_eq!(text.push(b"\xe4"), "");
+        assert_eq!(text.push(b""), "");
     }
 }

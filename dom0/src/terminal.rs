@@ -100,10 +100,14 @@ pub fn extend_edited(c: char, line: String) {
     *EDITED.lock() = Some(line);
 }
 
-/// Bytes of a guest, as they are, but for what is no UTF-8. Consoles end lines with both CR and LF; ours adds the CR itself.
-pub fn raw(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
+/// Text of a guest, as it is. Consoles end lines with both CR and LF; ours adds the CR itself.
+pub fn raw(text: &str) {
     print!("{}", text.replace("\r\n", "\n"));
+}
+
+/// Takes back what a guest may have done to the terminal: colours, a hidden cursor, another character set.
+pub fn restore() {
+    print!("\x1b[0m\x1b[?25h\x1b(B");
 }
 
 /// The keyboard.

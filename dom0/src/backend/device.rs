@@ -433,9 +433,9 @@ async fn step<K: Kind>(device: &Arc<Device<K>>, link: &mut Option<Arc<Link>>) ->
             device.set_state(S::Closed)
         }
         (S::Initialising, S::Closed) if device.is_given_up() => Ok(()),
-        (S::Initialising, S::Closing) if device.is_given_up() => device.set_state(S::Closed),
-        // It begins anew; without having closed, when it had not heard yet that it was connected.
-        (S::Initialising, S::Closed | S::Closing | S::Connected) => {
+        // It begins anew.
+        (S::Initialising, S::Closed) => device.offer(),
+        (S::Initialising, S::Connected) => {
             disconnect(link).await;
             device.offer()
         }

@@ -178,8 +178,11 @@ impl<P: Platform> Hypervisor<P> {
                 self.arm_timers(&vcpu);
             }
         }
-        if self.tear_down_ports(domain, budget) == Progress::Preempted {
-            return Err(Preempted);
+        if !domain.teardown.lock().ports {
+            if self.tear_down_ports(domain, budget) == Progress::Preempted {
+                return Err(Preempted);
+            }
+            domain.teardown.lock().ports = true;
         }
         self.tear_down_grants(domain, budget)?;
         self.teardown_memory(domain, budget)?;

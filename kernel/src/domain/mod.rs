@@ -94,7 +94,7 @@ pub struct Domain {
     /// Test builds: whether everything it asks gets the same answer.
     #[cfg(any(feature = "constant-answers", test))]
     pub(crate) constant: crate::trap::constant_answers::Switch,
-    /// Progress of its memory's teardown (`Hypervisor::teardown_memory`).
+    /// Progress of its teardown (`Hypervisor::destroy_domain`).
     pub teardown: RankedMutex<crate::mm::Teardown, { rank::TEARDOWN }>,
 }
 

@@ -25,16 +25,18 @@ pub enum AllocationError {
     OutOfMemory,
 }
 
-/// How far a domain's teardown has come. The rest of the progress is in its list of frames.
+/// How far a domain's teardown has come, which is preempted often. The rest of the progress is in its list of frames.
 #[derive(Debug, Default)]
 pub struct Teardown {
+    /// It has no port and no interrupt any more, and gets none.
+    pub ports: bool,
     vcpus: usize,
 }
 
 impl Teardown {
     /// Not begun.
     pub const fn new() -> Teardown {
-        Teardown { vcpus: 0 }
+        Teardown { ports: false, vcpus: 0 }
     }
 }
 

@@ -218,7 +218,9 @@ pub(crate) fn idle_until(deadline_ns: Option<u64>) {
     if let Some(deadline) = deadline_ns {
         let deadline = deadline.max(1);
         let again = ASKED.swap(deadline, Ordering::Relaxed) == deadline;
-        let armed = ARMED.load(Ordering::Relaxed) == deadline && !take_fired(timer_port());
+        // Bound before it is set: whoever fires without a port is not heard.
+        let port = timer_port();
+        let armed = ARMED.load(Ordering::Relaxed) == deadline && !take_fired(port);
         if !armed {
             if !again && poll_open(deadline) {
                 return turn();

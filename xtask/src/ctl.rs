@@ -359,7 +359,8 @@ mod tests {
         let mut client = Client::connect(&one.socket, 0, Duration::from_secs(20))?;
         client.ask(json!({ "command": ["list", "--json"] }))?;
         client.ask(json!({ "events": true }))?;
-        drop(client);
+        // To its end: who leaves before that breaks the other's pipe.
+        client.follow(&mut Vec::new())?;
         dom0.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
         drop(one);
         std::fs::remove_dir_all(target)?;

@@ -14,8 +14,10 @@
 use crate::receive::Receive;
 use crate::transmit::{Frame, Transmit};
 use crate::{Closed, Fault};
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use core::ops::Range;
 use guest_sdk::copy::{Copier, Copy, Place};
 use guest_sdk::ring::SharedPage;
@@ -33,6 +35,9 @@ const REQUESTS: usize = 4 * FRAMES;
 pub const WHOLE: usize = 2048;
 /// Slots of a ring whose frames may wait for receivers: half of it.
 pub const WAITING_SLOTS: usize = 128;
+/// What is kept of a frame that waits, so that its guest cannot change it: all headers, by which it was decided where it goes. The rest is
+/// read when it is brought.
+const KEPT: usize = 192;
 /// How long a frame waits for its receiver to put up pages: longer than a guest that runs needs, shorter than a sender gives up after.
 pub const PATIENCE_NS: u64 = 300_000_000;
 /// Most queues of a card.
@@ -78,7 +83,7 @@ struct Queue<M> {
     transmit: Transmit<M>,
     receive: Receive<M>,
     /// Frames that it is to get once it has room, in order.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Box<Waiting>>,
     /// It let frames wait in vain, and has put up nothing since.
     stalled: bool,
     /// Slots of its own ring whose frames wait for others.
@@ -90,8 +95,8 @@ struct Waiting {
     /// The queue that it was sent by.
     from: (PortId, usize),
     frame: Frame,
-    /// Its bytes in the staging area, which were decided on.
-    head: Vec<u8>,
+    /// Its first bytes.
+    head: ArrayVec<u8, KEPT>,
     parcel: Parcel,
     segments: Option<Segments>,
     /// The first segment that has not been brought.
@@ -700,8 +705,11 @@ impl<M: SharedPage> Network<M> {
     ) {
         let Some(frame) = frames.get_mut(job.index) else { return };
         let slots = frame.slots();
-        let head = copier.staging().get(job.parcel.at..job.parcel.at + job.parcel.staged);
-        let head = head.unwrap_or_default().to_vec();
+        let parcel = Parcel { staged: job.parcel.staged.min(KEPT), ..job.parcel };
+        let mut head = ArrayVec::new();
+        let kept = copier.staging().get(parcel.at..parcel.at + parcel.staged).unwrap_or_default();
+        // There is room for all of it.
+        let _ = head.try_extend_from_slice(kept);
         let there = self.queue_mut(to).is_some_and(|queue| !queue.stalled);
         let held = self.queue_mut(from).map(|queue| &mut queue.held);
         match held.filter(|held| there && **held + slots <= WAITING_SLOTS) {
@@ -715,10 +723,9 @@ impl<M: SharedPage> Network<M> {
         self.expires_ns = self.expires_ns.min(until_ns);
         // What is left in its place has nothing to be answered.
         let frame = core::mem::take(frame);
-        let waiting =
-            Waiting { from, frame, head, parcel: job.parcel, segments: job.segments, next, until_ns };
+        let waiting = Waiting { from, frame, head, parcel, segments: job.segments, next, until_ns };
         if let Some(queue) = self.queue_mut(to) {
-            queue.waiting.push_back(waiting);
+            queue.waiting.push_back(Box::new(waiting));
         }
     }
 
@@ -736,13 +743,19 @@ impl<M: SharedPage> Network<M> {
             self.expire(now_ns);
         }
         loop {
-            // A turn's frames at a time: that many heads fit.
-            let mut some: Vec<Waiting> = match self.queue_mut(to) {
-                Some(Queue { waiting, .. }) if !waiting.is_empty() => {
-                    waiting.drain(..waiting.len().min(FRAMES)).collect()
+            // A turn's frames at a time: that many heads fit. Of those no more than there are pages for, if each takes one.
+            let mut some: Vec<Box<Waiting>> = match self.queue_mut(to) {
+                Some(Queue { waiting, receive, .. }) if !waiting.is_empty() => {
+                    let most = waiting.len().min(FRAMES);
+                    // Who has broken its ring is told by the first.
+                    let most = receive.room(1, false, most).unwrap_or(1);
+                    waiting.drain(..most).collect()
                 }
                 _ => return,
             };
+            if some.is_empty() {
+                return;
+            }
             let mut frames: Vec<Frame> =
                 some.iter_mut().map(|waiting| core::mem::take(&mut waiting.frame)).collect();
             let mut left = None;
@@ -763,7 +776,7 @@ impl<M: SharedPage> Network<M> {
             }
             self.bring(&mut frames, copier);
             let (all, left) = (left.is_none(), left.unwrap_or(some.len()));
-            let mut rest: Vec<Waiting> = Vec::new();
+            let mut rest: Vec<Box<Waiting>> = Vec::new();
             for (index, (mut waiting, frame)) in some.into_iter().zip(frames).enumerate() {
                 if index < left {
                     self.answer(waiting.from, frame);
@@ -799,7 +812,8 @@ impl<M: SharedPage> Network<M> {
             }
         }
         self.expires_ns = next;
-        for (to, Waiting { from, frame, segments, next, .. }) in given_up {
+        for (to, waiting) in given_up {
+            let Waiting { from, frame, segments, next, .. } = *waiting;
             self.miss(to, segments, next);
             self.answer(from, frame);
         }

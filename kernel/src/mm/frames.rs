@@ -318,7 +318,11 @@ impl Memory {
     /// Gives a general reference back: constant work. The last one sends the frame to the quarantine.
     #[inline(always)]
     pub(crate) fn put_general(&self, mfn: Mfn) {
-        let record = self.record(mfn);
+        self.put_general_of(mfn, self.record(mfn));
+    }
+
+    #[inline(always)]
+    fn put_general_of(&self, mfn: Mfn, record: &FrameRecord) {
         let before = record.count.fetch_sub(1, Ordering::AcqRel);
         assert!(before & COUNT != 0, "frame {mfn:?}: reference given back twice");
         if before & COUNT == 1 {
@@ -418,6 +422,9 @@ impl Memory {
     #[inline(always)]
     pub(super) fn put_plain_writable(&self, mfn: Mfn) -> bool {
         let Some(record) = self.records.get(mfn.get() as usize) else { return false };
+        if record.flags() & RAM == 0 {
+            return false;
+        }
         let mut word = record.word.load(Ordering::Acquire);
         loop {
             let Some(next) = TypeWord::from_bits(word).plainly_less_writable(self.clock.now()) else {
@@ -428,7 +435,7 @@ impl Memory {
                 Err(now) => word = now,
             }
         }
-        self.put_general(mfn);
+        self.put_general_of(mfn, record);
         true
     }
 
@@ -521,10 +528,11 @@ impl Memory {
     pub(super) fn sift(&self, pages: &mut PageList, retired: &mut Retired) -> Sifted {
         for _ in 0..SEARCHED {
             let Some(mfn) = pages.searched() else { break };
-            if self.is_table_at_work(self.record(mfn)) {
+            let record = self.record(mfn);
+            if self.is_table_at_work(record) {
                 return Sifted::Table(mfn);
             }
-            pages.search_on(self, mfn);
+            pages.search_on(record);
         }
         if pages.searched().is_some() {
             return Sifted::More;
@@ -911,9 +919,9 @@ impl PageList {
         (at != NIL).then(|| Mfn::new(u64::from(at)))
     }
 
-    /// Frame `mfn` of the list, which is next in the search, was looked at, or leaves the list.
-    fn search_on(&mut self, memory: &Memory, mfn: Mfn) {
-        self.search = Search::At(memory.record(mfn).next.load(Ordering::Relaxed));
+    /// The frame of `record`, which is next in the search, was looked at, or leaves the list.
+    fn search_on(&mut self, record: &FrameRecord) {
+        self.search = Search::At(record.next.load(Ordering::Relaxed));
     }
 
     /// Teardown has done its part with a frame of the list.
@@ -939,7 +947,7 @@ impl PageList {
             return memory.unlink(record, &mut self.given_up);
         }
         if matches!(self.search, Search::At(next) if u64::from(next) == mfn.get()) {
-            self.search_on(memory, mfn);
+            self.search_on(record);
         }
         memory.unlink(record, &mut self.head);
     }

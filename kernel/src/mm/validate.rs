@@ -330,12 +330,15 @@ impl<'a, P: Platform> Pager<'a, P> {
         let owner = DomId::new(self.memory.owner_number(mfn));
         let mut unpaid = 0;
         let words = self.platform.frame(mfn);
-        let mut next = from;
-        while let Some(word) = words.get(usize::from(next)) {
-            let index = next;
-            next += 1;
+        let rest = words.get(usize::from(from)..).unwrap_or_default();
+        for (offset, word) in rest.iter().enumerate() {
             let pte = Pte::from_bits(word.load(Ordering::Relaxed));
-            if !pte.is_present() || is_hypervisor_slot(level, usize::from(index)) {
+            if !pte.is_present() {
+                continue;
+            }
+            // Below 512.
+            let index = from.wrapping_add(offset as u16);
+            if is_hypervisor_slot(level, usize::from(index)) {
                 continue;
             }
             if level == Level::L1
@@ -390,9 +393,7 @@ impl<'a, P: Platform> Pager<'a, P> {
     #[inline(always)]
     fn put_plain(&self, pte: Pte) -> bool {
         // A writable entry leads to RAM in use as writable, or to memory that is not counted and has no word of this kind.
-        pte.is_writable()
-            && self.memory.owner(pte.mfn()) != Owner::NotRam
-            && self.memory.put_plain_writable(pte.mfn())
+        pte.is_writable() && self.memory.put_plain_writable(pte.mfn())
     }
 
     /// Checks a present L1 entry for a table of `table_owner`, naming a frame as one of `frame_owner`'s, and takes the
@@ -524,7 +525,7 @@ impl<'a, P: Platform> Pager<'a, P> {
         &self,
         mfn: Mfn,
         kind: Kind,
-        mut progress: u16,
+        progress: u16,
         child: Follow,
         resumed: bool,
         budget: &mut Budget,
@@ -543,12 +544,13 @@ impl<'a, P: Platform> Pager<'a, P> {
                 return Err(Preempted);
             }
             let mut unpaid = 0;
-            while progress > 0 {
-                progress -= 1;
-                let pte = entry(progress);
-                if !pte.is_present() || is_hypervisor_slot(level, usize::from(progress)) {
+            let below = words.get(..usize::from(progress)).unwrap_or_default();
+            for (index, word) in below.iter().enumerate().rev() {
+                let pte = Pte::from_bits(word.load(Ordering::Relaxed));
+                if !pte.is_present() || is_hypervisor_slot(level, index) {
                     continue;
                 }
+                let progress = index as u16;
                 let plain = level == Level::L1 && self.put_plain(pte);
                 if !plain && self.put_entry(pte, mfn, level, budget).is_err() {
                     self.park(mfn, progress, true, resumed);

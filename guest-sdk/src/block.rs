@@ -709,8 +709,34 @@ impl Connection {
     }
 }
 
-/// Meets the back end, which waits for it.
+/// Meets the back end, however often that goes and comes back meanwhile. [`BlockError::Gone`] when it means to stay away.
 async fn connect(
+    front: &mut Frontend,
+    device: u32,
+    options: Options,
+) -> Result<(Connection, Channel, Info), BlockError> {
+    loop {
+        match try_connect(front, device, options).await {
+            Err(BlockError::Backend(XenbusError::Closed)) => {
+                if front.is_leaving().await? {
+                    return Err(BlockError::Gone);
+                }
+                if front.backend_state().await? == XenbusState::Closing {
+                    // It waits until this end lets go of what it has just offered.
+                    front.close().await?;
+                    front.set_state(XenbusState::Initialising).await?;
+                } else {
+                    // It has not got round to saying that it is back.
+                    front.changed().await?;
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Meets the back end, which waits for it.
+async fn try_connect(
     front: &mut Frontend,
     device: u32,
     options: Options,
@@ -821,24 +847,7 @@ async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -
         return Err(BlockError::Gone);
     }
     front.set_state(XenbusState::Initialising).await?;
-    let (mut connection, channel, info) = loop {
-        match connect(front, inner.device, options).await {
-            // It has not got round to saying that it is back.
-            Err(BlockError::Backend(XenbusError::Closed)) => {
-                if front.is_leaving().await? {
-                    return Err(BlockError::Gone);
-                }
-                if front.backend_state().await? == XenbusState::Closing {
-                    // It came back and went again: it waits until this end lets go of what it has just offered.
-                    front.close().await?;
-                    front.set_state(XenbusState::Initialising).await?;
-                } else {
-                    front.changed().await?;
-                }
-            }
-            result => break result?,
-        }
-    };
+    let (mut connection, channel, info) = connect(front, inner.device, options).await?;
     let mut state = inner.state.lock();
     state.info = Info { depth: info.depth.min(state.info.depth), ..info };
     for (number, slot) in state.slots.iter_mut().enumerate() {

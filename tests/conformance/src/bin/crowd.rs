@@ -136,7 +136,7 @@ fn timer(id: u32) -> bool {
 fn wait(what: &str, done: impl Fn() -> bool) -> Result<(), Stop> {
     let start = now_ns();
     while !done() {
-        if now_ns() - start > 30_000 * MS {
+        if now_ns().saturating_sub(start) > 30_000 * MS {
             ORDER.store(REST, Ordering::SeqCst);
             return testkit::fail(format_args!("{what}: not within thirty seconds"));
         }
@@ -294,7 +294,7 @@ fn each_has_a_timer(_: &mut Domain) -> Verdict {
     }
     // A tick may have been under way on another processor.
     let start = now_ns();
-    wait("the last ticks", || now_ns() - start > 50 * MS)?;
+    wait("the last ticks", || now_ns().saturating_sub(start) > 50 * MS)?;
     for port in &PORTS[1..] {
         take_pending(Port::new(port.load(Ordering::SeqCst)));
     }
@@ -330,7 +330,7 @@ fn down_and_up_under_load(_: &mut Domain) -> Verdict {
         wait("its rest", || runstate(id as u32).is_ok_and(|info| info.state != 0))?;
         let stands = ROUNDS[id].load(Ordering::SeqCst);
         let start = now_ns();
-        wait("two milliseconds", || now_ns() - start > 2 * MS)?;
+        wait("two milliseconds", || now_ns().saturating_sub(start) > 2 * MS)?;
         check_eq!(ROUNDS[id].load(Ordering::SeqCst), stands, "vCPU {id} is down, round {round}");
         check_eq!(vcpu::up(id as u32), Ok(()));
         // Every tenth has to show that it goes on.

@@ -212,7 +212,7 @@ fn context(id: usize) -> Box<VcpuGuestContext> {
 fn wait(what: &str, done: impl Fn() -> bool) -> Result<(), Stop> {
     let start = now_ns();
     while !done() {
-        if now_ns() - start > 10_000 * MS {
+        if now_ns().saturating_sub(start) > 10_000 * MS {
             ORDER.store(REST, Ordering::SeqCst);
             return testkit::fail(format_args!("{what}: not within ten seconds"));
         }

@@ -184,7 +184,7 @@ fn operation(command: VcpuOp, id: u64) -> Result<u64, Errno> {
 fn wait(what: &str, done: impl Fn() -> bool) -> Result<(), Stop> {
     let start = now_ns();
     while !done() {
-        if now_ns() - start > 2000 * MS {
+        if now_ns().saturating_sub(start) > 2000 * MS {
             return testkit::fail(format_args!("{what}: not within two seconds"));
         }
         call(Hypercall::SchedOp, [0, 0, 0, 0, 0])?;

@@ -177,6 +177,13 @@ struct Parcel {
     hash: u32,
 }
 
+/// Whose turn it is.
+#[derive(Clone, Copy)]
+struct Sender {
+    queue: (PortId, usize),
+    domain: DomId,
+}
+
 /// What has become of a frame for one guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Passed {
@@ -248,6 +255,8 @@ impl Job {
 pub struct Network<M> {
     switch: Switch,
     slots: Vec<Option<Slot<M>>>,
+    /// Some card has, or had, several queues: only then is it asked of which flow a frame is.
+    several: bool,
     /// Queues that got something which they have not been shown.
     touched: Vec<(PortId, usize)>,
     /// Cards that turned out to be broken in this turn.
@@ -320,6 +329,7 @@ impl<M: SharedPage> Network<M> {
         Self {
             switch: Switch::new(),
             slots: Vec::new(),
+            several: false,
             touched: Vec::new(),
             broken: Vec::new(),
             expires_ns: u64::MAX,
@@ -414,7 +424,9 @@ impl<M: SharedPage> Network<M> {
             stalled: false,
             held: 0,
         });
-        let card = Card { domain, queues: queues.collect(), features: features.consistent(), broken: false };
+        let queues: Vec<Queue<M>> = queues.collect();
+        self.several |= queues.len() > 1;
+        let card = Card { domain, queues, features: features.consistent(), broken: false };
         if let Some(slot) = self.slot_mut(port).filter(|slot| slot.card.is_none()) {
             slot.card = Some(card);
         }
@@ -468,10 +480,12 @@ impl<M: SharedPage> Network<M> {
         self.bring_waiting(now_ns, (port, queue), copier);
         let mut frames = core::mem::take(&mut self.frames);
         let taken = self.take(port, queue, &mut frames);
-        if !frames.is_empty() {
-            self.read(port, &mut frames, copier);
+        let domain = self.card(port).map(|card| card.domain);
+        if let Some(domain) = domain.filter(|_| !frames.is_empty()) {
+            self.read(domain, &mut frames, copier);
+            let sender = Sender { queue: (port, queue), domain };
             for index in 0..frames.len() {
-                self.decide(now_ns, (port, queue), index, &mut frames, copier, &mut *local);
+                self.decide(now_ns, sender, index, &mut frames, copier, &mut *local);
             }
             self.bring(&mut frames, copier);
             if let Some(Queue { transmit, .. }) = self.queue_mut((port, queue)) {
@@ -531,8 +545,7 @@ impl<M: SharedPage> Network<M> {
     }
 
     /// Reads each frame, or its head, into the staging area.
-    fn read(&mut self, port: PortId, frames: &mut [Frame], copier: &mut impl Copier) {
-        let Some(domain) = self.card(port).map(|card| card.domain) else { return };
+    fn read(&mut self, domain: DomId, frames: &mut [Frame], copier: &mut impl Copier) {
         self.copies.clear();
         for (index, frame) in frames.iter().enumerate() {
             part(domain, frame, 0..staged(frame), |at| staging(index * WHOLE + at), &mut self.copies);
@@ -552,13 +565,13 @@ impl<M: SharedPage> Network<M> {
     fn decide(
         &mut self,
         now_ns: u64,
-        from: (PortId, usize),
+        from: Sender,
         index: usize,
         frames: &mut [Frame],
         copier: &mut impl Copier,
         local: Local<'_>,
     ) {
-        let (port, _) = from;
+        let Sender { queue: (port, _), domain: sender } = from;
         let Some(frame) = frames.get_mut(index).filter(|frame| frame.failed.is_none()) else { return };
         let (slot, bytes, staged) = (index * WHOLE, usize::from(frame.bytes), staged(frame));
         let head = copier.staging().get(slot..slot + staged).unwrap_or_default();
@@ -589,7 +602,7 @@ impl<M: SharedPage> Network<M> {
             segment: frame.segment,
             hash: 0,
         };
-        if ports.iter().any(|to| self.card(*to).is_some_and(|card| card.queues.len() > 1)) {
+        if self.several && ports.iter().any(|to| self.card(*to).is_some_and(|card| card.queues.len() > 1)) {
             parcel.hash = flow_hash(head);
         }
         if whole
@@ -601,7 +614,6 @@ impl<M: SharedPage> Network<M> {
             netswitch::complete_checksum(frame);
             (parcel.blank, parcel.validated) = (false, true);
         }
-        let Some(sender) = self.card(port).map(|card| card.domain) else { return };
         let job = Job { sender, index, segments, parcel };
         if let [to] = *ports.as_slice()
             && let Some(to) = self.queue_of(&parcel, to)
@@ -610,7 +622,7 @@ impl<M: SharedPage> Network<M> {
             let waits = self.queue_mut(to).is_some_and(|queue| !queue.waiting.is_empty());
             let passed = if waits { Passed::Left(0) } else { self.pass(&job, 0, to, frames, copier) };
             if let Passed::Left(next) = passed {
-                self.hold(now_ns, from, to, &job, next, frames, copier);
+                self.hold(now_ns, from.queue, to, &job, next, frames, copier);
             }
         } else {
             let mut work = false;
@@ -845,10 +857,14 @@ impl<M: SharedPage> Network<M> {
 
     /// Whether somebody takes a frame as it is.
     fn fits(&self, parcel: &Parcel, to: PortId) -> bool {
-        let takes = self.takes(to);
+        let (takes, guest) = match self.slot(to) {
+            Some(Slot { card: Some(card), .. }) => (card.features, true),
+            Some(Slot { local, .. }) => (*local, false),
+            None => (Features::default(), false),
+        };
         (!parcel.blank || takes.blank_checksums)
             && (parcel.segment.is_none() || takes.segments)
-            && (self.card(to).is_some() || parcel.staged == parcel.bytes.into())
+            && (guest || parcel.staged == parcel.bytes.into())
     }
 
     /// Brings a frame to several who do not take it as it is: put together in the workshop, whole or in segments, with its checksum.

@@ -34,6 +34,14 @@ impl<M: SharedPage> Receive<M> {
     /// [`Closed`]: an index is out of range.
     pub fn take(&mut self, bytes: u16, large: bool, slots: &mut Vec<NetifRxRequest>) -> Result<bool, Closed> {
         let wanted = wanted(bytes.into(), large);
+        // Most frames.
+        if wanted == 1
+            && self.spare.is_empty()
+            && let Some(request) = self.ring.pop()?
+        {
+            slots.push(request);
+            return Ok(true);
+        }
         if self.gather(wanted)? < wanted {
             return Ok(false);
         }

@@ -14,7 +14,7 @@ extern crate alloc;
 
 use alloc::vec::Vec;
 use core::time::Duration;
-use guest_sdk::net::{Card, Mac, NetError};
+use guest_sdk::net::{Card, Mac, NetError, Options};
 use guest_sdk::sync::{First, first};
 use guest_sdk::xenstore::SharedStore;
 use guest_sdk::{Domain, entry, memory, println, time};
@@ -37,7 +37,9 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
     let words = domain.command_line;
     // This domain has one vCPU.
     let _ = memory::use_wide_copies();
-    let card = Card::open(&store, words.number("card").unwrap_or(0)).await?;
+    // A whole ring to receive into, as Linux has it: who sends faster than this one takes is let go on for longer.
+    let options = Options { receive_pages: 256, ..Options::default() };
+    let card = Card::open_with(&store, words.number("card").unwrap_or(0), options).await?;
     println!("card {}, {} bytes in a frame", card.mac(), card.max_frame());
     match words.value("role") {
         Some("send") => {

@@ -4,10 +4,19 @@ use alloc::vec::Vec;
 use guest_sdk::net::stack::{self, Device};
 use guest_sdk::net::{Card, NetError, Options};
 use guest_sdk::xenstore::SharedStore;
-use guest_sdk::{CommandLine, memory, println, time};
+use guest_sdk::{CommandLine, Domain, memory, println, time};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::dhcpv4;
 use smoltcp::wire::{IpCidr, Ipv4Address, Ipv4Cidr};
+
+/// The store by which a domain finds its cards; says so when there is none.
+pub fn store(domain: &mut Domain) -> Option<SharedStore> {
+    let store = domain.xenstore().map(SharedStore::new);
+    if store.is_none() {
+        println!("the first domain has no xenstore, and no cards");
+    }
+    store
+}
 
 /// The host. Its sockets are the user's.
 pub struct Host {

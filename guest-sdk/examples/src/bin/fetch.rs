@@ -10,20 +10,16 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use guest_examples::host::Host;
+use guest_examples::host::{self, Host};
 use guest_sdk::net::NetError;
 use guest_sdk::sync::{First, first};
-use guest_sdk::xenstore::SharedStore;
 use guest_sdk::{Domain, entry, println, time};
 use smoltcp::socket::{dns, tcp};
 use smoltcp::wire::{DnsQueryType, IpAddress, Ipv4Address};
 
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), NetError> {
-    let Some(store) = domain.xenstore().map(SharedStore::new) else {
-        println!("the first domain has no xenstore, and no cards");
-        return Ok(());
-    };
+    let Some(store) = host::store(&mut domain) else { return Ok(()) };
     let words = domain.command_line;
     let Some((name, port, path)) = words.value("url").and_then(parts) else {
         println!("url=http://HOST[:PORT][/PATH]?");

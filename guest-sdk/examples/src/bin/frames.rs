@@ -14,9 +14,9 @@ extern crate alloc;
 
 use alloc::vec::Vec;
 use core::time::Duration;
+use guest_examples::host;
 use guest_sdk::net::{Card, Mac, NetError, Options};
 use guest_sdk::sync::{First, first};
-use guest_sdk::xenstore::SharedStore;
 use guest_sdk::{Domain, entry, memory, println, time};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -30,10 +30,7 @@ const HEAD: usize = 14 + 8;
 
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), NetError> {
-    let Some(store) = domain.xenstore().map(SharedStore::new) else {
-        println!("the first domain has no xenstore, and no cards");
-        return Ok(());
-    };
+    let Some(store) = host::store(&mut domain) else { return Ok(()) };
     let words = domain.command_line;
     // This domain has one vCPU.
     let _ = memory::use_wide_copies();

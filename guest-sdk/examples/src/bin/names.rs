@@ -8,9 +8,8 @@ extern crate alloc;
 
 use alloc::vec;
 use alloc::vec::Vec;
-use guest_examples::host::Host;
+use guest_examples::host::{self, Host};
 use guest_sdk::net::NetError;
-use guest_sdk::xenstore::SharedStore;
 use guest_sdk::{Domain, entry, println};
 use smoltcp::socket::udp;
 use smoltcp::wire::Ipv4Address;
@@ -20,10 +19,7 @@ const HEAD: usize = 12;
 
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), NetError> {
-    let Some(store) = domain.xenstore().map(SharedStore::new) else {
-        println!("the first domain has no xenstore, and no cards");
-        return Ok(());
-    };
+    let Some(store) = host::store(&mut domain) else { return Ok(()) };
     let words = domain.command_line;
     let (Some(name), Some(address)) = (words.value("name"), words.number::<Ipv4Address>("is")) else {
         println!("name=NAME is=ADDRESS?");

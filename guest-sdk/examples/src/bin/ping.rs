@@ -11,9 +11,9 @@ extern crate alloc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
+use guest_examples::host;
 use guest_sdk::net::stack::{self, Device};
 use guest_sdk::net::{Card, NetError};
-use guest_sdk::xenstore::SharedStore;
 use guest_sdk::{Domain, entry, println, time};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::{dhcpv4, icmp};
@@ -28,10 +28,7 @@ const HEADS: usize = 20 + 8;
 
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), NetError> {
-    let Some(store) = domain.xenstore().map(SharedStore::new) else {
-        println!("the first domain has no xenstore, and no cards");
-        return Ok(());
-    };
+    let Some(store) = host::store(&mut domain) else { return Ok(()) };
     let words = domain.command_line;
     let card = Card::open(&store, words.number("card").unwrap_or(0)).await?;
     println!("card {}, {} bytes in a packet, {} in a frame", card.mac(), card.mtu(), card.max_frame());

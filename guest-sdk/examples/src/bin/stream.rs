@@ -11,7 +11,7 @@ extern crate alloc;
 
 use alloc::vec;
 use core::time::Duration;
-use guest_examples::host::Host;
+use guest_examples::host::{self, Host};
 use guest_sdk::net::NetError;
 use guest_sdk::xenstore::SharedStore;
 use guest_sdk::{CommandLine, Domain, entry, println, time};
@@ -25,10 +25,7 @@ const UNIT: u64 = 1500;
 
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), NetError> {
-    let Some(store) = domain.xenstore().map(SharedStore::new) else {
-        println!("the first domain has no xenstore, and no cards");
-        return Ok(());
-    };
+    let Some(store) = host::store(&mut domain) else { return Ok(()) };
     let words = domain.command_line;
     let mut stream = Stream::open(&store, words).await?;
     match (words.value("role"), words.number::<Ipv4Address>("peer")) {

@@ -12,10 +12,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use guest_examples::host::Host;
+use guest_examples::host::{self, Host};
 use guest_examples::http::{self, MOST_HEAD, Request, Status};
 use guest_sdk::net::NetError;
-use guest_sdk::xenstore::SharedStore;
 use guest_sdk::{Domain, entry, println, time};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
@@ -26,10 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), NetError> {
-    let Some(store) = domain.xenstore().map(SharedStore::new) else {
-        println!("the first domain has no xenstore, and no cards");
-        return Ok(());
-    };
+    let Some(store) = host::store(&mut domain) else { return Ok(()) };
     let words = domain.command_line;
     let mut host = Host::open(&store, words).await?;
     let port = words.number("port").unwrap_or(80);

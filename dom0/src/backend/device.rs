@@ -4,7 +4,7 @@
 //! each other by a [`Link`].
 
 use crate::channel::Event;
-use crate::management::publish;
+use crate::listeners::publish;
 use crate::room::{self, New};
 use crate::say;
 use crate::store;

@@ -100,13 +100,25 @@ impl Ticket {
     /// Fills `segments` with those of the next request; `most` at most.
     fn next(&mut self, segments: &mut Vec<Segment>, geometry: &Geometry) {
         segments.clear();
-        let (mut bytes, first) = (0u64, self.pieces);
+        let (mut bytes, first, mut pieces) = (0u64, self.pieces, 0);
         match &self.work {
             Work::Job(job) => {
-                for piece in job.pieces.iter().skip(first).take(geometry.segments) {
+                for piece in job.pieces.get(first..).unwrap_or_default() {
                     let address = piece.page.machine_address().get() + u64::from(piece.offset);
-                    segments.push(Segment { address, bytes: piece.bytes.into() });
-                    bytes += u64::from(piece.bytes);
+                    let length = u32::from(piece.bytes);
+                    // Pages side by side in the machine are one segment: the device has fewer to map.
+                    if let Some(last) = segments.last_mut()
+                        && last.address + u64::from(last.bytes) == address
+                        && last.bytes + length <= geometry.segment_bytes
+                    {
+                        last.bytes += length;
+                    } else if segments.len() < geometry.segments {
+                        segments.push(Segment { address, bytes: length });
+                    } else {
+                        break;
+                    }
+                    bytes += u64::from(length);
+                    pieces += 1;
                 }
             }
             Work::Bytes(_, pages, all) => {
@@ -115,6 +127,7 @@ impl Ticket {
                 for (page, length) in all.skip(first).take(geometry.segments) {
                     segments.push(Segment::of(page, 0, length as u16));
                     bytes += length as u64;
+                    pieces += 1;
                 }
             }
         }
@@ -133,7 +146,7 @@ impl Ticket {
                 sectors
             }
         };
-        self.now = (sectors, segments.len());
+        self.now = (sectors, pieces);
     }
 
     /// Tells whoever wants to know.

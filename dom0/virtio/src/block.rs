@@ -385,6 +385,11 @@ impl<P: Platform, T> Block<P, T> {
     /// # Errors
     /// Why not.
     pub fn check(&self, request: &Request<'_>) -> Result<(), Rejected> {
+        self.judge(request).map(drop)
+    }
+
+    /// As [`Block::check`]; how many sectors it reads or writes.
+    fn judge(&self, request: &Request<'_>) -> Result<u64, Rejected> {
         let geometry = &self.geometry;
         if self.broken {
             return Err(Rejected::Broken);
@@ -395,14 +400,17 @@ impl<P: Platform, T> Block<P, T> {
         }
         let sectors = match request.action {
             Action::Read | Action::Write => {
-                let bytes = request.segments.iter().map(|segment| u64::from(segment.bytes)).sum::<u64>();
-                let long = |segment: &Segment| segment.bytes == 0 || segment.bytes > geometry.segment_bytes;
-                if bytes == 0 || !bytes.is_multiple_of(SECTOR) || request.segments.iter().any(long) {
+                let (mut bytes, mut misshapen) = (0, false);
+                for segment in request.segments {
+                    bytes += u64::from(segment.bytes);
+                    misshapen |= segment.bytes == 0 || segment.bytes > geometry.segment_bytes;
+                }
+                if bytes == 0 || !bytes.is_multiple_of(SECTOR) || misshapen {
                     return Err(Rejected::Shape);
                 }
                 bytes / SECTOR
             }
-            Action::Flush => return if geometry.flush { Ok(()) } else { Err(Rejected::Unsupported) },
+            Action::Flush => return if geometry.flush { Ok(0) } else { Err(Rejected::Unsupported) },
             Action::Discard { sectors } => match geometry.discard {
                 Some(trim) if sectors > 0 && sectors <= trim.sectors => u64::from(sectors),
                 Some(_) => return Err(Rejected::Shape),
@@ -415,7 +423,7 @@ impl<P: Platform, T> Block<P, T> {
             },
         };
         match request.sector.checked_add(sectors) {
-            Some(end) if end <= geometry.sectors => Ok(()),
+            Some(end) if end <= geometry.sectors => Ok(sectors),
             _ => Err(Rejected::Range),
         }
     }
@@ -426,9 +434,10 @@ impl<P: Platform, T> Block<P, T> {
     /// # Errors
     /// Why not, and the tag.
     pub fn submit(&mut self, request: &Request<'_>, tag: T) -> Result<(), (Rejected, T)> {
-        if let Err(rejected) = self.check(request) {
-            return Err((rejected, tag));
-        }
+        let sectors = match self.judge(request) {
+            Ok(sectors) => sectors,
+            Err(rejected) => return Err((rejected, tag)),
+        };
         let Some(slot) = self.free.last().copied() else { return Err((Rejected::Full, tag)) };
         match self.enter(request, slot) {
             Ok(head) => {
@@ -439,10 +448,9 @@ impl<P: Platform, T> Block<P, T> {
                     *owner = slot;
                     slot_of.tag = Some(tag);
                     slot_of.tick = self.tick;
-                    let bytes = request.segments.iter().map(|segment| u64::from(segment.bytes)).sum::<u64>();
                     slot_of.sectors = match request.action {
-                        Action::Read => [bytes / SECTOR, 0],
-                        Action::Write => [0, bytes / SECTOR],
+                        Action::Read => [sectors, 0],
+                        Action::Write => [0, sectors],
                         _ => [0; 2],
                     };
                 }

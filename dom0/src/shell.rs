@@ -595,7 +595,7 @@ impl Shell {
             }
             ["resize", name, disk, size] => {
                 let bytes = crate::disks::parse_size(size).map_err(|why| format!("{size:?}: {why}"))?;
-                guests::devices(&guests::resolve(name)?)?.disk(disk)?.resize(bytes)?;
+                guests::devices(&guests::resolve(name)?)?.disk(disk)?.resize(bytes).await?;
             }
             ["restart", name, disk] => guests::devices(&guests::resolve(name)?)?.disk(disk)?.restart(),
             ["format", disk] | ["format", disk, "force"] => {

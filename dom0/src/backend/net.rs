@@ -396,9 +396,15 @@ impl Net {
         };
         let mut state = seat.state.lock();
         let wanted = Port { isolated: spec.isolated, filter: state.filter.clone(), ..Port::guest(*address) };
-        let port = network
-            .attach(wanted)
-            .map_err(|error| format!("{} on switch {}: {error}", mac_text(*address), spec.switch))?;
+        let attached = network.attach(wanted);
+        let port = match attached {
+            Ok(port) => port,
+            Err(error) => {
+                drop(state);
+                self.remove_if_empty(switch);
+                return Err(format!("{} on switch {}: {error}", mac_text(*address), spec.switch));
+            }
+        };
         if let Some(named) = self.switches.iter_mut().find(|named| named.id == switch) {
             named.cards += 1;
         }
@@ -428,9 +434,15 @@ impl Net {
         if let Some(gateway) = self.fabric.gateway_mut(switch) {
             gateway.router_mut().release(seat.address);
         }
-        let Some(named) = self.switches.iter_mut().find(|named| named.id == switch) else { return };
-        named.cards -= 1;
-        if named.cards == 0 && !named.kept {
+        if let Some(named) = self.switches.iter_mut().find(|named| named.id == switch) {
+            named.cards -= 1;
+        }
+        self.remove_if_empty(switch);
+    }
+
+    /// A switch that nobody has described is there as long as it has cards.
+    fn remove_if_empty(&mut self, switch: SwitchId) {
+        if self.switches.iter().any(|named| named.id == switch && named.cards == 0 && !named.kept) {
             self.fabric.remove_switch(switch);
             self.switches.retain(|named| named.id != switch);
         }
@@ -452,6 +464,8 @@ struct Location {
 
 /// What a card has on the switches, and what of it outlives them.
 struct Seat {
+    /// Whose it is, for people.
+    owner: String,
     spec: CardSpec,
     address: EthernetAddress,
     state: Mutex<SeatState>,
@@ -512,6 +526,19 @@ pub struct Card {
 /// by each, so a guest that knows how to bring it about is not to have it for a frame.
 const CALM: u64 = 10_000_000_000;
 
+/// Why a card cannot have its addresses: another card of its switch has one of them.
+fn taken(spec: &CardSpec, address: EthernetAddress) -> Option<String> {
+    let seats = SEATS.lock();
+    let others = || seats.iter().filter(|seat| seat.spec.switch == spec.switch);
+    if let Some(other) = others().find(|seat| seat.address == address) {
+        let (mac, switch) = (mac_text(address), &spec.switch);
+        return Some(format!("{mac} on switch {switch}: {} has this MAC address", other.owner));
+    }
+    let ip = spec.ip?;
+    let other = others().find(|seat| seat.state.lock().ip == Some(ip))?;
+    Some(format!("{ip} on switch {}: {} has this address", spec.switch, other.owner))
+}
+
 impl Drop for Card {
     fn drop(&mut self) {
         SEATS.lock().retain(|seat| !Arc::ptr_eq(seat, &self.seat));
@@ -533,7 +560,11 @@ impl Card {
             seen: Count::default(),
         };
         let address = spec.address(guest, number);
-        let seat = Arc::new(Seat { spec: spec.clone(), address, state: Mutex::new(state) });
+        if let Some(why) = taken(spec, address) {
+            return Err(why);
+        }
+        let owner = format!("{guest}'s card {number}");
+        let seat = Arc::new(Seat { owner, spec: spec.clone(), address, state: Mutex::new(state) });
         with(|net| net.seat(&seat))?;
         SEATS.lock().push(Arc::clone(&seat));
         Ok(Self { number, seat, panics: Mutex::new((0, 0)), fuse: Fuse::new() })

@@ -3,7 +3,7 @@
 use zerocopy::IntoBytes;
 
 use super::bounce::{Delivery, Interrupted, KERNEL_CS, KERNEL_SS, frame};
-use crate::domain::{Current, VcpuState};
+use crate::domain::{Current, Vcpu, VcpuState};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
 
@@ -93,7 +93,7 @@ impl<P: Platform> Hypervisor<P> {
             self.load_guest_root(root);
         }
         if kernel && state.areas_due {
-            self.publish_areas(&current.vcpu, &mut current.state);
+            self.publish_areas(current.vcpu.domain(), &current.vcpu, &mut current.state);
         }
     }
 
@@ -103,7 +103,8 @@ impl<P: Platform> Hypervisor<P> {
         if self.architectural_iopl(current) {
             delivery.shown_iopl = current.state.iopl;
         }
-        let mask = current.vcpu.info_word(&self.platform, 0);
+        let vcpu: &Vcpu = &current.vcpu;
+        let mask = vcpu.info_word(&self.platform, 0);
         let upcall_mask = mask.map_or(1, |w| (w.load(core::sync::atomic::Ordering::Acquire) >> 8) as u8);
         let from = interrupted(&current.state, upcall_mask);
         let frame = match frame(&from, current.state.kernel_sp, &delivery) {
@@ -111,10 +112,10 @@ impl<P: Platform> Hypervisor<P> {
             Err(no_frame) => return self.crash_current(current, no_frame.reason()),
         };
         self.enter_guest_kernel(current);
-        if self.platform.copy_to_guest(frame.rsp, frame.words.as_bytes()).is_err() {
+        if self.platform.copy_to_guest(frame.rsp, frame.words().as_bytes()).is_err() {
             return self.crash_current(current, "its kernel stack cannot be written");
         }
-        if delivery.mask_events {
+        if delivery.mask_events && upcall_mask & 1 == 0 {
             current.vcpu.set_upcall_mask(&self.platform, true);
         }
         let state = &mut current.state;

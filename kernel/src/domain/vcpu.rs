@@ -281,6 +281,8 @@ pub struct Vcpu {
     pub counts: Arc<super::Counts>,
     /// Run-state accounting.
     pub runstate: RankedMutex<crate::time::RunState, { rank::RUNSTATE }>,
+    /// Guest virtual address of the registered copy of its run-state record, 0 for none.
+    pub runstate_area: AtomicU64,
     /// Guest virtual address of the registered copy of its time record, 0 for none.
     pub time_area: AtomicU64,
     /// That copy is to be written when the vCPU is in its kernel's address space next.
@@ -311,6 +313,7 @@ impl Vcpu {
             polled_port: AtomicU32::new(0),
             sched: crate::sched::Entity::new(),
             runstate: RankedMutex::new(crate::time::RunState::new()),
+            runstate_area: AtomicU64::new(0),
             time_area: AtomicU64::new(0),
             time_due: AtomicBool::new(false),
             nmi_pending: AtomicBool::new(false),
@@ -336,10 +339,16 @@ impl Vcpu {
         self.info.store(mfn.get() << 12 | offset as u64 & 0xff8, Ordering::Release);
     }
 
+    /// The words of its vcpu_info, once it has one.
+    #[inline(always)]
+    pub fn info<'p, P: Platform>(&self, platform: &'p P) -> Option<&'p [AtomicU64; 8]> {
+        let (mfn, offset) = self.info_location()?;
+        platform.frame(mfn).get(offset / 8..)?.first_chunk()
+    }
+
     /// Word `index` (0 to 7) of its vcpu_info.
     pub fn info_word<'p, P: Platform>(&self, platform: &'p P, index: usize) -> Option<&'p AtomicU64> {
-        let (mfn, offset) = self.info_location()?;
-        platform.frame(mfn).get(offset / 8 + index)
+        self.info(platform)?.get(index)
     }
 
     /// Sets or clears the event mask byte; returns whether it was set.

@@ -144,7 +144,7 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
         if vcpu.blocked.load(Ordering::SeqCst) & block::POLLING == 0 {
             vcpu.timers.poll_ns.store(0, Ordering::SeqCst);
         }
-        hv.arm_timers(vcpu);
+        hv.deadline_is(vcpu, timeout);
     }
     Ok(0)
 }

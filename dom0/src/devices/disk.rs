@@ -225,7 +225,7 @@ impl Driver {
             ticket.sector += sectors;
             ticket.left = ticket.left.saturating_sub(sectors);
             ticket.pieces += pieces;
-            let revivals = self.block.counters().revivals;
+            let revivals = self.block.device().revivals();
             match (ticket.action, result) {
                 (_, Err(_)) | (Action::Read, Ok(())) => {}
                 (Action::Flush, Ok(())) if !ticket.covered.is_durable(revivals) => {
@@ -279,7 +279,7 @@ impl Device {
             about: interrupts.about(),
         });
         let asked = Arc::clone(&device);
-        interrupts.listen(events, move || asked.driver.lock().block.transport().cause() != 0);
+        interrupts.listen(events, move || asked.driver.lock().block.device().transport().cause() != 0);
         executor::spawn(serve(Arc::clone(&device), interrupts));
         executor::spawn(watch(Arc::clone(&device)));
         Ok(device)
@@ -307,12 +307,12 @@ impl Device {
 
     /// Where it is.
     pub fn place(&self) -> pci::Address {
-        self.driver.lock().block.transport().address()
+        self.driver.lock().block.device().transport().address()
     }
 
     /// Whether it is broken for good.
     pub fn is_broken(&self) -> bool {
-        self.driver.lock().block.is_broken()
+        self.driver.lock().block.device().is_broken()
     }
 
     /// In one line, for people.
@@ -375,7 +375,7 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
             let under_way = driver.block.under_way();
             let many = under_way >= MANY;
             let wanted = if many { under_way / 2 } else { 1 };
-            (driver.block.take_fault(), driver.block.listen_for(wanted as u16), many)
+            (driver.block.device_mut().take_fault(), driver.block.listen_for(wanted as u16), many)
         };
         if let Some(fault) = fault {
             let then = if device.is_broken() { "it is given up" } else { "it was reset" };
@@ -404,7 +404,7 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
             }
         }
         if interrupts.is_due() {
-            interrupts.retarget(device.driver.lock().block.transport());
+            interrupts.retarget(device.driver.lock().block.device().transport());
         }
     }
 }
@@ -415,9 +415,9 @@ async fn watch(device: Arc<Device>) {
     while !device.is_broken() {
         beat.tick().await;
         let mut driver = device.driver.lock();
-        let before = driver.block.counters().revivals;
+        let before = driver.block.device().revivals();
         driver.block.tick(PATIENCE);
-        let reset = driver.block.is_broken() || driver.block.counters().revivals != before;
+        let reset = driver.block.device().is_broken() || driver.block.device().revivals() != before;
         drop(driver);
         if reset {
             device.bell.ring();

@@ -44,6 +44,7 @@ pub struct Device {
     driver: Mutex<Driver>,
     /// Something was submitted that the device has not been told of.
     untold: AtomicBool,
+    removed: AtomicBool,
     bell: Bell,
     interrupts: Arc<AtomicU64>,
     about: &'static str,
@@ -274,6 +275,7 @@ impl Device {
             name: name.to_string(),
             driver: Mutex::new(Driver { block, waiting: VecDeque::new(), segments: Vec::new() }),
             untold: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             bell: Bell::new(),
             interrupts: interrupts.counted(),
             about: interrupts.about(),
@@ -341,6 +343,13 @@ impl Device {
         self.bell.ring();
     }
 
+    /// It is taken out of the machine: what is under way fails, and all that comes.
+    pub fn remove(&self) {
+        self.driver.lock().block.remove();
+        self.removed.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
     fn take(&self, ticket: Ticket) {
         {
             let mut driver = self.driver.lock();
@@ -380,6 +389,10 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
         if let Some(fault) = fault {
             let then = if device.is_broken() { "it is given up" } else { "it was reset" };
             say!("disk {}: {fault}; {then}", device.name);
+        }
+        if device.removed.load(Ordering::Acquire) {
+            // All that was under way is given back, and what comes is refused at once.
+            return;
         }
         if more {
             // Nobody will come to tell of this.

@@ -161,6 +161,19 @@ impl NetDevice {
         format!("{}, MTU {}{checksums}{link}, {}", mac.join(":"), self.mtu(), self.about)
     }
 
+    /// It is taken out of the machine: nothing comes in and nothing is sent any more.
+    pub fn remove(&self) {
+        let mut driver = self.driver.lock();
+        driver.net.remove();
+        driver.reap();
+        let fault = driver.net.device_mut().take_fault();
+        drop(driver);
+        self.bell.ring();
+        if let Some(fault) = fault {
+            say!("network card {}: {fault}; it is given up", self.name);
+        }
+    }
+
     /// Sends a frame of up to a page, copied; false when there is no room for it.
     pub fn send(&self, about: About, frame: &[u8]) -> bool {
         let mut driver = self.driver.lock();

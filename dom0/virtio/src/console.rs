@@ -284,8 +284,7 @@ impl<P: Platform> Console<P> {
     pub fn start(transport: Transport<P>, vectors: Vectors) -> Result<Self, Error> {
         let device = Device::start(transport, vectors, WANTED)?;
         let several = device.has(MULTIPORT);
-        let count =
-            if several { device.transport().own(|own| own.u32(4)).clamp(1, MOST_PORTS) } else { 1 };
+        let count = if several { device.transport().own(|own| own.u32(4)).clamp(1, MOST_PORTS) } else { 1 };
         let mut ports = Vec::new();
         for port in 0..count {
             ports.push(Self::port(&device, port)?);
@@ -451,7 +450,9 @@ impl<P: Platform> Console<P> {
 
     /// Takes bytes that a port has received; gives how many.
     pub fn read(&mut self, number: u32, to: &mut [u8]) -> usize {
-        let Some(port) = self.ports.get_mut(number as usize).filter(|_| !self.device.is_broken()) else { return 0 };
+        let Some(port) = self.ports.get_mut(number as usize).filter(|_| !self.device.is_broken()) else {
+            return 0;
+        };
         let done = port.read(to);
         self.counters.received_bytes += done as u64;
         self.kick();

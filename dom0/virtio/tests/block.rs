@@ -625,3 +625,22 @@ fn an_interrupt_waits_for_as_many_completions_as_are_wanted() {
         assert!(machine.wants_interrupt(0, old) && disk.listen());
     }
 }
+
+#[test]
+fn a_disk_that_is_taken_out_gives_all_back_and_is_not_started_again() {
+    let machine = machine(ALL);
+    let mut disk = start(&machine).unwrap();
+    for number in 0..3 {
+        submit(&mut disk, Action::Write, 0, (number, pages(&machine, 1))).unwrap();
+    }
+    disk.kick();
+    disk.remove();
+    assert!(disk.device().is_broken() && !machine.masters_bus());
+    assert_eq!((disk.device_mut().take_fault(), disk.device().revivals()), (Some(Fault::Removed), 0));
+    let back: Vec<_> = core::iter::from_fn(|| disk.completion()).map(|(_, result)| result).collect();
+    assert_eq!(back, [Err(IoError::Reset); 3]);
+    disk.remove();
+    assert_eq!(disk.device_mut().take_fault(), None, "told once");
+    let refused = submit(&mut disk, Action::Read, 0, (9, pages(&machine, 1)));
+    assert_eq!(refused, Err(Rejected::Broken));
+}

@@ -1,5 +1,7 @@
 //! What tasks need to wait for each other, beside channels and mutexes of other crates.
 
+use alloc::sync::Arc;
+use alloc::task::Wake;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::ops::{Deref, DerefMut};
@@ -46,8 +48,17 @@ impl Bell {
     /// Wakes everybody.
     pub fn ring(&self) {
         self.rings.fetch_add(1, Ordering::AcqRel);
-        let waiting = core::mem::take(&mut *self.waiting.lock());
-        waiting.into_iter().for_each(Waker::wake);
+        let mut waiting = match &mut *self.waiting.lock() {
+            nobody if nobody.is_empty() => return,
+            waiting => core::mem::take(waiting),
+        };
+        // Outside the lock: a waker may do anything.
+        waiting.drain(..).for_each(Waker::wake);
+        // Its memory serves the next who wait.
+        let mut place = self.waiting.lock();
+        if place.capacity() == 0 {
+            *place = waiting;
+        }
     }
 
     /// How often it rang: taken before looking, so that what changes after the look is not missed.
@@ -58,16 +69,28 @@ impl Bell {
     /// Waits until it has rung more than `seen` times.
     pub async fn after(&self, seen: u64) {
         poll_fn(|context| {
+            // Looked at under the lock: who rings later takes the lock later, and finds who waits.
+            let mut waiting = self.waiting.lock();
             if self.rings() != seen {
                 return Poll::Ready(());
             }
-            let mut waiting = self.waiting.lock();
             if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
                 waiting.push(context.waker().clone());
             }
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Who is woken rings it.
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ring();
     }
 }
 

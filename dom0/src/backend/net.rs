@@ -137,6 +137,8 @@ struct Net {
     switches: Vec<Named>,
     /// Cards of the machine's: names and addresses.
     wires: Vec<(String, WireId, EthernetAddress)>,
+    // Kept for its memory.
+    outcome: Outcome,
 }
 
 /// What tells the guest behind a port, for each queue, and the tasks that serve it.
@@ -268,6 +270,7 @@ impl Net {
             links: HashMap::new(),
             switches: Vec::new(),
             wires: Vec::new(),
+            outcome: Outcome::default(),
         });
         let mut result = Ok(());
         let Some(Described { specs, cards }) = DESCRIBED.get() else { return (net, result) };
@@ -521,6 +524,9 @@ pub struct Card {
     /// For tests: a turn of it panics when it blows.
     pub fuse: Fuse,
 }
+
+/// How often it is noted what went through a card: of a life that ends by a panic, no more is missing than what came since, ns.
+const COUNTED_EVERY_NS: u64 = 10_000_000;
 
 /// A panic so long after the one before is the first of a row, ns. What was sent between them does not count: others lose their connections
 /// by each, so a guest that knows how to bring it about is not to have it for a frame.
@@ -885,42 +891,40 @@ impl Kind for Card {
 
 /// What came of a turn of a queue.
 struct Turned {
-    outcome: Outcome,
     closed: bool,
     /// There is nothing more to do before the guest says so.
     waits: bool,
     /// Some of what it has sent waits for others, which have so much time.
     until_ns: Option<u64>,
+    /// Bytes.
     sent: u64,
     fault: Option<Fault>,
-    count: Count,
 }
 
 impl Net {
-    /// A turn of a queue; `None` when it belongs to another life.
-    fn turn(&mut self, place: Location, queue: usize, now_ns: u64) -> Option<Turned> {
+    /// A turn of a queue; `None` when it belongs to another life. Whoever got something is told. What it sent is counted if it is `metered`.
+    fn turn(&mut self, place: Location, queue: usize, now_ns: u64, metered: bool) -> Option<Turned> {
         let Location { life, switch, port } = place;
         if life != self.life {
             return None;
         }
-        let Self { fabric, staging, .. } = self;
-        let counters = |fabric: &Fabric<_, _>| {
-            let network: Option<&Network<Mapping>> = fabric.network(switch);
-            network.and_then(|network| network.switch().counters(port)).unwrap_or_default()
+        let Self { fabric, staging, links, outcome, .. } = self;
+        let sent = |fabric: &Fabric<_, _>| {
+            let network: Option<&Network<Mapping>> = fabric.network(switch).filter(|_| metered);
+            network.and_then(|network| network.switch().counters(port)).map_or(0, |count| count.sent_bytes)
         };
         staging.fuse.reached();
-        let before = counters(fabric).sent_bytes;
-        let (turn, outcome) = fabric.turn(now_ns, switch, port, queue, staging);
-        let after = counters(fabric);
+        let before = sent(fabric);
+        let turn = fabric.turn(now_ns, switch, port, queue, staging, outcome);
+        let sent = sent(fabric) - before;
         staging.fuse.reached();
-        let (fault, there, missed) =
-            fabric.network_mut(switch).map_or((None, false, Missed::default()), |network| {
-                (network.take_fault(port), network.prepare_to_wait(port, queue), network.missed(port))
-            });
+        tell(links, outcome);
+        outcome.clear();
+        let (fault, there) = fabric.network_mut(switch).map_or((None, false), |network| {
+            (network.take_fault(port), network.prepare_to_wait(port, queue))
+        });
         let waits = !turn.closed && !turn.more && !there;
-        let sent = after.sent_bytes - before;
-        let (closed, until_ns) = (turn.closed, turn.until_ns);
-        Some(Turned { outcome, closed, waits, until_ns, sent, fault, count: (after, missed) })
+        Some(Turned { closed: turn.closed, waits, until_ns: turn.until_ns, sent, fault })
     }
 }
 
@@ -970,18 +974,19 @@ impl Served {
         let Self { vif, place, link, .. } = &self;
         let place = *place;
         let mut bucket = vif.kind.seat.spec.rate.map(|rate| Bucket::new(rate, BURST, time::now_ns()));
+        let mut counted_ns = 0;
         loop {
             let seen = link.bell.rings();
             if link.is_stopping() {
                 break;
             }
             let now_ns = time::now_ns();
-            let Some(turned) = self.turn(move |net| net.turn(place, queue, now_ns)) else {
+            let metered = bucket.is_some();
+            let Some(turned) = self.turn(move |net| net.turn(place, queue, now_ns, metered)) else {
                 link.bell.after(seen).await;
                 continue;
             };
-            let Turned { outcome, closed, waits, until_ns, sent, fault, count } = turned;
-            with(|net| tell(&net.links, &outcome));
+            let Turned { closed, waits, until_ns, sent, fault } = turned;
             if let Some(fault) = fault {
                 vif.report(&format!("sent {fault}; it is not told again when that happens"));
             }
@@ -998,7 +1003,11 @@ impl Served {
                     with(|net| tell(&net.links, &refilled.unwrap_or_default()));
                 }
             } else if waits {
-                vif.kind.seat.state.lock().seen = count;
+                if now_ns.saturating_sub(counted_ns) >= COUNTED_EVERY_NS {
+                    // Kept for when the switches are lost.
+                    let _ = vif.kind.counters();
+                    counted_ns = now_ns;
+                }
                 let told = first(channel.fired(), link.bell.after(seen));
                 match until_ns {
                     Some(until_ns) => drop(first(told, time::until_ns(until_ns)).await),

@@ -161,8 +161,11 @@ impl<T> Drop for Locked<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::{Bell, Lock};
+    use alloc::sync::Arc;
+    use alloc::task::Wake;
     use core::future::Future;
     use core::pin::pin;
+    use core::sync::atomic::{AtomicU64, Ordering};
     use core::task::{Context, Poll, Waker};
 
     #[test]
@@ -175,6 +178,33 @@ mod tests {
         bell.ring();
         assert!(waits.as_mut().poll(&mut context).is_ready());
         assert!(pin!(bell.after(seen)).poll(&mut context).is_ready(), "it has rung since");
+    }
+
+    #[test]
+    fn a_bell_is_rung_by_its_waker_and_wakes_each_once() {
+        struct Count(AtomicU64);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let bell = Arc::new(Bell::new());
+        let ringer = Waker::from(Arc::clone(&bell));
+        let count = Arc::new(Count(AtomicU64::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut context = Context::from_waker(&waker);
+        for round in 0..3 {
+            let seen = bell.rings();
+            let mut waits = pin!(bell.after(seen));
+            assert!(waits.as_mut().poll(&mut context).is_pending());
+            assert!(waits.as_mut().poll(&mut context).is_pending(), "looked at twice, it waits once");
+            ringer.wake_by_ref();
+            assert_eq!(count.0.load(Ordering::Relaxed), round + 1);
+            ringer.wake_by_ref();
+            assert_eq!(count.0.load(Ordering::Relaxed), round + 1, "nobody waits");
+            assert!(waits.as_mut().poll(&mut context).is_ready());
+            assert_eq!(bell.rings(), seen + 2);
+        }
     }
 
     #[test]

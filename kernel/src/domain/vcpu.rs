@@ -354,21 +354,33 @@ impl Vcpu {
     /// Sets or clears the event mask byte; returns whether it was set.
     pub fn set_upcall_mask<P: Platform>(&self, platform: &P, masked: bool) -> bool {
         let Some(word) = self.info_word(platform, 0) else { return true };
-        let old = if masked {
-            word.fetch_or(0x100, Ordering::AcqRel)
-        } else {
-            word.fetch_and(!0xff00, Ordering::AcqRel)
-        };
+        let old = if masked { mask_upcalls(word) } else { unmask_upcalls(word) };
         old >> 8 & 0xff != 0
     }
 
     /// Whether an upcall is due: pending and not masked.
     pub fn upcall_due<P: Platform>(&self, platform: &P) -> bool {
-        self.info_word(platform, 0).is_some_and(|w| {
-            let w = w.load(Ordering::Acquire);
-            w & 0xff != 0 && w >> 8 & 0xff == 0
-        })
+        self.info_word(platform, 0).is_some_and(is_upcall_due)
     }
+}
+
+/// Sets the event mask byte in the first word of a vcpu_info; returns the word before.
+#[inline(always)]
+pub fn mask_upcalls(word: &AtomicU64) -> u64 {
+    word.fetch_or(0x100, Ordering::AcqRel)
+}
+
+/// Clears the event mask byte in the first word of a vcpu_info; returns the word before.
+#[inline(always)]
+pub fn unmask_upcalls(word: &AtomicU64) -> u64 {
+    word.fetch_and(!0xff00, Ordering::AcqRel)
+}
+
+/// Whether the first word of a vcpu_info says that an upcall is pending and not masked.
+#[inline(always)]
+pub fn is_upcall_due(word: &AtomicU64) -> bool {
+    let word = word.load(Ordering::Acquire);
+    word & 0xff != 0 && word >> 8 & 0xff == 0
 }
 
 /// A vCPU together with the domain that keeps it alive.

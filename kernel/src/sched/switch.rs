@@ -199,8 +199,7 @@ impl<P: Platform> Hypervisor<P> {
         };
         let before = shared.slice_end_ns.load(Ordering::Relaxed);
         if end != 0 && (before == 0 || end < before) {
-            shared.slice_end_ns.store(end, Ordering::Relaxed);
-            self.program_own_timer(me, shared);
+            self.end_slice_at(me, shared, end);
         }
         true
     }
@@ -344,6 +343,16 @@ impl<P: Platform> Hypervisor<P> {
             return;
         }
         self.program_own_timer(cpu, self.cpu(cpu));
+    }
+
+    /// The slice of what runs here ends at `end_ns`; 0: it does not. All else that the hardware timer is for has set it already, but for the
+    /// watchdog of several CPUs ([`Hypervisor::look_around`]).
+    fn end_slice_at(&self, me: CpuId, shared: &CpuShared, end_ns: u64) {
+        shared.slice_end_ns.store(end_ns, Ordering::Relaxed);
+        let armed = shared.armed_ns.load(Ordering::Relaxed);
+        if armed == 0 || end_ns != 0 && end_ns < armed || self.cpus.len() > 1 {
+            self.program_own_timer(me, shared);
+        }
     }
 
     fn program_own_timer(&self, cpu: CpuId, shared: &CpuShared) {
@@ -748,8 +757,7 @@ impl<P: Platform> Hypervisor<P> {
         let end = |ns: Option<u64>| ns.map_or(0, |ns| now.saturating_add(ns));
         let end_by_slice = slice.filter(|_| shared.view.has_waiting());
         shared.contended_end_ns.store(end(slice), Ordering::Relaxed);
-        shared.slice_end_ns.store(end(end_by_slice.into_iter().chain(share).min()), Ordering::Relaxed);
-        self.program_own_timer(cpu.id, shared);
+        self.end_slice_at(cpu.id, shared, end(end_by_slice.into_iter().chain(share).min()));
     }
 
     /// Makes room in run queues and timer queues for `total` vCPUs, so that no guest call allocates there.

@@ -28,7 +28,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Writes the records of a vCPU whose address space is in force, the copy of the time record only if that has changed. An area that is
     /// not mapped now is left alone: the guest loses the record, nothing else. Areas are addresses of its kernel: while it is in its user
     /// mode they wait.
-    #[inline]
+    #[inline(always)]
     pub fn publish_areas(&self, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) {
         state.areas_due = !state.kernel_mode;
         if !state.kernel_mode {

@@ -87,36 +87,16 @@ impl Delivery {
 pub const MAX_WORDS: usize = 12;
 
 /// A frame to write, and the registers to go on with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// Its words are the last of these.
-    room: [u64; MAX_WORDS],
-    /// The first of them.
-    first: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The words, lowest address first.
+    pub words: &'a [u64],
     /// Address of the lowest word, the handler's stack pointer.
     pub rsp: u64,
     /// The handler.
     pub rip: u64,
     /// Its flags.
     pub rflags: u64,
-}
-
-impl Frame {
-    /// The words, lowest address first.
-    #[inline(always)]
-    pub fn words(&self) -> &[u64] {
-        self.room.get(self.first..).unwrap_or_default()
-    }
-
-    /// Puts a word below the others.
-    #[inline(always)]
-    fn push(&mut self, word: u64) {
-        debug_assert!(self.first > 0, "a frame has at most MAX_WORDS");
-        self.first = self.first.saturating_sub(1);
-        if let Some(place) = self.room.get_mut(self.first) {
-            *place = word;
-        }
-    }
 }
 
 /// Why there can be no frame; the domain has no way on.
@@ -138,10 +118,15 @@ impl NoFrame {
     }
 }
 
-/// Builds the frame for `delivery`. `kernel_sp` is the stack that the guest's kernel registered for entries from its user
+/// Builds the frame for `delivery` in `room`. `kernel_sp` is the stack that the guest's kernel registered for entries from its user
 /// mode.
 #[inline(always)]
-pub fn frame(from: &Interrupted, kernel_sp: u64, delivery: &Delivery) -> Result<Frame, NoFrame> {
+pub fn frame<'a>(
+    room: &'a mut [u64; MAX_WORDS],
+    from: &Interrupted,
+    kernel_sp: u64,
+    delivery: &Delivery,
+) -> Result<Frame<'a>, NoFrame> {
     if delivery.handler == 0 {
         return Err(NoFrame::NoHandler);
     }
@@ -159,32 +144,44 @@ pub fn frame(from: &Interrupted, kernel_sp: u64, delivery: &Delivery) -> Result<
         rflags &= !Flags::DF.bits();
     }
     let cs = u64::from(cs) | u64::from(from.upcall_mask) << 32;
-    let mut frame = Frame { room: [0; MAX_WORDS], first: MAX_WORDS, rsp: 0, rip: delivery.handler, rflags };
+    // From its end: what differs comes below what does not.
+    let mut first = MAX_WORDS;
+    let mut push = |word: u64| {
+        first = first.saturating_sub(1);
+        if let Some(place) = room.get_mut(first) {
+            *place = word;
+        }
+    };
     for word in [u64::from(from.ss), from.rsp, pushed, cs, from.rip] {
-        frame.push(word);
+        push(word);
     }
     if let Some(error_code) = delivery.error_code {
-        frame.push(u64::from(error_code));
+        push(u64::from(error_code));
     }
     for selector in delivery.selectors.iter().flatten().rev() {
-        frame.push(u64::from(*selector));
+        push(u64::from(*selector));
     }
-    frame.push(from.r11);
-    frame.push(from.rcx);
+    push(from.r11);
+    push(from.rcx);
 
+    let words = room.get(first..).unwrap_or_default();
     let top = if from.kernel_mode { from.rsp } else { kernel_sp } & !0xf;
-    let size = 8 * (MAX_WORDS - frame.first) as u64;
-    frame.rsp = top.checked_sub(size).ok_or(NoFrame::BadStack)?;
-    if !guest_address(frame.rsp) || !guest_address(top - 1) {
+    let rsp = top.checked_sub(8 * words.len() as u64).ok_or(NoFrame::BadStack)?;
+    if !guest_address(rsp) || !guest_address(top - 1) {
         return Err(NoFrame::BadStack);
     }
-    Ok(frame)
+    Ok(Frame { words, rsp, rip: delivery.handler, rflags })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::x86::layout::HYPERVISOR_START;
+
+    fn frame(from: &Interrupted, kernel_sp: u64, delivery: &Delivery) -> Result<Frame<'static>, NoFrame> {
+        let room = alloc::boxed::Box::leak(alloc::boxed::Box::new([0; MAX_WORDS]));
+        super::frame(room, from, kernel_sp, delivery)
+    }
 
     fn interrupted() -> Interrupted {
         Interrupted {
@@ -204,7 +201,7 @@ mod tests {
     fn an_exception_of_the_kernel_stays_on_its_stack() {
         let delivery = Delivery { error_code: Some(0x10), ..Delivery::to(0x1234, false) };
         let f = frame(&interrupted(), 0x9000, &delivery).unwrap();
-        assert_eq!(f.words(), [0xcc, 0x11, 0x10, 0x40_1000, 0xe030, 0x246, 0x7_fff8, 0xe02b]);
+        assert_eq!(f.words, [0xcc, 0x11, 0x10, 0x40_1000, 0xe030, 0x246, 0x7_fff8, 0xe02b]);
         assert_eq!(f.rsp, 0x7_fff0 - 64);
         assert_eq!((f.rip, f.rflags), (0x1234, 0x246));
     }
@@ -213,7 +210,7 @@ mod tests {
     fn an_entry_from_user_mode_uses_the_registered_stack_and_keeps_the_privilege() {
         let from = Interrupted { kernel_mode: false, cs: 0x33, ss: 0x2b, upcall_mask: 1, ..interrupted() };
         let f = frame(&from, 0x9008, &Delivery::to(0x1234, true)).unwrap();
-        assert_eq!(f.words(), [0xcc, 0x11, 0x40_1000, 0x1_0000_0033, 0x046, 0x7_fff8, 0x2b]);
+        assert_eq!(f.words, [0xcc, 0x11, 0x40_1000, 0x1_0000_0033, 0x046, 0x7_fff8, 0x2b]);
         assert_eq!(f.rsp, 0x9000 - 56);
     }
 
@@ -221,7 +218,7 @@ mod tests {
     fn the_failsafe_frame_carries_the_data_selectors() {
         let delivery = Delivery { selectors: Some([1, 2, 3, 4]), ..Delivery::to(0x1234, true) };
         let f = frame(&interrupted(), 0, &delivery).unwrap();
-        assert_eq!(f.words(), [0xcc, 0x11, 1, 2, 3, 4, 0x40_1000, 0xe030, 0x246, 0x7_fff8, 0xe02b]);
+        assert_eq!(f.words, [0xcc, 0x11, 1, 2, 3, 4, 0x40_1000, 0xe030, 0x246, 0x7_fff8, 0xe02b]);
     }
 
     #[test]
@@ -230,7 +227,7 @@ mod tests {
         let f = frame(&Interrupted { rflags: all, ..interrupted() }, 0, &Delivery::to(1, false)).unwrap();
         assert_eq!(f.rflags, all & !0x0007_4100);
         // What is pushed keeps them, but shows the event mask as IF and hides IOPL.
-        assert_eq!(f.words()[4], all & !0x3000);
+        assert_eq!(f.words[4], all & !0x3000);
         let syscall = Delivery { clear_df: true, ..Delivery::to(1, false) };
         let f = frame(&Interrupted { rflags: all, ..interrupted() }, 0, &syscall).unwrap();
         assert_eq!(f.rflags & Flags::DF.bits(), 0);
@@ -239,7 +236,7 @@ mod tests {
     #[test]
     fn the_architectural_iopl_is_shown_on_request() {
         let delivery = Delivery { shown_iopl: 1, ..Delivery::to(1, false) };
-        assert_eq!(frame(&interrupted(), 0, &delivery).unwrap().words()[4], 0x1246);
+        assert_eq!(frame(&interrupted(), 0, &delivery).unwrap().words[4], 0x1246);
     }
 
     #[test]

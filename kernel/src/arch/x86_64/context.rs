@@ -202,15 +202,15 @@ pub fn load_descriptor_tables(state: &VcpuState) {
     // Most guests have a GDT of one page and no LDT: what shows nothing and is to show nothing is not looked at.
     let wanted = state.gdt.frames.iter().take_while(|frame| frame.is_some()).count();
     let shown = core::mem::replace(&mut info.gdt_pages, wanted);
-    for (page, frame) in (0..wanted.max(shown) as u64).zip(state.gdt.frames) {
+    for (page, frame) in (0..wanted.max(shown) as u64).zip(&state.gdt.frames) {
         // SAFETY: 1. this CPU's window. 2. one of the first 14 pages. 3. `GuestGdt` holds a descriptor-page type reference
         // for each frame it names.
         unsafe { paging::set_window(info.window_l1, info.number, page, frame.map(machine)) };
     }
     let entries = state.ldt.entries;
     if core::mem::replace(&mut info.ldt_shown, entries != 0) || entries != 0 {
-        for (page, frame) in (layout::LDT_PAGE..).zip(state.ldt.frames) {
-            let frame = if entries == 0 { None } else { frame };
+        for (page, frame) in (layout::LDT_PAGE..).zip(&state.ldt.frames) {
+            let frame = if entries == 0 { &None } else { frame };
             // SAFETY: as above, for `GuestLdt` and the pages from `LDT_PAGE` on.
             unsafe { paging::set_window(info.window_l1, info.number, page, frame.map(machine)) };
         }

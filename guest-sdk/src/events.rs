@@ -320,7 +320,8 @@ fn unmask(port: Port) -> Result<(), Errno> {
     operation(EvtchnOp::Unmask, &mut EvtchnUnmask { port }).map(drop)
 }
 
-fn mask(port: Port) {
+/// Masks a port: what comes by it is noted as pending, and is not collected.
+pub(crate) fn mask(port: Port) {
     if fifo::is_on() {
         return fifo::mask(port);
     }

@@ -1,15 +1,14 @@
 //! The machine's disks, shared by all who use them.
 //!
 //! A [`Storage`] is one user's. It takes any number of jobs of any length: what the device has no room for waits, what is longer
-//! than a request goes in parts. A device that does nothing is told of a new request at once, and works on it while others are made;
-//! of those it is told by its own task, once that runs: of as many as there are by then, at one go. With many under way it interrupts when
-//! half of them are done: the next ones are made while it works on the rest.
+//! than a request goes in parts. The device is told of new requests by its own task, once that runs: as many as there are by then,
+//! at one go.
 
 use super::machine::{Interrupts, Machine};
 use crate::backend::Page;
 use crate::say;
 use crate::units::Bytes;
-use crate::waiting::{Bell, first};
+use crate::waiting::Bell;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -26,10 +25,6 @@ use guest_sdk::{executor, time};
 use spin::Mutex;
 use virtio::block::{Counters, Geometry, Rejected, SECTOR, Unflushed};
 use virtio::{Action, Block, Error, IoError, Request, Segment, Transport};
-
-/// With so many requests under way an interrupt may wait for others of them, and so long at most.
-const MANY: usize = 4;
-const INTERRUPT_PATIENCE: Duration = Duration::from_micros(250);
 
 /// Bytes that [`Storage::read`] and [`Storage::write`] move at once.
 const AT_ONCE: usize = 128 * 1024;
@@ -351,14 +346,7 @@ impl Device {
     }
 
     fn take(&self, ticket: Ticket) {
-        {
-            let mut driver = self.driver.lock();
-            let idle = driver.block.under_way() == 0;
-            driver.take(ticket);
-            if idle {
-                return driver.block.kick();
-            }
-        }
+        self.driver.lock().take(ticket);
         if !self.untold.swap(true, Ordering::AcqRel) {
             self.bell.ring();
         }
@@ -379,12 +367,9 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
     loop {
         let rings = device.bell.rings();
         device.turn();
-        let (fault, more, many) = {
+        let (fault, more) = {
             let mut driver = device.driver.lock();
-            let under_way = driver.block.under_way();
-            let many = under_way >= MANY;
-            let wanted = if many { under_way / 2 } else { 1 };
-            (driver.block.device_mut().take_fault(), driver.block.listen_for(wanted as u16), many)
+            (driver.block.device_mut().take_fault(), driver.block.listen())
         };
         if let Some(fault) = fault {
             let then = if device.is_broken() { "it is given up" } else { "it was reset" };
@@ -399,17 +384,7 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
             executor::yield_now().await;
             continue;
         }
-        let told = device.bell.after(rings);
-        let config = if many {
-            // What is done shall not wait for what takes long.
-            let late = async {
-                first(told, time::after(INTERRUPT_PATIENCE)).await;
-            };
-            interrupts.any(late).await
-        } else {
-            interrupts.any(told).await
-        };
-        if config {
+        if interrupts.any(device.bell.after(rings)).await {
             let mut driver = device.driver.lock();
             if driver.block.changed() {
                 let sectors = driver.block.geometry().sectors;

@@ -535,13 +535,7 @@ impl<P: Platform, T> Block<P, T> {
     /// Asks for an interrupt at the next completion; true when one is there already.
     #[must_use]
     pub fn listen(&mut self) -> bool {
-        self.listen_for(1)
-    }
-
-    /// As [`Block::listen`], but for so many completions. A device that can do no better interrupts at each.
-    #[must_use]
-    pub fn listen_for(&mut self, completions: u16) -> bool {
-        !self.returned.is_empty() || !self.device.is_broken() && self.queue.listen_for(completions)
+        !self.returned.is_empty() || !self.device.is_broken() && self.queue.listen()
     }
 
     /// Looks at what an interrupt for changes of its configuration is about: whether the device is well, and how large the disk is. True when

@@ -288,27 +288,16 @@ impl<P: DmaPage> Queue<P> {
     /// Asks to be told when the next chain has been used; true when one has been already: then nobody may come to tell.
     #[must_use]
     pub fn listen(&mut self) -> bool {
-        self.listen_for(1)
-    }
-
-    /// As [`Queue::listen`], but for so many chains, at least one and at most those under way: nothing is said of fewer, where both sides say
-    /// by index when they want to be told.
-    #[must_use]
-    pub fn listen_for(&mut self, chains: u16) -> bool {
-        let chains = if self.event_idx { chains.clamp(1, self.under_way.max(1)) } else { 1 };
         if self.event_idx {
             // Behind the last of the available ring: 2 bytes, and 2 that are nobody's.
             let at = RING + usize::from(self.size) * 2;
-            let event = self.used_index.wrapping_add(chains - 1);
-            self.available.word(at).store(event.into(), Ordering::Relaxed);
+            self.available.word(at).store(self.used_index.into(), Ordering::Relaxed);
         } else if self.quiet {
             self.quiet = false;
             self.write_available(Ordering::Relaxed);
         }
         fence(Ordering::SeqCst);
-        let used = (self.used.word(0).load(Ordering::Relaxed) >> 16) as u16;
-        // An index that makes no sense is a huge number: the next look tells.
-        used.wrapping_sub(self.used_index) >= chains
+        (self.used.word(0).load(Ordering::Relaxed) >> 16) as u16 != self.used_index
     }
 
     /// Does not need to be told until [`Queue::listen`].

@@ -595,38 +595,6 @@ fn messages_are_written_into_its_table() {
 }
 
 #[test]
-fn an_interrupt_waits_for_as_many_completions_as_are_wanted() {
-    for features in [ALL, ALL & !EVENT_INDEX] {
-        let machine = machine(features);
-        let mut disk = start(&machine).unwrap();
-        let mut content = content();
-        for _ in 0..6 {
-            submit(&mut disk, Action::Read, 0, (0, pages(&machine, 1))).unwrap();
-        }
-        disk.kick();
-        assert!(!disk.listen_for(3));
-        let mut told = Vec::new();
-        for _ in 0..6 {
-            let chain = machine.pop(0).unwrap();
-            let written = serve(&machine, &mut content, &chain);
-            let old = machine.device(|device| device.queues[0].used_index);
-            machine.push(0, chain.head.into(), written);
-            told.push(machine.wants_interrupt(0, old));
-        }
-        let third = [false, false, true, false, false, false];
-        assert_eq!(told, if features & EVENT_INDEX != 0 { third } else { [true; 6] });
-        assert!(disk.listen_for(6) && disk.listen_for(1), "they are there already");
-        while disk.completion().is_some() {}
-        assert!(!disk.listen_for(5), "nothing is under way: for the next one");
-        submit(&mut disk, Action::Read, 0, (0, pages(&machine, 1))).unwrap();
-        disk.kick();
-        let old = machine.device(|device| device.queues[0].used_index);
-        serve_all(&machine, &mut content);
-        assert!(machine.wants_interrupt(0, old) && disk.listen());
-    }
-}
-
-#[test]
 fn a_disk_that_is_taken_out_gives_all_back_and_is_not_started_again() {
     let machine = machine(ALL);
     let mut disk = start(&machine).unwrap();

@@ -96,11 +96,7 @@ impl DomainGuarantee {
 
     /// What is left at `now_ns`; `None` when its domain does not go before others.
     pub fn left(&self, now_ns: u64) -> Option<u64> {
-        let guarantee = self.get();
-        if guarantee.percent == 0 {
-            return None;
-        }
-        Some(guarantee.left(now_ns)).filter(|left| *left >= SHORTEST_RUN_NS)
+        self.holds(now_ns).then(|| self.get().left(now_ns))
     }
 
     /// See [`Guarantee::draw`].

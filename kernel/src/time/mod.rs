@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 mod areas;
-mod entry;
 mod pvclock;
 mod queue;
 mod runstate;

@@ -37,7 +37,6 @@ pub mod disks;
 pub mod editor;
 mod guests;
 mod hypervisor;
-mod listeners;
 mod machine;
 mod management;
 pub mod policy;

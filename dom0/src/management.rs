@@ -1,14 +1,14 @@
-//! The management channel at work: a stream of bytes, and the requests that come over it.
+//! The management channel at work: a stream of bytes, the requests that come over it, and who tells it of events.
 
 use crate::archive::Archive;
-use crate::channel::{Answer, Request};
+use crate::channel::{Answer, Channel, Event, Request};
 use crate::devices::{self, Port};
-use crate::listeners::{self, Listener};
 use crate::say;
 use crate::shell::{Next, Shell};
 use crate::terminal;
-use crate::waiting::first;
+use crate::waiting::{Bell, first};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::future::Future;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -74,10 +74,23 @@ impl Stream for PortStream {
 }
 
 struct Shared {
-    listener: Arc<Listener>,
+    channel: Mutex<Channel>,
+    bell: Bell,
     /// Something is on its way to the other end.
     sending: AtomicBool,
     free_before: Arc<Mutex<Option<u64>>>,
+}
+
+/// All channels: one for each program that is, or may be, at the other end.
+static ALL: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
+
+/// Tells who listens that something has happened.
+pub fn publish(event: Event) {
+    let now_ns = time::now_ns();
+    for shared in ALL.lock().iter() {
+        shared.channel.lock().event(&event, now_ns);
+        shared.bell.ring();
+    }
 }
 
 /// Serves a channel over each port of the machine's console that is meant for it.
@@ -90,21 +103,22 @@ pub fn start(archive: Archive<'static>) {
 /// Serves a channel over a stream, for ever.
 async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
     let shared = Arc::new(Shared {
-        listener: listeners::join(),
+        channel: Mutex::new(Channel::default()),
+        bell: Bell::new(),
         sending: AtomicBool::new(false),
         free_before: Arc::new(Mutex::new(None)),
     });
-    let Listener { channel, bell } = &*shared.listener;
+    ALL.lock().push(Arc::clone(&shared));
     let mut visits = 0;
     loop {
-        let seen = bell.rings();
+        let seen = shared.bell.rings();
         let now = stream.visits();
         if core::mem::replace(&mut visits, now) != now {
-            channel.lock().begin_anew();
+            shared.channel.lock().begin_anew();
         }
         let mut moved = 0;
         let wants = {
-            let mut channel = channel.lock();
+            let mut channel = shared.channel.lock();
             while !channel.output().is_empty() {
                 let count = stream.write(channel.output());
                 if count == 0 {
@@ -119,7 +133,7 @@ async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
         if wants {
             let mut bytes = [0; 256];
             let count = stream.read(&mut bytes);
-            let requests = channel.lock().feed(bytes.get(..count).unwrap_or(&[]));
+            let requests = shared.channel.lock().feed(bytes.get(..count).unwrap_or(&[]));
             for request in requests {
                 executor::spawn(carry_out(Arc::clone(&shared), archive, request));
             }
@@ -129,7 +143,7 @@ async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
             // Guests come first.
             executor::yield_now().await;
         } else {
-            first(stream.changed(), bell.after(seen)).await;
+            first(stream.changed(), shared.bell.after(seen)).await;
         }
     }
 }
@@ -143,9 +157,9 @@ async fn carry_out(shared: Arc<Shared>, archive: Archive<'static>, request: Requ
     };
     let structured = request.words.iter().any(|word| word == "--json");
     let answer = Answer { output: captured.text, truncated: captured.truncated, error, structured };
-    shared.listener.channel.lock().answer(&request, &answer);
+    shared.channel.lock().answer(&request, &answer);
     shared.sending.store(true, Ordering::Release);
-    shared.listener.bell.ring();
+    shared.bell.ring();
     if next == Next::PowerOff {
         say!("dom0: poweroff, over the management channel");
         let end = time::now_ns().saturating_add(LAST_WORDS.as_nanos() as u64);

@@ -51,7 +51,6 @@ use core::fmt;
 use core::ops::Deref;
 use core::str::FromStr;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use core::task::Waker;
 use core::time::Duration;
 use hypercall_abi::io::netif::{MAX_TX_SIZE, NR_SLOTS_MIN, keys};
 use hypercall_abi::{DomId, Errno, GrantRef, PAGE_SIZE};
@@ -373,8 +372,6 @@ struct Queue {
     // A frame may be sent while one is being looked at: the lock to receive is taken first.
     receive: Mutex<Half<Receiving>>,
     transmit: Mutex<Half<Sending>>,
-    /// What the back end signals by rings the card's bell; closed while the back end is away.
-    channel: Mutex<Option<Channel>>,
 }
 
 #[derive(Debug)]
@@ -389,9 +386,11 @@ struct Inner {
     counters: Mutex<Counters>,
     about: Mutex<About>,
     /// The back end has said something, or the link has changed.
-    bell: Arc<Bell>,
+    bell: Bell,
     /// The number of the card.
     device: u32,
+    /// The task that listens is to stop: it has lost its connection.
+    stop: Bell,
     /// Held for as long as the back end has it.
     control: Mutex<Option<ControlRing>>,
 }
@@ -450,61 +449,56 @@ impl Card {
                 First::Other(()) => return Err(NetError::Timeout),
             };
         log::debug!("card {device}: {about:?}");
-        let bell = Arc::new(Bell::new());
-        let up = |((transmit, receive), channel): ((Sending, Receiving), Channel)| {
+        let up = |((transmit, receive), channel): ((Sending, Receiving), &Channel)| {
             let notifier = channel.notifier();
-            Queue {
-                receive: Half::up(receive, notifier),
-                transmit: Half::up(transmit, notifier),
-                channel: Mutex::new(Some(heard(channel, &bell))),
-            }
+            Queue { receive: Half::up(receive, notifier), transmit: Half::up(transmit, notifier) }
         };
         let inner = Arc::new(Inner {
             used: AtomicUsize::new(queues.len()),
-            queues: queues.into_iter().zip(channels).map(up).collect(),
+            queues: queues.into_iter().zip(&channels).map(up).collect(),
             turn: AtomicUsize::new(0),
             counters: Mutex::default(),
             about: Mutex::new(about),
-            bell,
+            bell: Bell::new(),
             device,
+            stop: Bell::new(),
             control: Mutex::new(control),
         });
+        for channel in channels {
+            executor::spawn(listen(Arc::clone(&inner), channel));
+        }
         executor::spawn(follow(Arc::clone(&inner), front, options));
         Ok(Self { inner })
-    }
-
-    fn about(&self) -> About {
-        *self.inner.about.lock()
     }
 
     /// Its Ethernet address.
     #[must_use]
     pub fn mac(&self) -> Mac {
-        self.about().mac
+        self.inner.about.lock().mac
     }
 
     /// Most bytes behind the head of a frame that its network carries.
     #[must_use]
     pub fn mtu(&self) -> usize {
-        self.about().mtu
+        self.inner.about.lock().mtu
     }
 
     /// Most bytes of a frame that the back end takes, head and all; more than its network may carry.
     #[must_use]
     pub fn max_frame(&self) -> usize {
-        self.about().max_frame
+        self.inner.about.lock().max_frame
     }
 
     /// Whether packets of TCP are sent that the back end is to cut: it does that, and [`Options::segments`] says so.
     #[must_use]
     pub fn takes_segments(&self) -> bool {
-        self.about().takes_segments
+        self.inner.about.lock().takes_segments
     }
 
     /// Whether frames may come without their checksums.
     #[must_use]
     pub fn blank_checksums(&self) -> bool {
-        self.about().blank_checksums
+        self.inner.about.lock().blank_checksums
     }
 
     /// What it has counted.
@@ -740,28 +734,18 @@ impl Card {
     /// # Errors
     /// [`NetError::Gone`].
     pub async fn ready(&self) -> Result<(), NetError> {
-        self.arrival().await.map(drop)
-    }
-
-    /// As [`ready`](Self::ready); whether it had to wait.
-    async fn arrival(&self) -> Result<bool, NetError> {
-        let mut waited = false;
         loop {
             let seen = self.inner.bell.rings();
-            let mut again = false;
-            for queue in self.inner.used_queues() {
-                let look = |receive: &mut Receiving, _: &mut Vec<u8>| {
-                    Ok((receive.look()?, receive.prepare_to_wait()))
-                };
-                match self.inner.with_receive(queue, look)? {
-                    Some((true, _)) => return Ok(waited),
-                    Some((false, came)) => again |= came,
-                    None => {}
-                }
+            if self.has_frame()? {
+                return Ok(());
             }
-            if !again {
+            let prepare = |receive: &mut Receiving, _: &mut Vec<u8>| Ok(receive.prepare_to_wait());
+            let mut there = false;
+            for queue in self.inner.used_queues() {
+                there |= self.inner.with_receive(queue, prepare)? == Some(true);
+            }
+            if !there {
                 self.inner.bell.after(seen).await;
-                waited = true;
             }
         }
     }
@@ -826,11 +810,12 @@ impl Inner {
         let result = match link {
             Link::Up((receive, notifier)) => {
                 let result = work(receive, scratch);
-                if receive.publish_if_due() {
+                let result = result.and_then(|result| Ok((result, receive.look()?)));
+                if (receive.is_due() || !matches!(result, Ok((_, true)))) && receive.publish() {
                     // As for what is sent.
                     let _ = notifier.notify();
                 }
-                result
+                result.map(|(result, _)| result)
             }
             Link::Down => return Ok(None),
             Link::Gone => return Err(NetError::Gone),
@@ -855,10 +840,10 @@ impl Inner {
 
     /// Takes the rings away from whoever uses the card.
     fn disconnect(&self, for_ever: bool) -> Vec<(Sending, Receiving)> {
+        self.stop.ring();
         let mut all = Vec::new();
         let mut counters = self.counters.lock();
         for queue in &self.queues {
-            drop(queue.channel.lock().take());
             // The lock to receive is taken first, as everywhere.
             let mut receive = queue.receive.lock();
             let mut transmit = queue.transmit.lock();
@@ -998,10 +983,14 @@ async fn connect(
     Ok(Connected { queues, channels, control, about })
 }
 
-/// A channel whose events ring a bell.
-fn heard(mut channel: Channel, bell: &Arc<Bell>) -> Channel {
-    channel.wake_always(Waker::from(Arc::clone(bell)));
-    channel
+/// Hears the back end, until the connection is given up.
+async fn listen(inner: Arc<Inner>, mut channel: Channel) {
+    let begun = inner.stop.rings();
+    // What came before is heard, too.
+    inner.bell.ring();
+    while let First::One(()) = first(channel.fired(), inner.stop.after(begun)).await {
+        inner.bell.ring();
+    }
 }
 
 /// Follows the back end's state: it may go, and come back.
@@ -1025,6 +1014,8 @@ async fn follow(inner: Arc<Inner>, mut front: Frontend, options: Options) {
 async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -> Result<(), NetError> {
     let leaving = front.is_leaving().await?;
     let old = inner.disconnect(false);
+    // The tasks that listen let go of their channels.
+    executor::yield_now().await;
     front.close().await?;
     // The back end has unmapped the rings by now, and what they are in can be freed.
     drop(inner.control.lock().take());
@@ -1048,13 +1039,14 @@ async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -
     *inner.about.lock() = about;
     *inner.control.lock() = control;
     inner.used.store(queues.len(), Ordering::Relaxed);
-    for ((place, (transmit, receive)), channel) in inner.queues.iter().zip(queues).zip(channels) {
+    for ((place, (transmit, receive)), channel) in inner.queues.iter().zip(queues).zip(&channels) {
         let notifier = channel.notifier();
         place.receive.lock().link = Link::Up((receive, notifier));
         place.transmit.lock().link = Link::Up((transmit, notifier));
-        *place.channel.lock() = Some(heard(channel, &inner.bell));
     }
-    // What came before is heard, too.
+    for channel in channels {
+        executor::spawn(listen(Arc::clone(inner), channel));
+    }
     inner.bell.ring();
     Ok(())
 }

@@ -10,6 +10,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::ops::AddAssign;
+use hashbrown::HashMap;
 use serde::Serialize;
 
 /// Characters of a bar.
@@ -252,11 +253,12 @@ impl Report {
         let span_ns = now.system_time_ns.saturating_sub(before.system_time_ns).max(1);
         let busy =
             |(now, before): (&u64, &u64)| 1000 - permille(now.saturating_sub(*before), span_ns).min(1000);
+        let earlier: HashMap<_, _> = before.domains.iter().map(|before| (before.id, before)).collect();
         let load = |now: &DomainAccount| {
             // One that has its number anew is another domain.
-            let before = before.domains.iter().find(|before| {
-                before.id == now.id && before.name == now.name && before.cpu_time_ns <= now.cpu_time_ns
-            });
+            let before = earlier
+                .get(&now.id)
+                .filter(|before| before.name == now.name && before.cpu_time_ns <= now.cpu_time_ns);
             let since = |value: fn(&DomainUsage) -> u64| {
                 let usage = now.usage.as_ref()?;
                 let earlier = before.and_then(|before| before.usage.as_ref()).map_or(0, value);

@@ -8,8 +8,8 @@ use crate::backend::Devices;
 use crate::channel::Event;
 use crate::description::{self, Description};
 use crate::hypervisor::{self, Refusal, Share};
+use crate::listeners::publish;
 use crate::machine::Machine;
-use crate::management::publish;
 use crate::policy::{Decision, Ending, Supervisor};
 use crate::ring::ConsoleBack;
 use crate::room::{self, New};
@@ -39,8 +39,6 @@ use crate::say;
 
 /// Bytes of console output kept for each guest.
 const SCROLLBACK: usize = 32 * 1024;
-/// Shortest time between two starts of a guest, ns.
-const RESTART_NS: u64 = 1_000_000_000;
 /// Bytes of a guest's output taken before others get their turn.
 const OUTPUT_PER_TURN: usize = 2048;
 
@@ -65,6 +63,8 @@ pub enum State {
     Kept(Run, Ending),
     /// It is being torn down.
     Leaving,
+    /// It has ended, and is built anew at some system time, ns.
+    Waiting(Ending, u64),
     /// It does not exist any more.
     Gone(Option<Ending>),
 }
@@ -195,6 +195,10 @@ pub fn domain(name: &str) -> Result<DomId, String> {
         Some(State::Running(run) | State::Ended(run) | State::Kept(run, _)) => Ok(run.domain),
         Some(State::Starting(_)) => Err(format!("{name} is being built: try again in a moment")),
         Some(State::Leaving) => Err(format!("{name} is being torn down")),
+        Some(State::Waiting(ending, at_ns)) => Err(format!(
+            "{name} {ending} and is started again in {}; `destroy {name}` prevents that",
+            seconds(at_ns.saturating_sub(time::now_ns()))
+        )),
         Some(State::Gone(ending)) => {
             let how = ending.map_or("was destroyed".into(), |ending| ending.to_string());
             Err(format!(
@@ -305,7 +309,7 @@ fn number_of(name: &str) -> Option<DomId> {
     match state(name)? {
         State::Starting(number) => number,
         State::Running(run) | State::Ended(run) | State::Kept(run, _) => Some(run.domain),
-        State::Leaving | State::Gone(_) => None,
+        State::Leaving | State::Waiting(..) | State::Gone(_) => None,
     }
 }
 
@@ -585,6 +589,10 @@ pub async fn destroy(name: &str, deadline_ns: u64) -> Result<bool, String> {
             Some(State::Running(run)) => (run, None),
             Some(State::Kept(run, ending)) => (run, Some(ending)),
             Some(State::Gone(_)) if asked => return Ok(true),
+            Some(State::Waiting(ending, _)) => {
+                set_state(name, State::Gone(Some(ending)));
+                return Ok(true);
+            }
             Some(State::Gone(_)) | None => return domain(name).map(|_| true),
             // Somebody is at it.
             Some(State::Starting(_) | State::Ended(..) | State::Leaving) => {
@@ -678,9 +686,9 @@ pub fn type_in(name: &str, bytes: &[u8]) -> bool {
     }
 }
 
-/// Whether a guest is running or being started.
+/// Whether a guest is running, or will again.
 pub fn is_alive(name: &str) -> bool {
-    matches!(state(name), Some(State::Running(_) | State::Starting(_)))
+    matches!(state(name), Some(State::Running(_) | State::Starting(_) | State::Waiting(..)))
 }
 
 /// Shows a guest's output as it comes, or stops that; true for the former.
@@ -750,29 +758,45 @@ async fn follow_up(name: String, run: Run, ending: Ending) {
         format!(" (`dmesg`: the hypervisor's report; `logs {name}`: its last output)")
     };
     let next = match decision {
-        Decision::Destroy => "",
-        Decision::Restart => "; it is started again",
-        Decision::Preserve => "; it is kept as it is until `destroy`",
-        Decision::GiveUp => "; it failed at once three times, so it is not started again",
+        Decision::Destroy => String::new(),
+        Decision::Restart { not_before_ns } if not_before_ns > now => {
+            format!("; it is started again in {}", seconds(not_before_ns - now))
+        }
+        Decision::Restart { .. } => "; it is started again".into(),
+        Decision::Preserve => "; it is kept as it is until `destroy`".into(),
+        Decision::GiveUp => "; it failed at once three times, so it is not started again".into(),
     };
     say!("{name} (domain {}) {ending} after {lived}{next}{hint}", run.domain);
     if decision == Decision::Preserve {
         return set_state(&name, State::Kept(run, ending));
     }
-    let started_ns = run.started_ns;
-    let restart = decision == Decision::Restart;
-    let then = if restart { State::Starting(None) } else { State::Gone(Some(ending)) };
+    let then = match decision {
+        Decision::Restart { not_before_ns } => State::Waiting(ending, not_before_ns),
+        _ => State::Gone(Some(ending)),
+    };
     let torn_down = tear_down(&name, run, then).await;
-    if restart && torn_down.is_ok() {
-        // Not more than once a second, or its notices would be all there is to read.
-        time::until_ns(started_ns.saturating_add(RESTART_NS)).await;
-    }
-    let result = match torn_down {
-        Ok(()) if restart => self::run(core::slice::from_ref(&name), Then::Run).await,
-        result => result,
+    let result = match (torn_down, decision) {
+        (Ok(()), Decision::Restart { not_before_ns }) => start_again(&name, not_before_ns).await,
+        (result, _) => result,
     };
     if let Err(error) = result {
         say!("{error}");
         set_state(&name, State::Gone(Some(ending)));
     }
+}
+
+/// Starts a guest that waits for it, when it is time, unless somebody has destroyed it by then.
+async fn start_again(name: &str, at_ns: u64) -> Result<(), String> {
+    loop {
+        let seen = CHANGED.rings();
+        if !matches!(state(name), Some(State::Waiting(_, until_ns)) if until_ns == at_ns) {
+            return Ok(());
+        }
+        if time::now_ns() >= at_ns {
+            break;
+        }
+        first(CHANGED.after(seen), time::until_ns(at_ns)).await;
+    }
+    set_state(name, State::Starting(None));
+    run(&[name.to_string()], Then::Run).await
 }

@@ -37,6 +37,7 @@ pub mod disks;
 pub mod editor;
 mod guests;
 mod hypervisor;
+mod listeners;
 mod machine;
 mod management;
 pub mod policy;

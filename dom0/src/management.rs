@@ -1,14 +1,14 @@
-//! The management channel at work: a stream of bytes, the requests that come over it, and who tells it of events.
+//! The management channel at work: a stream of bytes, and the requests that come over it.
 
 use crate::archive::Archive;
-use crate::channel::{Answer, Channel, Event, Request};
+use crate::channel::{Answer, Request};
 use crate::devices::{self, Port};
+use crate::listeners::{self, Listener};
 use crate::say;
 use crate::shell::{Next, Shell};
 use crate::terminal;
-use crate::waiting::{Bell, first};
+use crate::waiting::first;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::future::Future;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -74,23 +74,10 @@ impl Stream for PortStream {
 }
 
 struct Shared {
-    channel: Mutex<Channel>,
-    bell: Bell,
+    listener: Arc<Listener>,
     /// Something is on its way to the other end.
     sending: AtomicBool,
     free_before: Arc<Mutex<Option<u64>>>,
-}
-
-/// All channels: one for each program that is, or may be, at the other end.
-static ALL: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
-
-/// Tells who listens that something has happened.
-pub fn publish(event: Event) {
-    let now_ns = time::now_ns();
-    for shared in ALL.lock().iter() {
-        shared.channel.lock().event(&event, now_ns);
-        shared.bell.ring();
-    }
 }
 
 /// Serves a channel over each port of the machine's console that is meant for it.
@@ -103,22 +90,21 @@ pub fn start(archive: Archive<'static>) {
 /// Serves a channel over a stream, for ever.
 async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
     let shared = Arc::new(Shared {
-        channel: Mutex::new(Channel::default()),
-        bell: Bell::new(),
+        listener: listeners::join(),
         sending: AtomicBool::new(false),
         free_before: Arc::new(Mutex::new(None)),
     });
-    ALL.lock().push(Arc::clone(&shared));
+    let Listener { channel, bell } = &*shared.listener;
     let mut visits = 0;
     loop {
-        let seen = shared.bell.rings();
+        let seen = bell.rings();
         let now = stream.visits();
         if core::mem::replace(&mut visits, now) != now {
-            shared.channel.lock().begin_anew();
+            channel.lock().begin_anew();
         }
         let mut moved = 0;
         let wants = {
-            let mut channel = shared.channel.lock();
+            let mut channel = channel.lock();
             while !channel.output().is_empty() {
                 let count = stream.write(channel.output());
                 if count == 0 {
@@ -133,7 +119,7 @@ async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
         if wants {
             let mut bytes = [0; 256];
             let count = stream.read(&mut bytes);
-            let requests = shared.channel.lock().feed(bytes.get(..count).unwrap_or(&[]));
+            let requests = channel.lock().feed(bytes.get(..count).unwrap_or(&[]));
             for request in requests {
                 executor::spawn(carry_out(Arc::clone(&shared), archive, request));
             }
@@ -143,7 +129,7 @@ async fn serve(mut stream: impl Stream, archive: Archive<'static>) {
             // Guests come first.
             executor::yield_now().await;
         } else {
-            first(stream.changed(), shared.bell.after(seen)).await;
+            first(stream.changed(), bell.after(seen)).await;
         }
     }
 }
@@ -157,9 +143,9 @@ async fn carry_out(shared: Arc<Shared>, archive: Archive<'static>, request: Requ
     };
     let structured = request.words.iter().any(|word| word == "--json");
     let answer = Answer { output: captured.text, truncated: captured.truncated, error, structured };
-    shared.channel.lock().answer(&request, &answer);
+    shared.listener.channel.lock().answer(&request, &answer);
     shared.sending.store(true, Ordering::Release);
-    shared.bell.ring();
+    shared.listener.bell.ring();
     if next == Next::PowerOff {
         say!("dom0: poweroff, over the management channel");
         let end = time::now_ns().saturating_add(LAST_WORDS.as_nanos() as u64);

@@ -1,14 +1,16 @@
 //! What to do with a domain that has ended.
 
-use alloc::collections::VecDeque;
 use core::fmt;
 use hypercall_abi::sched::ShutdownReason;
 use serde::Deserialize;
 
-/// A run that ends sooner than this counts as a failure to start.
+/// A run that ends sooner than this is a quick one, and a crash in it a failure to start.
 const QUICK_NS: u64 = 10_000_000_000;
-/// So many of them in a row, and the domain is not started again.
-const MAX_QUICK: usize = 3;
+/// So many failures in a row, and the domain is not started again.
+const MAX_FAILED: u32 = 3;
+/// Shortest time between two starts. It doubles with each quick run behind another, up to the longest.
+const SHORTEST_PAUSE_NS: u64 = 1_000_000_000;
+const LONGEST_PAUSE_NS: u64 = 32_000_000_000;
 
 /// What may be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -123,8 +125,11 @@ impl fmt::Display for Ending {
 pub enum Decision {
     /// [`Action::Destroy`].
     Destroy,
-    /// [`Action::Restart`].
-    Restart,
+    /// [`Action::Restart`], but not before this system time.
+    Restart {
+        /// ns.
+        not_before_ns: u64,
+    },
     /// [`Action::Preserve`].
     Preserve,
     /// It should be restarted but keeps failing at once: destroy it.
@@ -137,7 +142,7 @@ impl Decision {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Destroy => "destroy",
-            Self::Restart => "restart",
+            Self::Restart { .. } => "restart",
             Self::Preserve => "preserve",
             Self::GiveUp => "give-up",
         }
@@ -147,11 +152,16 @@ impl Decision {
 /// Remembers how a domain's runs went.
 #[derive(Clone, Debug, Default)]
 pub struct Supervisor {
-    quick: VecDeque<u64>,
+    /// Quick runs in a row.
+    quick: u32,
+    /// How many of them, from the last one back, were failures.
+    failed: u32,
 }
 
 impl Supervisor {
     /// A run that began at `started_ns` has ended at `now_ns`.
+    ///
+    /// A guest that ends as it wants, however soon, does what it wants to do, and is started as often as it asks; but the sooner, the later.
     pub fn ended(&mut self, policy: &Policy, ending: Ending, started_ns: u64, now_ns: u64) -> Decision {
         let action = match ending.reason() {
             Some(ShutdownReason::Poweroff) => policy.on_poweroff,
@@ -160,39 +170,40 @@ impl Supervisor {
             Some(ShutdownReason::Suspend) => Action::Preserve,
             _ => policy.on_crash,
         };
-        if ending.is_clean() || now_ns.saturating_sub(started_ns) >= QUICK_NS {
-            self.quick.clear();
-        } else {
-            self.quick.push_back(now_ns);
-        }
+        let quick = now_ns.saturating_sub(started_ns) < QUICK_NS;
+        self.quick = if quick { self.quick.saturating_add(1) } else { 0 };
+        self.failed = if quick && !ending.is_clean() { self.failed.saturating_add(1) } else { 0 };
         match action {
             Action::Destroy => Decision::Destroy,
             Action::Preserve => Decision::Preserve,
-            Action::Restart if self.quick.len() >= MAX_QUICK => Decision::GiveUp,
-            Action::Restart => Decision::Restart,
+            Action::Restart if self.failed >= MAX_FAILED => Decision::GiveUp,
+            Action::Restart => {
+                let doubled = SHORTEST_PAUSE_NS.checked_shl(self.quick.saturating_sub(1)).unwrap_or(u64::MAX);
+                Decision::Restart { not_before_ns: started_ns.saturating_add(doubled.min(LONGEST_PAUSE_NS)) }
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Action, Decision, Ending, Policy, QUICK_NS, Supervisor};
+    use super::{Action, Decision, Ending, Policy, QUICK_NS, SHORTEST_PAUSE_NS as S, Supervisor};
+    use alloc::vec::Vec;
 
     const CRASH: Ending = Ending(3);
 
     #[test]
     fn each_ending_has_its_action() {
-        let mut supervisor = Supervisor::default();
         let policy = Policy { on_crash: Action::Preserve, ..Policy::default() };
         for (reason, decision) in [
             (0, Decision::Destroy),
-            (1, Decision::Restart),
+            (1, Decision::Restart { not_before_ns: S }),
             (2, Decision::Preserve),
             (3, Decision::Preserve),
             (4, Decision::Preserve),
             (77, Decision::Preserve),
         ] {
-            assert_eq!(supervisor.ended(&policy, Ending(reason), 0, 1), decision, "{reason}");
+            assert_eq!(Supervisor::default().ended(&policy, Ending(reason), 0, 1), decision, "{reason}");
         }
     }
 
@@ -200,16 +211,36 @@ mod tests {
     fn a_domain_that_keeps_crashing_is_given_up() {
         let mut supervisor = Supervisor::default();
         let policy = Policy { on_crash: Action::Restart, ..Policy::default() };
-        assert_eq!(supervisor.ended(&policy, CRASH, 0, 1), Decision::Restart);
-        assert_eq!(supervisor.ended(&policy, CRASH, 1, 2), Decision::Restart);
+        let mut crash = |started_ns, now_ns| supervisor.ended(&policy, CRASH, started_ns, now_ns);
+        let after = |ns| Decision::Restart { not_before_ns: ns };
+        assert_eq!(crash(0, 1), after(S));
+        assert_eq!(crash(S, S + 1), after(3 * S));
         // One good run, and the count begins anew.
-        assert_eq!(supervisor.ended(&policy, CRASH, 2, 2 + QUICK_NS), Decision::Restart);
-        assert_eq!(supervisor.ended(&policy, CRASH, 0, 1), Decision::Restart);
-        assert_eq!(supervisor.ended(&policy, CRASH, 1, 2), Decision::Restart);
-        assert_eq!(supervisor.ended(&policy, CRASH, 2, 3), Decision::GiveUp);
-        // A guest that reboots all the time does what it wants to do.
-        for at in 0..100 {
-            assert_eq!(supervisor.ended(&policy, Ending(1), at, at + 1), Decision::Restart);
+        assert_eq!(crash(3 * S, 3 * S + QUICK_NS), after(4 * S));
+        assert_eq!(crash(0, 1), after(S));
+        assert_eq!(crash(S, 2 * S), after(3 * S));
+        assert_eq!(crash(3 * S, 3 * S), Decision::GiveUp);
+        // What is created again is started again.
+        assert_eq!(Supervisor::default().ended(&policy, CRASH, 0, 1), after(S));
+    }
+
+    #[test]
+    fn one_that_reboots_all_the_time_is_started_ever_later() {
+        let mut supervisor = Supervisor::default();
+        let pauses: Vec<u64> = (0..100)
+            .map(|at| match supervisor.ended(&Policy::default(), Ending(1), at, at + 1) {
+                Decision::Restart { not_before_ns } => (not_before_ns - at) / S,
+                decision => panic!("{decision:?}"),
+            })
+            .collect();
+        assert_eq!(pauses[..7], [1, 2, 4, 8, 16, 32, 32]);
+        assert_eq!(pauses[99], 32);
+        // A crash in between is the first of its row.
+        let policy = Policy { on_crash: Action::Restart, ..Policy::default() };
+        for ending in [CRASH, CRASH, Ending(1), CRASH, CRASH] {
+            let decision = supervisor.ended(&policy, ending, 0, 1);
+            assert_eq!(decision, Decision::Restart { not_before_ns: 32 * S });
         }
+        assert_eq!(supervisor.ended(&policy, CRASH, 0, 1), Decision::GiveUp);
     }
 }

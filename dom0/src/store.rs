@@ -21,7 +21,7 @@ use hypercall_abi::DomId;
 use hypercall_abi::io::xenstore::{ERROR_PROTO, ERROR_RINGIDX, MessageHeader, MessageType};
 use spin::{Lazy, Mutex};
 use xenstore::wire::{Decoder, TooLong};
-use xenstore::{ClientId, Error, Path, Permission, Store};
+use xenstore::{ClientId, Error, NewNode, Path, Permission, Store};
 
 /// Requests of one guest that are served before others get their turn.
 const REQUESTS_PER_TURN: usize = 16;
@@ -216,6 +216,15 @@ pub fn children(path: &str) -> Result<Vec<String>, Error> {
     }
 }
 
+/// Asks the store about itself, or tells it something: a command and its words.
+///
+/// # Errors
+/// The store's.
+pub fn control(words: &[&str]) -> Result<String, Error> {
+    let payload: String = words.iter().flat_map(|word| [*word, "\0"]).collect();
+    ask(MessageType::Control, payload.as_bytes()).map(|answer| String::from_utf8_lossy(&answer).into_owned())
+}
+
 /// Where a domain's nodes are.
 pub fn home(domain: DomId) -> String {
     format!("/local/domain/{domain}")
@@ -277,15 +286,15 @@ pub async fn disconnect(link: &Link) {
 }
 
 fn forget(domain: DomId) {
-    with(|state| {
-        state.store.remove_domain(domain, time::now_ns());
-        state.bells.remove(&ClientId::of(domain));
-    });
-    // Neither of them has to be there.
+    // Neither of them has to be there. With them goes nearly all that is the domain's own.
     if let Ok(machine) = read(&format!("{}/vm", home(domain))) {
         let _ = remove(&String::from_utf8_lossy(&machine));
     }
     let _ = remove(&home(domain));
+    with(|state| {
+        state.store.remove_domain(domain, time::now_ns());
+        state.bells.remove(&ClientId::of(domain));
+    });
 }
 
 /// Tells who watches for it that a domain has ended.
@@ -315,53 +324,55 @@ fn publish(description: &Description, created: &Created) -> Result<(), Error> {
     let readable = [permission("n0")?, permission(&format!("r{domain}"))?];
     let own = [permission(&format!("n{domain}"))?];
     let memory_kib = (description.memory.pages() * 4).to_string();
+    let number = domain.to_string();
+    let (console_frame, console_port) = (created.console.get().to_string(), created.console_port.to_string());
+    let (store_frame, store_port) = (created.store.get().to_string(), created.store_port.to_string());
+    let vcpus: Vec<String> = (0..description.vcpus).map(|vcpu| format!("cpu/{vcpu}/availability")).collect();
+    let tops = [new("", "", Some(&readable)), new("device", "", Some(&readable))];
+    let plain = [
+        ("name", description.name.as_str()),
+        ("domid", &number),
+        ("vm", machine.as_str()),
+        ("memory/target", &memory_kib),
+        ("memory/static-max", &memory_kib),
+        ("console/ring-ref", &console_frame),
+        ("console/port", &console_port),
+        ("console/limit", CONSOLE_LIMIT),
+        ("console/type", "xenconsoled"),
+        ("store/ring-ref", &store_frame),
+        ("store/port", &store_port),
+        ("control/platform-feature-multiprocessor-suspend", "1"),
+        ("control/platform-feature-xs_reset_watches", "1"),
+    ]
+    .map(|(below, value)| new(below, value, None));
+    let owned = [
+        "control/shutdown",
+        "control/feature-poweroff",
+        "control/feature-reboot",
+        "control/feature-suspend",
+        "control/sysrq",
+        "device/suspend/event-channel",
+        "data",
+        "drivers",
+        "feature",
+        "attr",
+        "error",
+    ]
+    .map(|below| new(below, "", Some(&own)));
+    let cpus = vcpus.iter().map(|below| new(below, "online", None));
+    let home_nodes: Vec<NewNode<'_>> = tops.into_iter().chain(plain).chain(cpus).chain(owned).collect();
+    let machine_nodes =
+        [new("", "", Some(&readable)), new("uuid", &uuid, None), new("name", &description.name, None)];
     let now_ns = time::now_ns();
     with(|state| {
-        let mut set = |path: Path, value: &str, permissions| {
-            state.store.set(path, value.as_bytes(), permissions, now_ns)
-        };
-        for top in [&home, &machine] {
-            set(top.clone(), "", Some(&readable[..]))?;
-        }
-        for (path, value) in [
-            ("name", description.name.as_str()),
-            ("domid", &domain.to_string()),
-            ("vm", machine.as_str()),
-            ("memory/target", &memory_kib),
-            ("memory/static-max", &memory_kib),
-            ("console/ring-ref", &created.console.get().to_string()),
-            ("console/port", &created.console_port.to_string()),
-            ("console/limit", CONSOLE_LIMIT),
-            ("console/type", "xenconsoled"),
-            ("store/ring-ref", &created.store.get().to_string()),
-            ("store/port", &created.store_port.to_string()),
-            ("control/platform-feature-multiprocessor-suspend", "1"),
-            ("control/platform-feature-xs_reset_watches", "1"),
-        ] {
-            set(home.child(path), value, None)?;
-        }
-        for vcpu in 0..description.vcpus {
-            set(home.child(&format!("cpu/{vcpu}/availability")), "online", None)?;
-        }
-        set(home.child("device"), "", Some(&readable[..]))?;
-        for path in [
-            "control/shutdown",
-            "control/feature-poweroff",
-            "control/feature-reboot",
-            "control/feature-suspend",
-            "control/sysrq",
-            "device/suspend/event-channel",
-            "data",
-            "drivers",
-            "feature",
-            "attr",
-            "error",
-        ] {
-            set(home.child(path), "", Some(&own[..]))?;
-        }
-        set(machine.child("uuid"), &uuid, None)?;
-        set(machine.child("name"), &description.name, None)
+        state.store.plant(&home, &home_nodes, now_ns)?;
+        state.store.plant(&machine, &machine_nodes, now_ns)
     })
+}
+
+/// A node below another, as [`Store::plant`] makes it.
+fn new<'a>(below: &'a str, value: &'a str, permissions: Option<&'a [Permission]>) -> NewNode<'a> {
+    NewNode { below, value: value.as_bytes(), permissions }
 }
 
 fn permission(text: &str) -> Result<Permission, Error> {

@@ -137,13 +137,51 @@ pub struct Options {
     pub ring_page_order: u32,
 }
 
+/// Pages of a buffer, and the list of them that indirect requests name.
+#[derive(Debug)]
+struct Pages {
+    data: GrantedPages,
+    /// It says the segments of a request of so many bytes. It stays with its pages: nothing is to be written for the next request.
+    list: Option<(GrantedPages, usize)>,
+}
+
+impl Pages {
+    /// The segments of a request of so many bytes.
+    fn segments(&self, bytes: usize) -> impl Iterator<Item = BlkifSegment> {
+        let sectors = bytes / SECTOR_SIZE;
+        self.data.references().iter().enumerate().map_while(move |(page, &gref)| {
+            let left = sectors.checked_sub(page * SECTORS_PER_PAGE as usize).filter(|&left| left > 0)?;
+            let last_sect = left.min(SECTORS_PER_PAGE as usize) as u8 - 1;
+            Some(BlkifSegment { gref, first_sect: 0, last_sect, pad0: 0 })
+        })
+    }
+
+    /// The page with the list of a request's segments.
+    fn list(&mut self, bytes: usize, backend_id: DomId) -> Result<GrantRef, BlockError> {
+        const { assert!(MOST_SEGMENTS <= SEGMENTS_PER_INDIRECT_PAGE) };
+        let (page, said) = match self.list.take() {
+            Some(list) => list,
+            None => (GrantedPages::new(1, backend_id, Access::ReadWrite)?, 0),
+        };
+        if said != bytes {
+            let mut segments = [BlkifSegment::default(); MOST_SEGMENTS];
+            for (to, segment) in segments.iter_mut().zip(self.segments(bytes)) {
+                *to = segment;
+            }
+            page.write_bytes(0, segments.as_bytes());
+        }
+        let (page, _) = self.list.insert((page, bytes));
+        page.references().first().copied().ok_or(BlockError::Failed)
+    }
+}
+
 /// Memory that the disk's back end may read and write: shared memory, as long as the disk is open.
 #[derive(Debug)]
 pub struct Buffer {
-    pages: Option<GrantedPages>,
+    pages: Option<Pages>,
     bytes: usize,
     /// Where the pages go back to.
-    pool: Arc<Mutex<Vec<GrantedPages>>>,
+    pool: Arc<Mutex<Vec<Pages>>>,
 }
 
 impl Buffer {
@@ -177,18 +215,9 @@ impl Buffer {
 
     fn pages(&self) -> &GrantedPages {
         match &self.pages {
-            Some(pages) => pages,
+            Some(pages) => &pages.data,
             None => unreachable!("only dropping takes them"),
         }
-    }
-
-    fn segments(&self) -> impl Iterator<Item = BlkifSegment> {
-        let sectors = self.bytes / SECTOR_SIZE;
-        self.pages().references().iter().enumerate().map_while(move |(page, &gref)| {
-            let left = sectors.checked_sub(page * SECTORS_PER_PAGE as usize).filter(|&left| left > 0)?;
-            let last_sect = left.min(SECTORS_PER_PAGE as usize) as u8 - 1;
-            Some(BlkifSegment { gref, first_sect: 0, last_sect, pad0: 0 })
-        })
     }
 }
 
@@ -228,8 +257,6 @@ struct Connection {
     notifier: Notifier,
     /// Most segments of an indirect request; 0 when there are none.
     indirect: usize,
-    /// Pages for the segments of indirect requests, one for each slot that has needed one.
-    lists: Vec<Option<GrantedPages>>,
     backend_id: DomId,
 }
 
@@ -247,6 +274,8 @@ struct State {
     info: Info,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
+    /// Several were woken by answers: what they ask next is shown to the back end together, by who has woken them.
+    gathering: bool,
 }
 
 #[derive(Debug)]
@@ -254,7 +283,8 @@ struct Inner {
     state: Mutex<State>,
     /// Slots became free, or the link has changed.
     bell: Bell,
-    buffers: Mutex<Vec<Arc<Mutex<Vec<GrantedPages>>>>>,
+    /// Buffers that nobody has, by their pages.
+    buffers: Mutex<Vec<Arc<Mutex<Vec<Pages>>>>>,
     /// The number of the virtual device.
     device: u32,
     backend_id: DomId,
@@ -320,6 +350,7 @@ impl Disk {
                 info,
                 slots: Vec::new(),
                 free: Vec::new(),
+                gathering: false,
             }),
             bell: Bell::new(),
             buffers: Mutex::new(Vec::new()),
@@ -355,11 +386,14 @@ impl Disk {
             buffers.get(pages).cloned().unwrap_or_default()
         };
         let known = pool.lock().pop();
-        let granted = match known {
-            Some(granted) => granted,
-            None => GrantedPages::new(pages, self.inner.backend_id, Access::ReadWrite)?,
+        let pages = match known {
+            Some(pages) => pages,
+            None => Pages {
+                data: GrantedPages::new(pages, self.inner.backend_id, Access::ReadWrite)?,
+                list: None,
+            },
         };
-        Ok(Buffer { pages: Some(granted), bytes, pool })
+        Ok(Buffer { pages: Some(pages), bytes, pool })
     }
 
     /// Fills a buffer with the sectors from `sector` on.
@@ -535,7 +569,9 @@ impl State {
             && let Some(Some(slot)) = self.slots.get_mut(number)
         {
             connection.send(number, device, slot);
-            connection.publish();
+            if !self.gathering {
+                connection.publish();
+            }
         }
         Ok(Some(number))
     }
@@ -551,13 +587,14 @@ impl State {
 
     /// Takes the answers that have come and wakes who waits for them; true when there may be room for others. An error when the ring is broken.
     fn take_answers(&mut self) -> Result<bool, crate::ring::Corrupt> {
-        let mut freed = false;
+        let (mut freed, mut woken) = (false, 0);
         loop {
             let Link::Up(connection) = &mut self.link else { return Ok(freed) };
             let Some(response) = connection.ring.pop()? else {
                 if connection.ring.prepare_to_wait() {
                     continue;
                 }
+                self.gathering = woken > 1;
                 return Ok(freed);
             };
             let number = response.id as usize;
@@ -575,10 +612,19 @@ impl State {
             });
             if let Some(waker) = slot.waker.take() {
                 waker.wake();
+                woken += 1;
             }
             if slot.forgotten {
                 freed |= self.release(number);
             }
+        }
+    }
+
+    /// Shows the back end what those have asked that were woken together.
+    fn show_gathered(&mut self) {
+        self.gathering = false;
+        if let Link::Up(connection) = &mut self.link {
+            connection.publish();
         }
     }
 
@@ -613,7 +659,7 @@ impl Connection {
     /// Puts a request into the ring, unseen. There is room: slots are no more than the ring has.
     fn send(&mut self, number: usize, device: u32, slot: &mut Slot) {
         let (id, sector_number, handle) = (number as u64, slot.sector, device as u16);
-        let request = match (slot.wish, &slot.buffer) {
+        let request = match (slot.wish, &mut slot.buffer) {
             (Wish::Flush, _) => Ok(BlkifRequest {
                 operation: BlkifOp::FlushDiskcache.number() as u8,
                 handle,
@@ -630,7 +676,7 @@ impl Connection {
             })),
             (wish, Some(buffer)) => {
                 let operation = if wish == Wish::Read { BlkifOp::Read } else { BlkifOp::Write };
-                self.transfer(operation.number() as u8, number, sector_number, handle, buffer)
+                self.transfer(operation.number() as u8, id, sector_number, handle, buffer)
             }
             (_, None) => Err(BlockError::Failed),
         };
@@ -642,20 +688,21 @@ impl Connection {
     }
 
     fn transfer(
-        &mut self,
+        &self,
         operation: u8,
-        number: usize,
+        id: u64,
         sector_number: u64,
         handle: u16,
-        buffer: &Buffer,
+        buffer: &mut Buffer,
     ) -> Result<BlkifRequest, BlockError> {
-        let id = number as u64;
-        let pages = buffer.pages().references().len();
+        let bytes = buffer.bytes;
+        let buffer = buffer.pages.as_mut().ok_or(BlockError::Failed)?;
+        let pages = buffer.data.references().len();
         if pages <= MAX_SEGMENTS_PER_REQUEST {
             let nr_segments = pages as u8;
             let mut request =
                 BlkifRequest { operation, nr_segments, handle, id, sector_number, ..Default::default() };
-            for (to, segment) in request.seg.iter_mut().zip(buffer.segments()) {
+            for (to, segment) in request.seg.iter_mut().zip(buffer.segments(bytes)) {
                 *to = segment;
             }
             return Ok(request);
@@ -664,16 +711,9 @@ impl Connection {
             // A back end that came back offers less than the one before.
             return Err(BlockError::Failed);
         }
-        let list = self.list(number)?;
-        let mut segments = [BlkifSegment::default(); MOST_SEGMENTS];
-        for (to, segment) in segments.iter_mut().zip(buffer.segments()) {
-            *to = segment;
-        }
-        let used = segments.get(..pages).ok_or(BlockError::Failed)?;
-        list.write_bytes(0, used.as_bytes());
         let mut indirect_grefs = [GrantRef::new(0); MAX_INDIRECT_PAGES_PER_REQUEST];
-        for (to, from) in indirect_grefs.iter_mut().zip(list.references()) {
-            *to = *from;
+        if let Some(first) = indirect_grefs.first_mut() {
+            *first = buffer.list(bytes, self.backend_id)?;
         }
         Ok(widen(&BlkifRequestIndirect {
             operation: BlkifOp::Indirect.number() as u8,
@@ -685,19 +725,6 @@ impl Connection {
             indirect_grefs,
             ..Default::default()
         }))
-    }
-
-    /// The page of a slot for the segments of an indirect request.
-    fn list(&mut self, number: usize) -> Result<&GrantedPages, BlockError> {
-        const { assert!(MOST_SEGMENTS <= SEGMENTS_PER_INDIRECT_PAGE) };
-        if self.lists.len() <= number {
-            self.lists.resize_with(number + 1, || None);
-        }
-        let place = self.lists.get_mut(number).ok_or(BlockError::Failed)?;
-        match place {
-            Some(list) => Ok(list),
-            place => Ok(place.insert(GrantedPages::new(1, self.backend_id, Access::ReadWrite)?)),
-        }
     }
 
     /// Shows the other end what was sent.
@@ -782,17 +809,28 @@ async fn try_connect(
     front.set_state(XenbusState::Connected).await?;
     log::debug!("disk {device}: {info:?}");
     let notifier = channel.notifier();
-    Ok((Connection { ring, notifier, indirect, lists: Vec::new(), backend_id }, channel, info))
+    Ok((Connection { ring, notifier, indirect, backend_id }, channel, info))
 }
 
 /// Takes answers as they come, until the connection is given up.
 async fn answers(inner: Arc<Inner>, mut channel: Channel) {
     let begun = inner.stop.rings();
     loop {
-        let result = inner.state.lock().take_answers();
+        let (result, gathering) = {
+            let mut state = inner.state.lock();
+            (state.take_answers(), state.gathering)
+        };
         match result {
-            Ok(true) => inner.bell.ring(),
-            Ok(false) => {}
+            Ok(freed) => {
+                if freed {
+                    inner.bell.ring();
+                }
+                if gathering {
+                    // They run before this does again.
+                    executor::yield_now().await;
+                    inner.state.lock().show_gathered();
+                }
+            }
             Err(_) => {
                 // Nothing that comes from there counts any more, and it would not be different the next time.
                 log::error!("the back end of disk {} has broken its ring", inner.device);

@@ -45,6 +45,11 @@ pub trait Copier {
     /// Does all copies, in order and in one hypercall, and says which were done. One that fails may have copied a part.
     fn copy(&mut self, copies: &mut [Copy]);
 
+    /// Does a copy if that takes no hypercall; false, and nothing is copied, when it would, or when it cannot be done.
+    fn copy_at_hand(&mut self, _: &Copy) -> bool {
+        false
+    }
+
     /// The staging area. Nobody looks at it or writes to it between two copies.
     fn staging(&mut self) -> &mut [u8];
 }

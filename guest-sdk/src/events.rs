@@ -31,8 +31,17 @@ const PORTS: u32 = hypercall_abi::shared_info::EVTCHN_2L_NR_CHANNELS;
 static HIGHEST: AtomicU32 = AtomicU32::new(0);
 /// Ports that fired and whose owner has not looked yet, in the two-level form.
 static FIRED: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
-/// Who waits for a port, by its number: ports are given out from the lowest one on.
-static WAKERS: Mutex<Vec<Option<Waker>>> = Mutex::new(Vec::new());
+/// Who hears of a port, by its number: ports are given out from the lowest one on.
+static LISTENERS: Mutex<Vec<Listener>> = Mutex::new(Vec::new());
+
+/// Who hears of a port's events.
+enum Listener {
+    Nobody,
+    /// A task that waits for the next one.
+    Once(Waker),
+    /// Whoever is told of all of them.
+    Always(Waker),
+}
 
 fn pending_word(word: usize) -> &'static AtomicU64 {
     let shared = start::shared_info();
@@ -113,30 +122,35 @@ fn collect(word: usize, mut bits: u64) {
     }
 }
 
-/// Takes out who waits for a port: a waker may do anything when it is called or dropped.
-fn take_waker(port: u32) -> Option<Waker> {
-    WAKERS.lock().get_mut(port as usize)?.take()
-}
-
-/// Puts down who waits for a port; gives back who did before.
-fn put_waker(port: u32, waker: &Waker) -> Option<Waker> {
-    let mut wakers = WAKERS.lock();
+/// Puts down who hears of a port; gives back who did before: a waker may do anything when it is called or dropped.
+fn set_listener(port: u32, listener: Listener) -> Listener {
+    let mut listeners = LISTENERS.lock();
     let at = port as usize;
-    if wakers.len() <= at {
-        wakers.resize_with(at + 1, || None);
+    if listeners.len() <= at {
+        listeners.resize_with(at + 1, || Listener::Nobody);
     }
-    match wakers.get_mut(at) {
-        Some(Some(there)) if there.will_wake(waker) => None,
-        Some(place) => place.replace(waker.clone()),
-        None => None,
+    match listeners.get_mut(at) {
+        Some(place) => core::mem::replace(place, listener),
+        None => Listener::Nobody,
     }
 }
 
-/// Wakes the task that waits for a port.
+/// Whether a task waits for a port already.
+fn waits(port: u32, waker: &Waker) -> bool {
+    matches!(LISTENERS.lock().get(port as usize), Some(Listener::Once(there)) if there.will_wake(waker))
+}
+
+/// Wakes who hears of a port.
 fn wake(port: u32) {
-    if let Some(waker) = take_waker(port) {
-        waker.wake();
-    }
+    let waker = match LISTENERS.lock().get_mut(port as usize) {
+        Some(Listener::Always(waker)) => waker.clone(),
+        Some(place) => match core::mem::replace(place, Listener::Nobody) {
+            Listener::Once(waker) => waker,
+            _ => return,
+        },
+        None => return,
+    };
+    waker.wake();
 }
 
 /// Collects one port, masked or not, for who has polled it.
@@ -201,14 +215,15 @@ pub fn window() -> u64 {
 /// The time that [`idle_until`] has set the timer to, if nobody has set it anew since; 0 for none.
 static ARMED: AtomicU64 = AtomicU64::new(0);
 
-/// The time that [`idle_until`] was last called with; 0 for none.
+/// The time until which [`idle_until`] last meant to sleep, of those times for which it needed a hypercall; 0 for none.
 static ASKED: AtomicU64 = AtomicU64::new(0);
 
 /// As [`sleep_until`], for who sleeps often: as cheaply as can be.
 ///
-/// The block hypercall looks at no port and, with an upcall that returns by itself, is the cheapest. It needs the timer set: that is left
-/// as it is, to be found set the next time, and may end a later sleep early. A time that is another at each sleep would have to be set
-/// each time: then, with few ports, it is the poll hypercall, which takes a deadline.
+/// The block hypercall looks at no port and, with an upcall that returns by itself, is the cheapest. It needs the timer set. That is left
+/// as it is when something else ends the sleep: one that is set to an earlier time than is asked for ends some later sleep early, and is
+/// set anew then. So a deadline that moves on with each sleep, as that of an answer does, costs a hypercall once in its length. Who sleeps
+/// to the end each time would pay for the timer each time: then, with few ports, it is the poll hypercall, which takes a deadline.
 pub(crate) fn idle_until(deadline_ns: Option<u64>) {
     static BEAT: spin::Once = spin::Once::new();
     BEAT.call_once(|| {
@@ -217,15 +232,17 @@ pub(crate) fn idle_until(deadline_ns: Option<u64>) {
     });
     if let Some(deadline) = deadline_ns {
         let deadline = deadline.max(1);
-        let again = ASKED.swap(deadline, Ordering::Relaxed) == deadline;
         // Bound before it is set: whoever fires without a port is not heard.
         let port = timer_port();
-        let armed = ARMED.load(Ordering::Relaxed) == deadline && !take_fired(port);
-        if !armed {
-            if !again && poll_open(deadline) {
+        // It counts down once: after it has fired it is to be set again, also to the same time.
+        if take_fired(port) {
+            ARMED.store(0, Ordering::Relaxed);
+        }
+        if !(1..=deadline).contains(&ARMED.load(Ordering::Relaxed)) {
+            let to_the_end = crate::time::now_ns() >= ASKED.swap(deadline, Ordering::Relaxed);
+            if to_the_end && poll_open(deadline) {
                 return turn();
             }
-            // It counts down once: after it has fired it is to be set again, also to the same time.
             // SAFETY: a number only.
             let set = unsafe { stub::set_timer_op(deadline) };
             ARMED.store(if set.is_ok() { deadline } else { 0 }, Ordering::Relaxed);
@@ -303,7 +320,8 @@ fn unmask(port: Port) -> Result<(), Errno> {
     operation(EvtchnOp::Unmask, &mut EvtchnUnmask { port }).map(drop)
 }
 
-fn mask(port: Port) {
+/// Masks a port: what comes by it is noted as pending, and is not collected.
+pub(crate) fn mask(port: Port) {
     if fifo::is_on() {
         return fifo::mask(port);
     }
@@ -330,7 +348,7 @@ pub fn status(domain: DomId, port: Port) -> Result<EvtchnStatus, Errno> {
 
 /// Nobody is in the middle of changing what this module keeps.
 pub(crate) fn is_intact() -> bool {
-    !WAKERS.is_locked() && !OPEN.is_locked() && !fifo::COUNT.is_locked()
+    !LISTENERS.is_locked() && !OPEN.is_locked() && !fifo::COUNT.is_locked()
 }
 
 /// The domain's event channels: makes [`Channel`]s.
@@ -506,6 +524,11 @@ impl Channel {
         }
     }
 
+    /// Has a waker called each time it fires, from the next one on, until it is dropped; no task can wait for it beside that.
+    pub fn wake_always(&mut self, waker: Waker) {
+        drop(set_listener(self.port.get(), Listener::Always(waker)));
+    }
+
     /// Waits, as a task, until it fires. One task can wait for a channel at a time.
     pub fn fired(&mut self) -> impl Future<Output = ()> + Send + '_ {
         core::future::poll_fn(|context| {
@@ -513,9 +536,11 @@ impl Channel {
                 return Poll::Ready(());
             }
             // What fires from here on wakes it; what fired before is seen.
-            drop(put_waker(self.port.get(), context.waker()));
+            if !waits(self.port.get(), context.waker()) {
+                drop(set_listener(self.port.get(), Listener::Once(context.waker().clone())));
+            }
             if take_fired(self.port) {
-                drop(take_waker(self.port.get()));
+                drop(set_listener(self.port.get(), Listener::Nobody));
                 return Poll::Ready(());
             }
             Poll::Pending
@@ -571,7 +596,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         mask(self.port);
         OPEN.lock().retain(|open| *open != self.port);
-        drop(take_waker(self.port.get()));
+        drop(set_listener(self.port.get(), Listener::Nobody));
         if self.owned {
             // The port is ours, so closing it cannot fail; if it did, the mask keeps it silent.
             let _ = operation(EvtchnOp::Close, &mut EvtchnClose { port: self.port });

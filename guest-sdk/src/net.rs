@@ -51,6 +51,7 @@ use core::fmt;
 use core::ops::Deref;
 use core::str::FromStr;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use core::task::Waker;
 use core::time::Duration;
 use hypercall_abi::io::netif::{MAX_TX_SIZE, NR_SLOTS_MIN, keys};
 use hypercall_abi::{DomId, Errno, GrantRef, PAGE_SIZE};
@@ -372,6 +373,8 @@ struct Queue {
     // A frame may be sent while one is being looked at: the lock to receive is taken first.
     receive: Mutex<Half<Receiving>>,
     transmit: Mutex<Half<Sending>>,
+    /// What the back end signals by rings the card's bell; closed while the back end is away.
+    channel: Mutex<Option<Channel>>,
 }
 
 #[derive(Debug)]
@@ -386,11 +389,9 @@ struct Inner {
     counters: Mutex<Counters>,
     about: Mutex<About>,
     /// The back end has said something, or the link has changed.
-    bell: Bell,
+    bell: Arc<Bell>,
     /// The number of the card.
     device: u32,
-    /// The task that listens is to stop: it has lost its connection.
-    stop: Bell,
     /// Held for as long as the back end has it.
     control: Mutex<Option<ControlRing>>,
 }
@@ -449,56 +450,61 @@ impl Card {
                 First::Other(()) => return Err(NetError::Timeout),
             };
         log::debug!("card {device}: {about:?}");
-        let up = |((transmit, receive), channel): ((Sending, Receiving), &Channel)| {
+        let bell = Arc::new(Bell::new());
+        let up = |((transmit, receive), channel): ((Sending, Receiving), Channel)| {
             let notifier = channel.notifier();
-            Queue { receive: Half::up(receive, notifier), transmit: Half::up(transmit, notifier) }
+            Queue {
+                receive: Half::up(receive, notifier),
+                transmit: Half::up(transmit, notifier),
+                channel: Mutex::new(Some(heard(channel, &bell))),
+            }
         };
         let inner = Arc::new(Inner {
             used: AtomicUsize::new(queues.len()),
-            queues: queues.into_iter().zip(&channels).map(up).collect(),
+            queues: queues.into_iter().zip(channels).map(up).collect(),
             turn: AtomicUsize::new(0),
             counters: Mutex::default(),
             about: Mutex::new(about),
-            bell: Bell::new(),
+            bell,
             device,
-            stop: Bell::new(),
             control: Mutex::new(control),
         });
-        for channel in channels {
-            executor::spawn(listen(Arc::clone(&inner), channel));
-        }
         executor::spawn(follow(Arc::clone(&inner), front, options));
         Ok(Self { inner })
+    }
+
+    fn about(&self) -> About {
+        *self.inner.about.lock()
     }
 
     /// Its Ethernet address.
     #[must_use]
     pub fn mac(&self) -> Mac {
-        self.inner.about.lock().mac
+        self.about().mac
     }
 
     /// Most bytes behind the head of a frame that its network carries.
     #[must_use]
     pub fn mtu(&self) -> usize {
-        self.inner.about.lock().mtu
+        self.about().mtu
     }
 
     /// Most bytes of a frame that the back end takes, head and all; more than its network may carry.
     #[must_use]
     pub fn max_frame(&self) -> usize {
-        self.inner.about.lock().max_frame
+        self.about().max_frame
     }
 
     /// Whether packets of TCP are sent that the back end is to cut: it does that, and [`Options::segments`] says so.
     #[must_use]
     pub fn takes_segments(&self) -> bool {
-        self.inner.about.lock().takes_segments
+        self.about().takes_segments
     }
 
     /// Whether frames may come without their checksums.
     #[must_use]
     pub fn blank_checksums(&self) -> bool {
-        self.inner.about.lock().blank_checksums
+        self.about().blank_checksums
     }
 
     /// What it has counted.
@@ -734,18 +740,28 @@ impl Card {
     /// # Errors
     /// [`NetError::Gone`].
     pub async fn ready(&self) -> Result<(), NetError> {
+        self.arrival().await.map(drop)
+    }
+
+    /// As [`ready`](Self::ready); whether it had to wait.
+    async fn arrival(&self) -> Result<bool, NetError> {
+        let mut waited = false;
         loop {
             let seen = self.inner.bell.rings();
-            if self.has_frame()? {
-                return Ok(());
-            }
-            let prepare = |receive: &mut Receiving, _: &mut Vec<u8>| Ok(receive.prepare_to_wait());
-            let mut there = false;
+            let mut again = false;
             for queue in self.inner.used_queues() {
-                there |= self.inner.with_receive(queue, prepare)? == Some(true);
+                let look = |receive: &mut Receiving, _: &mut Vec<u8>| {
+                    Ok((receive.look()?, receive.prepare_to_wait()))
+                };
+                match self.inner.with_receive(queue, look)? {
+                    Some((true, _)) => return Ok(waited),
+                    Some((false, came)) => again |= came,
+                    None => {}
+                }
             }
-            if !there {
+            if !again {
                 self.inner.bell.after(seen).await;
+                waited = true;
             }
         }
     }
@@ -810,12 +826,11 @@ impl Inner {
         let result = match link {
             Link::Up((receive, notifier)) => {
                 let result = work(receive, scratch);
-                let result = result.and_then(|result| Ok((result, receive.look()?)));
-                if (receive.is_due() || !matches!(result, Ok((_, true)))) && receive.publish() {
+                if receive.publish_if_due() {
                     // As for what is sent.
                     let _ = notifier.notify();
                 }
-                result.map(|(result, _)| result)
+                result
             }
             Link::Down => return Ok(None),
             Link::Gone => return Err(NetError::Gone),
@@ -840,10 +855,10 @@ impl Inner {
 
     /// Takes the rings away from whoever uses the card.
     fn disconnect(&self, for_ever: bool) -> Vec<(Sending, Receiving)> {
-        self.stop.ring();
         let mut all = Vec::new();
         let mut counters = self.counters.lock();
         for queue in &self.queues {
+            drop(queue.channel.lock().take());
             // The lock to receive is taken first, as everywhere.
             let mut receive = queue.receive.lock();
             let mut transmit = queue.transmit.lock();
@@ -983,14 +998,10 @@ async fn connect(
     Ok(Connected { queues, channels, control, about })
 }
 
-/// Hears the back end, until the connection is given up.
-async fn listen(inner: Arc<Inner>, mut channel: Channel) {
-    let begun = inner.stop.rings();
-    // What came before is heard, too.
-    inner.bell.ring();
-    while let First::One(()) = first(channel.fired(), inner.stop.after(begun)).await {
-        inner.bell.ring();
-    }
+/// A channel whose events ring a bell.
+fn heard(mut channel: Channel, bell: &Arc<Bell>) -> Channel {
+    channel.wake_always(Waker::from(Arc::clone(bell)));
+    channel
 }
 
 /// Follows the back end's state: it may go, and come back.
@@ -1014,8 +1025,6 @@ async fn follow(inner: Arc<Inner>, mut front: Frontend, options: Options) {
 async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -> Result<(), NetError> {
     let leaving = front.is_leaving().await?;
     let old = inner.disconnect(false);
-    // The tasks that listen let go of their channels.
-    executor::yield_now().await;
     front.close().await?;
     // The back end has unmapped the rings by now, and what they are in can be freed.
     drop(inner.control.lock().take());
@@ -1039,14 +1048,13 @@ async fn reconnect(inner: &Arc<Inner>, front: &mut Frontend, options: Options) -
     *inner.about.lock() = about;
     *inner.control.lock() = control;
     inner.used.store(queues.len(), Ordering::Relaxed);
-    for ((place, (transmit, receive)), channel) in inner.queues.iter().zip(queues).zip(&channels) {
+    for ((place, (transmit, receive)), channel) in inner.queues.iter().zip(queues).zip(channels) {
         let notifier = channel.notifier();
         place.receive.lock().link = Link::Up((receive, notifier));
         place.transmit.lock().link = Link::Up((transmit, notifier));
+        *place.channel.lock() = Some(heard(channel, &inner.bell));
     }
-    for channel in channels {
-        executor::spawn(listen(Arc::clone(inner), channel));
-    }
+    // What came before is heard, too.
     inner.bell.ring();
     Ok(())
 }

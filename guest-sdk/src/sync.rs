@@ -1,5 +1,7 @@
 //! What tasks need to wait for each other, beside channels and mutexes of other crates.
 
+use alloc::sync::Arc;
+use alloc::task::Wake;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::ops::{Deref, DerefMut};
@@ -46,8 +48,17 @@ impl Bell {
     /// Wakes everybody.
     pub fn ring(&self) {
         self.rings.fetch_add(1, Ordering::AcqRel);
-        let waiting = core::mem::take(&mut *self.waiting.lock());
-        waiting.into_iter().for_each(Waker::wake);
+        let mut waiting = match &mut *self.waiting.lock() {
+            nobody if nobody.is_empty() => return,
+            waiting => core::mem::take(waiting),
+        };
+        // Outside the lock: a waker may do anything.
+        waiting.drain(..).for_each(Waker::wake);
+        // Its memory serves the next who wait.
+        let mut place = self.waiting.lock();
+        if place.capacity() == 0 {
+            *place = waiting;
+        }
     }
 
     /// How often it rang: taken before looking, so that what changes after the look is not missed.
@@ -58,16 +69,28 @@ impl Bell {
     /// Waits until it has rung more than `seen` times.
     pub async fn after(&self, seen: u64) {
         poll_fn(|context| {
+            // Looked at under the lock: who rings later takes the lock later, and finds who waits.
+            let mut waiting = self.waiting.lock();
             if self.rings() != seen {
                 return Poll::Ready(());
             }
-            let mut waiting = self.waiting.lock();
             if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
                 waiting.push(context.waker().clone());
             }
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Who is woken rings it.
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ring();
     }
 }
 
@@ -138,8 +161,11 @@ impl<T> Drop for Locked<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::{Bell, Lock};
+    use alloc::sync::Arc;
+    use alloc::task::Wake;
     use core::future::Future;
     use core::pin::pin;
+    use core::sync::atomic::{AtomicU64, Ordering};
     use core::task::{Context, Poll, Waker};
 
     #[test]
@@ -152,6 +178,33 @@ mod tests {
         bell.ring();
         assert!(waits.as_mut().poll(&mut context).is_ready());
         assert!(pin!(bell.after(seen)).poll(&mut context).is_ready(), "it has rung since");
+    }
+
+    #[test]
+    fn a_bell_is_rung_by_its_waker_and_wakes_each_once() {
+        struct Count(AtomicU64);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let bell = Arc::new(Bell::new());
+        let ringer = Waker::from(Arc::clone(&bell));
+        let count = Arc::new(Count(AtomicU64::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut context = Context::from_waker(&waker);
+        for round in 0..3 {
+            let seen = bell.rings();
+            let mut waits = pin!(bell.after(seen));
+            assert!(waits.as_mut().poll(&mut context).is_pending());
+            assert!(waits.as_mut().poll(&mut context).is_pending(), "looked at twice, it waits once");
+            ringer.wake_by_ref();
+            assert_eq!(count.0.load(Ordering::Relaxed), round + 1);
+            ringer.wake_by_ref();
+            assert_eq!(count.0.load(Ordering::Relaxed), round + 1, "nobody waits");
+            assert!(waits.as_mut().poll(&mut context).is_ready());
+            assert_eq!(bell.rings(), seen + 2);
+        }
     }
 
     #[test]

@@ -36,6 +36,11 @@ pub use crate::rt::trap::{TrapFrame, set_handler, try_read, try_write};
 pub use crate::user;
 pub use crate::{case, cases, check, check_eq, probe};
 
+/// Has events of a channel stay pending: nobody collects them, and who polls the port finds it pending each time.
+pub fn mask(channel: &crate::events::Channel) {
+    crate::events::mask(channel.port());
+}
+
 /// Why a case ended without passing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {

@@ -218,10 +218,9 @@ impl<M: SharedPage, S: Signal> Client<M, S> {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
-            match self.receive()? {
-                // A reply that nobody waits for: the request was given up.
-                Some(_) => {}
-                None => self.signal.fired().await,
+            // A reply that nobody waits for is of a request that was given up. An event may have come with the reply before it.
+            if self.receive()?.is_none() && self.events.is_empty() {
+                self.signal.fired().await;
             }
         }
     }
@@ -465,6 +464,8 @@ mod tests {
         copy: Option<BTreeMap<String, Vec<u8>>>,
         conflict: bool,
         ended: Vec<(u32, Vec<u8>)>,
+        /// How often it was waited for.
+        waits: u32,
     }
 
     struct Host<'a> {
@@ -503,6 +504,7 @@ mod tests {
             self.step();
         }
         fn fired(&mut self) -> impl Future<Output = ()> + Send {
+            self.server.lock().waits += 1;
             self.step();
             ready(())
         }
@@ -608,6 +610,16 @@ mod tests {
             for path in ["a", "b"] {
                 assert_eq!(store.event().await, Ok((path.to_string(), "t".to_string())));
             }
+        });
+    }
+
+    #[test]
+    fn an_event_that_came_with_a_reply_is_not_waited_for() {
+        with(0, async |mut store, server, _| {
+            store.watch("a", "t").await.unwrap();
+            let waits = server.lock().waits;
+            assert_eq!(store.event().await, Ok(("a".to_string(), "t".to_string())));
+            assert_eq!(server.lock().waits, waits, "nothing else may come for a long time");
         });
     }
 

@@ -83,6 +83,18 @@ impl<P: Clone> Cache<P> {
         }
     }
 
+    /// A page that is kept, and used in this turn; it stays.
+    pub fn take(&mut self, reference: GrantRef) -> Option<P> {
+        let place = (reference.get() & self.mask) as usize;
+        match self.places.get_mut(place) {
+            Some(Some(kept)) if kept.reference == reference => {
+                kept.used = self.turn;
+                Some(kept.page.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// A page that is kept.
     pub fn get(&self, reference: GrantRef) -> Option<P> {
         let place = (reference.get() & self.mask) as usize;

@@ -107,6 +107,22 @@ impl<B: AsRef<[u8]>> MemoryDisk<B> {
         let chunks = empty_chunks(size, OVERLAY_CHUNK)?;
         Ok(Self { base, bytes: size, chunk: OVERLAY_CHUNK, chunks, allocate, readonly: false, whole: false })
     }
+
+    /// Makes an overlay larger; what is new is zero, and takes memory when it is written.
+    ///
+    /// # Errors
+    /// When the size is none for a disk, is smaller than it was, or there is not enough memory: it stays as it was.
+    pub fn widen(&mut self, bytes: u64) -> Result<(), BadDisk> {
+        let size = check_size(bytes)?;
+        if size < self.bytes || self.readonly {
+            return Err(BadDisk::Base(self.bytes as u64));
+        }
+        let more = size.div_ceil(self.chunk).saturating_sub(self.chunks.len());
+        self.chunks.try_reserve_exact(more).map_err(|_| BadDisk::Memory(bytes))?;
+        self.chunks.resize_with(self.chunks.len() + more, || None);
+        self.bytes = size;
+        Ok(())
+    }
 }
 
 impl MemoryDisk<[u8; 0]> {

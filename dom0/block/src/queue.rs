@@ -2,7 +2,7 @@
 //!
 //! A turn takes what has come, maps all pages that are not mapped yet at once, hands the work to the disk, unmaps what is done with
 //! at once, and publishes all responses at once. A front end that sees its request answered finds its pages unmapped, unless they
-//! are kept.
+//! are kept. A transfer whose pages are all kept goes to the disk as soon as it is judged, in one pass over its segments.
 //!
 //! A flush waits until all that came before it in this ring is done, and what comes behind it waits for it; so does a write
 //! barrier, which is a flush, the write, and another flush.
@@ -178,7 +178,8 @@ impl<M: SharedPage, P: GuestPage> Queue<M, P> {
         Ok(more && self.ordered.is_none())
     }
 
-    /// Judges a request. A discard is a job at once; a transfer is put down in `taken`, with its segments; a flush is `ordered`.
+    /// Judges a request. A discard and a transfer whose pages are kept are jobs at once; another transfer is put down in `taken`, with
+    /// its segments; a flush is `ordered`.
     fn judge<G: Mapper<Page = P>>(
         &mut self,
         raw: &BlkifRequest,
@@ -194,16 +195,32 @@ impl<M: SharedPage, P: GuestPage> Queue<M, P> {
                     }
                     Segments::Indirect { pages, count } => self.read_segments(&pages, count, mapper)?,
                 }
-                let checked = request::sectors(self.segments.get(first..).unwrap_or(&[]))
-                    .and_then(|sectors| request::check_range(sector, sectors, properties).map(|()| sectors));
-                match checked {
-                    Ok(sectors) if write => self.counters.sectors_written += sectors,
-                    Ok(sectors) => self.counters.sectors_read += sectors,
+                let action = if write { Action::Write } else { Action::Read };
+                let mut job = self.job(action, sector);
+                let found = self.find_pieces(first, &mut job.pieces);
+                let checked = found.and_then(|(sectors, all)| {
+                    request::check_range(sector, sectors, properties).map(|()| (sectors, all))
+                });
+                let all = match checked {
+                    Ok((sectors, all)) => {
+                        let counter = match write {
+                            true => &mut self.counters.sectors_written,
+                            false => &mut self.counters.sectors_read,
+                        };
+                        *counter += sectors;
+                        all
+                    }
                     Err(fault) => {
+                        self.recycle(job);
                         self.segments.truncate(first);
                         return Err(fault);
                     }
+                };
+                if all && !ordered {
+                    self.segments.truncate(first);
+                    return Ok(Some(job));
                 }
+                self.recycle(job);
                 self.taken.push(Taken {
                     id: raw.id,
                     operation: raw.operation,
@@ -221,6 +238,23 @@ impl<M: SharedPage, P: GuestPage> Queue<M, P> {
             }
             Work::Discard { sector, sectors } => Ok(Some(self.job(Action::Discard { sectors }, sector))),
         }
+    }
+
+    /// Judges the segments from `first` on, and fills `pieces` with them. Tells how many sectors they are, and whether the pages of all are
+    /// kept: otherwise only some of the pieces are there.
+    fn find_pieces(&mut self, first: usize, pieces: &mut Vec<Piece<P>>) -> Result<(u64, bool), Fault> {
+        let segments = self.segments.get(first..).unwrap_or(&[]);
+        let (mut total, mut all) = (0, true);
+        pieces.reserve(segments.len());
+        for segment in segments {
+            let sectors = segment.sectors().ok_or(Fault::Segments)?;
+            total += u64::from(sectors);
+            match self.cache.take(segment.gref) {
+                Some(page) => pieces.push(piece(page, segment, sectors)),
+                None => all = false,
+            }
+        }
+        Ok((total, all))
     }
 
     fn job(&mut self, action: Action, sector: u64) -> Job<P> {
@@ -325,9 +359,7 @@ impl<M: SharedPage, P: GuestPage> Queue<M, P> {
                     missing = true;
                     continue;
                 };
-                let sector = SECTOR_SIZE as u16;
-                let offset = u16::from(segment.first_sect) * sector;
-                job.pieces.push(Piece { page, offset, bytes: sectors as u16 * sector });
+                job.pieces.push(piece(page, segment, sectors));
             }
             if missing {
                 self.recycle(job);
@@ -479,6 +511,12 @@ impl<M: SharedPage, P: GuestPage> Queue<M, P> {
         }
         mapper.unmap(&mut self.unused);
     }
+}
+
+/// What a segment says of its page, so many sectors.
+fn piece<P>(page: P, segment: &BlkifSegment, sectors: u32) -> Piece<P> {
+    let sector = SECTOR_SIZE as u16;
+    Piece { page, offset: u16::from(segment.first_sect) * sector, bytes: sectors as u16 * sector }
 }
 
 fn status(result: Result<(), DiskError>) -> i16 {

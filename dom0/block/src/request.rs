@@ -4,9 +4,8 @@ use crate::disk::Properties;
 use core::fmt;
 use hypercall_abi::GrantRef;
 use hypercall_abi::io::blkif::{
-    BlkifOp, BlkifRequest, BlkifRequestDiscard, BlkifRequestIndirect, BlkifSegment,
-    MAX_INDIRECT_PAGES_PER_REQUEST, MAX_SEGMENTS_PER_REQUEST, RSP_EOPNOTSUPP, RSP_ERROR,
-    SEGMENTS_PER_INDIRECT_PAGE,
+    BlkifOp, BlkifRequest, BlkifRequestDiscard, BlkifRequestIndirect, MAX_INDIRECT_PAGES_PER_REQUEST,
+    MAX_SEGMENTS_PER_REQUEST, RSP_EOPNOTSUPP, RSP_ERROR, SEGMENTS_PER_INDIRECT_PAGE,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -190,18 +189,6 @@ pub fn decode(raw: &BlkifRequest, identity: Identity, disk: &Properties) -> Resu
 pub fn check_range(sector: u64, sectors: u64, disk: &Properties) -> Result<(), Fault> {
     let end = sector.checked_add(sectors).ok_or(Fault::Range)?;
     if sectors == 0 || end > disk.sectors { Err(Fault::Range) } else { Ok(()) }
-}
-
-/// How many sectors segments are.
-///
-/// # Errors
-/// [`Fault::Segments`] when one is no part of a page.
-pub fn sectors(segments: &[BlkifSegment]) -> Result<u64, Fault> {
-    let mut total = 0;
-    for segment in segments {
-        total += u64::from(segment.sectors().ok_or(Fault::Segments)?);
-    }
-    Ok(total)
 }
 
 #[cfg(test)]

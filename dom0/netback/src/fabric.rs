@@ -77,18 +77,24 @@ impl Outcome {
     #[must_use]
     pub fn of(switch: SwitchId, turn: Turn) -> Self {
         let mut outcome = Self::default();
-        outcome.add(switch.0, turn);
+        outcome.add(switch.0, &turn);
         outcome
     }
 
-    fn add(&mut self, switch: usize, turn: Turn) {
+    fn add(&mut self, switch: usize, turn: &Turn) {
         let switch = SwitchId(switch);
-        for (port, queue) in turn.notify {
+        for &(port, queue) in &turn.notify {
             if !self.notify.contains(&(switch, port, queue)) {
                 self.notify.push((switch, port, queue));
             }
         }
-        self.broken.extend(turn.broken.into_iter().map(|port| (switch, port)));
+        self.broken.extend(turn.broken.iter().map(|port| (switch, *port)));
+    }
+
+    /// Nothing any more.
+    pub fn clear(&mut self) {
+        self.notify.clear();
+        self.broken.clear();
     }
 }
 
@@ -253,7 +259,7 @@ impl<M: SharedPage, W: Wire> Fabric<M, W> {
         self.cables.iter().find(here).map(|cable| &cable.wire)
     }
 
-    /// Takes what a queue of a guest's card has sent and brings it where it goes; the turn's notifications are in the outcome.
+    /// Takes what a queue of a guest's card has sent and brings it where it goes; whom the turn notifies is added to the outcome.
     pub fn turn(
         &mut self,
         now_ns: u64,
@@ -261,18 +267,19 @@ impl<M: SharedPage, W: Wire> Fabric<M, W> {
         port: PortId,
         queue: usize,
         copier: &mut impl Copier,
-    ) -> (Turn, Outcome) {
-        let mut outcome = Outcome::default();
+        outcome: &mut Outcome,
+    ) -> Turn {
         let Self { lanes, routers, cables, onward } = self;
-        let Some(Some(lane)) = lanes.get_mut(switch.0) else { return (Turn::default(), outcome) };
+        let Some(Some(lane)) = lanes.get_mut(switch.0) else { return Turn::default() };
         let turn = {
             let mut taker = taker(now_ns, &lane.behind, routers, cables, onward);
             lane.network.turn(now_ns, port, queue, copier, &mut taker)
         };
         let (more, closed, until_ns) = (turn.more, turn.closed, turn.until_ns);
-        outcome.add(switch.0, turn);
-        self.finish(now_ns, copier, &mut outcome);
-        (Turn { more, closed, until_ns, ..Turn::default() }, outcome)
+        outcome.add(switch.0, &turn);
+        lane.network.reuse(turn);
+        self.finish(now_ns, copier, outcome);
+        Turn { more, closed, until_ns, ..Turn::default() }
     }
 
     /// Brings what waits for a queue of a guest's card, and takes nothing of what it has sent.
@@ -330,7 +337,9 @@ impl<M: SharedPage, W: Wire> Fabric<M, W> {
         let Self { lanes, routers, cables, onward } = self;
         let Some(Some(lane)) = lanes.get_mut(switch) else { return };
         let mut taker = taker(now_ns, &lane.behind, routers, cables, onward);
-        outcome.add(switch, lane.network.send(now_ns, port, frames, copier, &mut taker));
+        let turn = lane.network.send(now_ns, port, frames, copier, &mut taker);
+        outcome.add(switch, &turn);
+        lane.network.reuse(turn);
     }
 
     /// Brings what routers have said where it goes, until nobody says any more, and tells the wires.

@@ -8,6 +8,10 @@
 //! [`PATIENCE_NS`] loses all that waits for it, and until it puts up some nothing waits any more. No more than [`WAITING_SLOTS`] of a ring
 //! wait at a time: the others are there for frames to others. Frames for several, and those of dom0's own, do not wait.
 //!
+//! Most frames are short, in one page, and for one guest that has room and takes them as they are. As long as pages are at hand, mapped
+//! for good, such frames are brought one by one, on the short way ([`Network::relay`]); the first that is otherwise goes the long way, and
+//! all that come behind it in that turn.
+//!
 //! What a receiver does not take as it is (segments to be cut, a checksum to be filled in, and it is too long to have been read whole) is
 //! put together in a workshop, a frame at a time, with calls of its own.
 
@@ -177,11 +181,45 @@ struct Parcel {
     hash: u32,
 }
 
+impl Parcel {
+    /// A frame that was read, as far as it is, to a place in the staging area.
+    fn of(frame: &Frame, at: usize) -> Self {
+        Self {
+            at,
+            staged: staged(frame),
+            bytes: frame.bytes,
+            blank: frame.checksum_blank,
+            validated: frame.validated,
+            segment: frame.segment,
+            hash: 0,
+        }
+    }
+
+    /// What its receiver is told of its checksum.
+    fn flags(&self) -> RxFlags {
+        if self.blank {
+            RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED
+        } else if self.validated {
+            RxFlags::DATA_VALIDATED
+        } else {
+            RxFlags::empty()
+        }
+    }
+}
+
 /// Whose turn it is.
 #[derive(Clone, Copy)]
 struct Sender {
     queue: (PortId, usize),
     domain: DomId,
+}
+
+/// How the short way ended.
+enum Relayed {
+    /// With nothing left to take; `more`: or what may be there is for another turn.
+    All { more: bool },
+    /// With a frame that has to go the long way; `decided`: it was read, and has been brought as far as it goes.
+    Left { decided: bool },
 }
 
 /// What has become of a frame for one guest.
@@ -269,6 +307,7 @@ pub struct Network<M> {
     pages: Vec<NetifRxRequest>,
     deliveries: Vec<Delivery>,
     ports: Vec<PortId>,
+    notify: Vec<(PortId, usize)>,
 }
 
 impl<M: SharedPage> Default for Network<M> {
@@ -338,6 +377,7 @@ impl<M: SharedPage> Network<M> {
             pages: Vec::new(),
             deliveries: Vec::new(),
             ports: Vec::new(),
+            notify: Vec::new(),
         }
     }
 
@@ -479,23 +519,32 @@ impl<M: SharedPage> Network<M> {
     ) -> Turn {
         self.bring_waiting(now_ns, (port, queue), copier);
         let mut frames = core::mem::take(&mut self.frames);
-        let taken = self.take(port, queue, &mut frames);
-        let domain = self.card(port).map(|card| card.domain);
-        if let Some(domain) = domain.filter(|_| !frames.is_empty()) {
-            self.read(domain, &mut frames, copier);
+        let mut taken = Ok(false);
+        if let Some(domain) = self.card(port).map(|card| card.domain) {
             let sender = Sender { queue: (port, queue), domain };
-            for index in 0..frames.len() {
-                self.decide(now_ns, sender, index, &mut frames, copier, &mut *local);
-            }
-            self.bring(&mut frames, copier);
-            if let Some(Queue { transmit, .. }) = self.queue_mut((port, queue)) {
-                for frame in &frames {
-                    if let Some(fault) = frame.failed {
-                        transmit.blame(fault);
+            let mut limit = REQUESTS;
+            taken = match self.relay(now_ns, sender, &mut limit, &mut frames, copier, &mut *local) {
+                Ok(Relayed::All { more }) => Ok(more),
+                Ok(Relayed::Left { decided }) => {
+                    let first = usize::from(decided);
+                    let taken = self.take(port, queue, &mut limit, &mut frames);
+                    self.read(domain, first, &mut frames, copier);
+                    for index in first..frames.len() {
+                        self.decide(now_ns, sender, index, &mut frames, copier, &mut *local);
                     }
-                    transmit.answer(frame, frame.failed.is_none());
+                    self.bring(&mut frames, copier);
+                    if let Some(Queue { transmit, .. }) = self.queue_mut((port, queue)) {
+                        for frame in &frames {
+                            if let Some(fault) = frame.failed {
+                                transmit.blame(fault);
+                            }
+                            transmit.answer(frame, frame.failed.is_none());
+                        }
+                    }
+                    taken
                 }
-            }
+                Err(closed) => Err(closed),
+            };
         }
         self.touch((port, queue));
         frames.clear();
@@ -521,33 +570,131 @@ impl<M: SharedPage> Network<M> {
         self.queue_mut(from).filter(|queue| queue.held > 0).map(|_| expires_ns)
     }
 
-    /// Takes frames of a queue; whether there may be more.
-    fn take(&mut self, port: PortId, queue: usize, frames: &mut Vec<Frame>) -> Result<bool, Closed> {
-        let Some(card) = self.card_mut(port) else { return Ok(false) };
-        if card.broken {
-            return Err(Closed);
+    /// Takes frames of a queue and brings each at once, by copies that are at hand, to the one guest that gets it. Ends with the first frame
+    /// that has to go the long way, which is then the only one of `frames`.
+    fn relay(
+        &mut self,
+        now_ns: u64,
+        from: Sender,
+        limit: &mut usize,
+        frames: &mut Vec<Frame>,
+        copier: &mut impl Copier,
+        local: Local<'_>,
+    ) -> Result<Relayed, Closed> {
+        // Where it stays: it is large.
+        frames.push(Frame::default());
+        for _ in 0..FRAMES {
+            let card = self.card_mut(from.queue.0);
+            if card.as_ref().is_some_and(|card| card.broken) {
+                frames.clear();
+                return Err(Closed);
+            }
+            let queue = card.and_then(|card| card.queues.get_mut(from.queue.1));
+            let (Some(queue), Some(frame)) = (queue, frames.first_mut()) else {
+                frames.clear();
+                return Ok(Relayed::All { more: false });
+            };
+            let there = queue.transmit.next(limit, frame);
+            if there != Ok(true) {
+                frames.clear();
+                return there.map(|_| Relayed::All { more: *limit == 0 });
+            }
+            let [piece] = *frame.pieces.as_slice() else { return Ok(Relayed::Left { decided: false }) };
+            let bytes = usize::from(frame.bytes);
+            let read = Copy {
+                from: Place::Granted { domain: from.domain, gref: piece.gref, offset: piece.offset },
+                to: Place::Staging(0),
+                bytes: frame.bytes,
+                done: false,
+            };
+            if bytes > WHOLE || frame.segment.is_some() || !copier.copy_at_hand(&read) {
+                return Ok(Relayed::Left { decided: false });
+            }
+            let parcel = Parcel::of(frame, 0);
+            let head = copier.staging().get(..bytes).unwrap_or_default();
+            self.route(now_ns, from.queue.0, head, bytes);
+            if let [to] = *self.ports.as_slice()
+                && self.hand_over(&parcel, to, copier)
+            {
+                if let (Some(Queue { transmit, .. }), Some(frame)) =
+                    (self.queue_mut(from.queue), frames.first_mut())
+                {
+                    transmit.answer(frame, true);
+                    frame.clear();
+                }
+                continue;
+            }
+            let job = Job { sender: from.domain, index: 0, segments: None, parcel };
+            self.deliver(now_ns, from, job, frames, copier, local);
+            self.bring(frames, copier);
+            return Ok(Relayed::Left { decided: true });
         }
-        let Some(queue) = card.queues.get_mut(queue) else { return Ok(false) };
-        let mut limit = REQUESTS;
+        frames.clear();
+        Ok(Relayed::All { more: true })
+    }
+
+    /// Brings a frame that was read whole to a guest, if it takes it as it is, has room, and the copy is at hand.
+    fn hand_over(&mut self, parcel: &Parcel, to: PortId, copier: &mut impl Copier) -> bool {
+        let slot = self.slots.get_mut(to.index()).and_then(Option::as_mut).filter(|slot| slot.port == to);
+        let Some(Slot { card: Some(card), .. }) = slot else { return false };
+        let Card { domain, queues, features, .. } = card;
+        // By which of several queues it goes is found out on the long way.
+        let [queue] = queues.as_mut_slice() else { return false };
+        // What waits was sent first.
+        if parcel.blank && !features.blank_checksums || !queue.waiting.is_empty() {
+            return false;
+        }
+        if queue.receive.take(parcel.bytes, false, &mut self.pages) != Ok(true) {
+            return false;
+        }
+        let gref = self.pages.first().map_or(GrantRef::new(0), |slot| slot.gref);
+        let write = Copy {
+            from: Place::Staging(parcel.at),
+            to: Place::Granted { domain: *domain, gref, offset: 0 },
+            bytes: parcel.bytes,
+            done: false,
+        };
+        if !copier.copy_at_hand(&write) {
+            queue.receive.put_back(&mut self.pages);
+            return false;
+        }
+        queue.receive.fill(&self.pages, parcel.bytes, parcel.flags(), None);
+        queue.stalled = false;
+        self.pages.clear();
+        self.touch((to, 0));
+        true
+    }
+
+    /// Takes frames of a queue for the long way; whether there may be more.
+    fn take(
+        &mut self,
+        port: PortId,
+        queue: usize,
+        limit: &mut usize,
+        frames: &mut Vec<Frame>,
+    ) -> Result<bool, Closed> {
+        let Some(queue) = self.queue_mut((port, queue)) else { return Ok(false) };
         while frames.len() < FRAMES {
-            // Where it stays: it is large.
             frames.push(Frame::default());
             let there = match frames.last_mut() {
-                Some(frame) => queue.transmit.next(&mut limit, frame),
+                Some(frame) => queue.transmit.next(limit, frame),
                 None => Ok(false),
             };
             if there != Ok(true) {
                 frames.pop();
-                return there.map(|_| limit == 0);
+                return there.map(|_| *limit == 0);
             }
         }
         Ok(true)
     }
 
-    /// Reads each frame, or its head, into the staging area.
-    fn read(&mut self, domain: DomId, frames: &mut [Frame], copier: &mut impl Copier) {
+    /// Reads each frame from one on, or its head, into the staging area.
+    fn read(&mut self, domain: DomId, first: usize, frames: &mut [Frame], copier: &mut impl Copier) {
+        if frames.len() == first {
+            return;
+        }
         self.copies.clear();
-        for (index, frame) in frames.iter().enumerate() {
+        for (index, frame) in frames.iter().enumerate().skip(first) {
             part(domain, frame, 0..staged(frame), |at| staging(index * WHOLE + at), &mut self.copies);
         }
         copier.copy(&mut self.copies);
@@ -588,20 +735,35 @@ impl<M: SharedPage> Network<M> {
                 return;
             }
         };
-        let mut ports = core::mem::take(&mut self.ports);
+        let parcel = Parcel::of(frame, slot);
+        self.route(now_ns, port, head, bytes);
+        let job = Job { sender, index, segments, parcel };
+        self.deliver(now_ns, from, job, frames, copier, local);
+    }
+
+    /// Finds out to which ports a frame goes.
+    fn route(&mut self, now_ns: u64, from: PortId, head: &[u8], bytes: usize) {
+        let Self { switch, ports, .. } = self;
         ports.clear();
         // Whose frame goes nowhere is told by the switch's counters.
-        let _ = self.switch.forward(now_ns, port, head, bytes, |to| ports.push(to));
-        let whole = staged == bytes;
-        let mut parcel = Parcel {
-            at: slot,
-            staged,
-            bytes: frame.bytes,
-            blank: frame.checksum_blank,
-            validated: frame.validated,
-            segment: frame.segment,
-            hash: 0,
-        };
+        let _ = switch.forward(now_ns, from, head, bytes, |to| ports.push(to));
+    }
+
+    /// Brings a frame on its way to the ports to which it goes.
+    fn deliver(
+        &mut self,
+        now_ns: u64,
+        from: Sender,
+        job: Job,
+        frames: &mut [Frame],
+        copier: &mut impl Copier,
+        local: Local<'_>,
+    ) {
+        let Job { sender, index, mut parcel, .. } = job;
+        let (slot, bytes) = (parcel.at, usize::from(parcel.bytes));
+        let ports = core::mem::take(&mut self.ports);
+        let whole = parcel.staged == bytes;
+        let head = copier.staging().get(slot..slot + parcel.staged).unwrap_or_default();
         if self.several && ports.iter().any(|to| self.card(*to).is_some_and(|card| card.queues.len() > 1)) {
             parcel.hash = flow_hash(head);
         }
@@ -614,7 +776,7 @@ impl<M: SharedPage> Network<M> {
             netswitch::complete_checksum(frame);
             (parcel.blank, parcel.validated) = (false, true);
         }
-        let job = Job { sender, index, segments, parcel };
+        let job = Job { parcel, ..job };
         if let [to] = *ports.as_slice()
             && let Some(to) = self.queue_of(&parcel, to)
         {
@@ -985,13 +1147,6 @@ impl<M: SharedPage> Network<M> {
         if let Some((domain, frame)) = rest {
             part(domain, frame, parcel.staged..parcel.bytes.into(), to_guest, &mut self.copies);
         }
-        let flags = if parcel.blank {
-            RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED
-        } else if parcel.validated {
-            RxFlags::DATA_VALIDATED
-        } else {
-            RxFlags::empty()
-        };
         self.deliveries.push(Delivery {
             sender,
             frame: index,
@@ -999,7 +1154,7 @@ impl<M: SharedPage> Network<M> {
             bytes: parcel.bytes,
             slots: first..self.pages.len(),
             copies: start..self.copies.len(),
-            flags,
+            flags: parcel.flags(),
             segment: parcel.segment,
         });
         Reserved::Yes
@@ -1107,8 +1262,17 @@ impl<M: SharedPage> Network<M> {
         self.ports = ports;
     }
 
+    /// Takes the memory of a turn that was dealt with.
+    pub(crate) fn reuse(&mut self, turn: Turn) {
+        self.notify = turn.notify;
+        self.notify.clear();
+    }
+
     /// Shows everybody concerned what there is.
     fn publish(&mut self, turn: &mut Turn) {
+        if turn.notify.capacity() == 0 {
+            turn.notify = core::mem::take(&mut self.notify);
+        }
         let mut touched = core::mem::take(&mut self.touched);
         for to in touched.drain(..) {
             // Both, whatever the first says.

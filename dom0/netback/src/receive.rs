@@ -49,6 +49,11 @@ impl<M: SharedPage> Receive<M> {
         Ok(true)
     }
 
+    /// Puts back slots that were taken last, for none of which there was an answer.
+    pub fn put_back(&mut self, slots: &mut Vec<NetifRxRequest>) {
+        self.spare.splice(0..0, slots.drain(..));
+    }
+
     /// For how many frames of `bytes` there are slots, up to `most`; as [`take`](Self::take) would take them.
     ///
     /// # Errors

@@ -46,6 +46,14 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// As a new one.
+    pub(crate) fn clear(&mut self) {
+        self.pieces.clear();
+        self.ids.clear();
+        (self.bytes, self.checksum_blank, self.validated) = (0, false, false);
+        (self.segment, self.failed, self.extras) = (None, None, 0);
+    }
+
     /// Slots of the ring that are its.
     pub(crate) fn slots(&self) -> usize {
         self.ids.len() + self.extras
@@ -80,7 +88,7 @@ impl<M: SharedPage> Transmit<M> {
                 Some(fault) => {
                     self.blame(fault);
                     self.respond(frame, RSP_ERROR);
-                    *frame = Frame::default();
+                    frame.clear();
                 }
             }
         }

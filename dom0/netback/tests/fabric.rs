@@ -6,7 +6,7 @@ mod memory;
 use guest_sdk::net::{Checksum, Offload, Receive, Transmit};
 use hypercall_abi::DomId;
 use memory::{Granted, Host};
-use netback::fabric::{Fabric, SwitchId, Wire, WireId};
+use netback::fabric::{Fabric, Outcome, SwitchId, Wire, WireId};
 use netback::network::{Features, Unfinished};
 use netswitch::{
     EthernetAddress, Forward, Gateway, Ipv4Address, Ipv4Cidr, Outside, Place as Uplink, Port, PortId,
@@ -105,7 +105,7 @@ impl World {
         let Guest { switch, port, transmit, .. } = &mut self.guests[guest];
         assert_eq!(transmit.push_with(frame, offload), Ok(true));
         let _ = transmit.publish();
-        let (turn, _) = self.fabric.turn(self.now, *switch, *port, 0, &mut self.host);
+        let turn = self.fabric.turn(self.now, *switch, *port, 0, &mut self.host, &mut Outcome::default());
         assert!(!turn.closed);
         assert_eq!(self.fabric.network_mut(*switch).unwrap().take_fault(*port), None);
     }

@@ -23,10 +23,12 @@ extern crate alloc;
 extern crate std;
 
 mod interrupts;
+mod slots;
 #[cfg(test)]
 mod tests;
 
 pub use interrupts::{Msi, Msix, MsixTable};
+pub use slots::{Slot, SlotEvents, slots};
 
 use alloc::vec::Vec;
 use core::fmt;

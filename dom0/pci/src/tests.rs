@@ -226,3 +226,35 @@ fn there_is_no_sixth_of_five() {
     let memory = Table { words: RefCell::new(vec![0; 20]), writes: RefCell::default() };
     Msix::find(&bus, Function::at(&bus, NET).unwrap()).unwrap().table(&memory).mask(5, true);
 }
+
+#[test]
+fn a_slot_tells_once_that_its_card_is_wanted_out_and_loses_its_power() {
+    let at = |bus, device, function| Address::new(bus, device, function);
+    let port = |kind: u32, slot_capabilities: u32| {
+        let mut port = fake(0x000c_1b36, 1);
+        (port.words[1], port.words[6], port.words[13]) = (1 << 20, 5 << 8, 0x40);
+        port.words[16] = 0x10 | kind << 20;
+        port.words[21] = slot_capabilities;
+        // Present, and its button was pressed; what status says is cleared by a 1.
+        port.words[22] = (1 << 6 | 1) << 16 | 0x100;
+        port.writable[22] = 0xffff;
+        port
+    };
+    let bus = Bus::with(&[
+        (at(0, 1, 0), port(0x14, 1 << 6)),
+        (at(0, 2, 0), port(0x14, 0)),      // Its card stays.
+        (at(0, 3, 0), port(0x04, 1 << 6)), // No slot.
+        (at(0, 4, 0), port(0x15, 1 << 6)), // An upstream port.
+    ]);
+    let found = slots(&bus);
+    assert_eq!(found.iter().map(Slot::port).collect::<Vec<_>>(), [at(0, 1, 0)]);
+    let slot = found[0];
+    assert_eq!(slot.bus(&bus), 5);
+    assert_eq!(slot.take_events(&bus), SlotEvents { button: true, present: true });
+    let (offset, cleared) = *bus.writes.borrow().last().unwrap();
+    assert_eq!((offset, cleared >> 16), (0x58, 1), "of status only what was seen is cleared");
+    bus.functions.borrow_mut().get_mut(&at(0, 1, 0)).unwrap().words[22] &= 0x0040_ffff;
+    assert_eq!(slot.take_events(&bus), SlotEvents { button: false, present: true });
+    slot.power_off(&bus);
+    assert_eq!(bus.word(at(0, 1, 0), 0x58) as u16, 0x700);
+}

@@ -108,8 +108,9 @@ impl Vbd {
     ///
     /// # Errors
     /// What to say.
-    pub fn resize(&self, bytes: u64) -> Result<(), String> {
-        self.kind.disk.resize(bytes)?;
+    pub async fn resize(&self, bytes: u64) -> Result<(), String> {
+        // Of its own: a file system is looked into, which takes much.
+        Box::pin(self.kind.disk.resize(&self.kind.spec.kind, bytes)).await?;
         self.changed()
     }
 

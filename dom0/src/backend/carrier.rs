@@ -139,8 +139,7 @@ impl Carrier {
     /// Does a copy if all that it takes is at hand.
     fn copy_here(&mut self, copy: &Copy) -> bool {
         let bytes = usize::from(copy.bytes);
-        let mut between = core::mem::take(&mut self.between);
-        let done = match (copy.from, copy.to) {
+        match (copy.from, copy.to) {
             (Place::Granted { domain, gref, offset }, Place::Staging(at)) => {
                 let Self { staging, kept, .. } = self;
                 let page = kept.get(domain, gref);
@@ -165,19 +164,20 @@ impl Carrier {
                 }
             }
             (from, to) => {
+                let mut between = core::mem::take(&mut self.between);
                 let pages = self.mapped(from, bytes, false).zip(self.mapped(to, bytes, true));
-                match (pages, between.get_mut(..bytes)) {
+                let done = match (pages, between.get_mut(..bytes)) {
                     (Some(((source, from), (dest, to))), Some(between)) => {
                         source.read_bytes(from, between);
                         dest.write_bytes(to, between);
                         true
                     }
                     _ => false,
-                }
+                };
+                self.between = between;
+                done
             }
-        };
-        self.between = between;
-        done
+        }
     }
 }
 
@@ -204,6 +204,11 @@ impl Copier for Carrier {
             }
         }
         (self.rest, self.places) = (rest, places);
+    }
+
+    fn copy_at_hand(&mut self, copy: &Copy) -> bool {
+        self.fuse.reached();
+        self.copy_here(copy)
     }
 
     fn staging(&mut self) -> &mut [u8] {

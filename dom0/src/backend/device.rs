@@ -4,7 +4,7 @@
 //! each other by a [`Link`].
 
 use crate::channel::Event;
-use crate::management::publish;
+use crate::listeners::publish;
 use crate::room::{self, New};
 use crate::say;
 use crate::store;
@@ -270,6 +270,12 @@ impl<K: Kind> Device<K> {
         // Either may be gone by now.
         let _ = store::remove(&self.back);
         let _ = store::remove(&self.front);
+        // The directory of a guest's devices of this kind goes with the last of them.
+        if let Some((of_guest, _)) = self.back.rsplit_once('/')
+            && store::children(of_guest).is_ok_and(|left| left.is_empty())
+        {
+            let _ = store::remove(of_guest);
+        }
     }
 
     /// Asks the front end to let go; false when it has not before `until_ns`.

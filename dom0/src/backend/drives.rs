@@ -38,6 +38,24 @@ static USED: Mutex<(Vec<Used>, u64)> = Mutex::new((Vec::new(), 0));
 /// The right to use some sectors, until it is dropped.
 pub struct Claim(u64);
 
+impl Claim {
+    /// Has it be for `place`, a larger one.
+    ///
+    /// # Errors
+    /// What to say: who uses some of it.
+    pub fn extend(&self, place: &Place) -> Result<(), String> {
+        let mut all = USED.lock();
+        let own = all.0.iter().position(|used| used.id == self.0);
+        let Some(mut used) = own.map(|own| all.0.swap_remove(own)) else { return Ok(()) };
+        let clash = place.clash(&all.0, used.write);
+        if clash.is_ok() {
+            used.extents = place.extents.clone();
+        }
+        all.0.push(used);
+        clash
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         USED.lock().0.retain(|used| used.id != self.0);
@@ -97,26 +115,56 @@ impl Place {
         if write && self.drive.properties().readonly {
             return Err("the disk is only read: say readonly".into());
         }
-        let overlap = |other: &Extents| {
-            self.extents.runs().any(|(at, sectors)| {
-                other.runs().any(|(first, count)| first < at + sectors && at < first + count)
-            })
-        };
         let mut all = USED.lock();
-        let clash = all
-            .0
-            .iter()
-            .find(|used| used.drive == self.name && (write || used.write) && overlap(&used.extents));
-        if let Some(used) = clash {
-            let how = if used.write { "written" } else { "read" };
-            return Err(format!("it is {how} by {} already: two share only what both only read", used.by));
-        }
+        self.clash(&all.0, write)?;
         all.1 += 1;
         let id = all.1;
         let (drive, extents, by) = (self.name.clone(), self.extents.clone(), by.to_string());
         all.0.push(Used { id, drive, extents, write, by });
         Ok(Claim(id))
     }
+}
+
+impl Place {
+    /// Whether nobody uses any of it, or nobody writes to it.
+    fn clash(&self, all: &[Used], write: bool) -> Result<(), String> {
+        let overlap = |other: &Extents| {
+            self.extents.runs().any(|(at, sectors)| {
+                other.runs().any(|(first, count)| first < at + sectors && at < first + count)
+            })
+        };
+        let clash = all
+            .iter()
+            .find(|used| used.drive == self.name && (write || used.write) && overlap(&used.extents));
+        match clash {
+            Some(used) => {
+                let how = if used.write { "written" } else { "read" };
+                Err(format!("it is {how} by {} already: two share only what both only read", used.by))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Where it lies.
+    pub fn extents(&self) -> &Extents {
+        &self.extents
+    }
+}
+
+/// Has a file grow to so many bytes; where it is then.
+///
+/// # Errors
+/// What to say; the file is as it was.
+pub async fn grow(path: &Path, bytes: u64) -> Result<Place, String> {
+    let say = |error: BadFile| format!("{path}: {error}");
+    let volume = find(&path.device).await?;
+    let _one = FILES.lock().await;
+    volume.claim_free(&path.to_string())?;
+    let mut files = Volume::mount(volume.disk(), own_page).await.map_err(say)?;
+    let extents = files.grow(&path.file, bytes).await.map_err(say)?;
+    let extents = extents.within(&volume.extents, volume.drive.properties().sectors);
+    let extents = extents.map_err(|error| format!("{path}: {error}"))?;
+    Ok(Place { extents, ..volume })
 }
 
 /// Where a file is; made with so many bytes, if it is not there and they are said. Tells whether it was made.

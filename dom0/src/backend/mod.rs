@@ -22,7 +22,7 @@ use crate::cards::CardSpec;
 use crate::channel::Event;
 use crate::devices::NetDevice;
 use crate::disks::DiskSpec;
-use crate::management::publish;
+use crate::listeners::publish;
 use crate::room::{self, New};
 use crate::waiting::{Bell, First, first};
 use crate::{say, switches};

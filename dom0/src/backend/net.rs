@@ -137,6 +137,8 @@ struct Net {
     switches: Vec<Named>,
     /// Cards of the machine's: names and addresses.
     wires: Vec<(String, WireId, EthernetAddress)>,
+    // Kept for its memory.
+    outcome: Outcome,
 }
 
 /// What tells the guest behind a port, for each queue, and the tasks that serve it.
@@ -268,6 +270,7 @@ impl Net {
             links: HashMap::new(),
             switches: Vec::new(),
             wires: Vec::new(),
+            outcome: Outcome::default(),
         });
         let mut result = Ok(());
         let Some(Described { specs, cards }) = DESCRIBED.get() else { return (net, result) };
@@ -396,9 +399,15 @@ impl Net {
         };
         let mut state = seat.state.lock();
         let wanted = Port { isolated: spec.isolated, filter: state.filter.clone(), ..Port::guest(*address) };
-        let port = network
-            .attach(wanted)
-            .map_err(|error| format!("{} on switch {}: {error}", mac_text(*address), spec.switch))?;
+        let attached = network.attach(wanted);
+        let port = match attached {
+            Ok(port) => port,
+            Err(error) => {
+                drop(state);
+                self.remove_if_empty(switch);
+                return Err(format!("{} on switch {}: {error}", mac_text(*address), spec.switch));
+            }
+        };
         if let Some(named) = self.switches.iter_mut().find(|named| named.id == switch) {
             named.cards += 1;
         }
@@ -428,9 +437,15 @@ impl Net {
         if let Some(gateway) = self.fabric.gateway_mut(switch) {
             gateway.router_mut().release(seat.address);
         }
-        let Some(named) = self.switches.iter_mut().find(|named| named.id == switch) else { return };
-        named.cards -= 1;
-        if named.cards == 0 && !named.kept {
+        if let Some(named) = self.switches.iter_mut().find(|named| named.id == switch) {
+            named.cards -= 1;
+        }
+        self.remove_if_empty(switch);
+    }
+
+    /// A switch that nobody has described is there as long as it has cards.
+    fn remove_if_empty(&mut self, switch: SwitchId) {
+        if self.switches.iter().any(|named| named.id == switch && named.cards == 0 && !named.kept) {
             self.fabric.remove_switch(switch);
             self.switches.retain(|named| named.id != switch);
         }
@@ -452,6 +467,8 @@ struct Location {
 
 /// What a card has on the switches, and what of it outlives them.
 struct Seat {
+    /// Whose it is, for people.
+    owner: String,
     spec: CardSpec,
     address: EthernetAddress,
     state: Mutex<SeatState>,
@@ -508,9 +525,25 @@ pub struct Card {
     pub fuse: Fuse,
 }
 
+/// How often it is noted what went through a card: of a life that ends by a panic, no more is missing than what came since, ns.
+const COUNTED_EVERY_NS: u64 = 10_000_000;
+
 /// A panic so long after the one before is the first of a row, ns. What was sent between them does not count: others lose their connections
 /// by each, so a guest that knows how to bring it about is not to have it for a frame.
 const CALM: u64 = 10_000_000_000;
+
+/// Why a card cannot have its addresses: another card of its switch has one of them.
+fn taken(spec: &CardSpec, address: EthernetAddress) -> Option<String> {
+    let seats = SEATS.lock();
+    let others = || seats.iter().filter(|seat| seat.spec.switch == spec.switch);
+    if let Some(other) = others().find(|seat| seat.address == address) {
+        let (mac, switch) = (mac_text(address), &spec.switch);
+        return Some(format!("{mac} on switch {switch}: {} has this MAC address", other.owner));
+    }
+    let ip = spec.ip?;
+    let other = others().find(|seat| seat.state.lock().ip == Some(ip))?;
+    Some(format!("{ip} on switch {}: {} has this address", spec.switch, other.owner))
+}
 
 impl Drop for Card {
     fn drop(&mut self) {
@@ -533,7 +566,11 @@ impl Card {
             seen: Count::default(),
         };
         let address = spec.address(guest, number);
-        let seat = Arc::new(Seat { spec: spec.clone(), address, state: Mutex::new(state) });
+        if let Some(why) = taken(spec, address) {
+            return Err(why);
+        }
+        let owner = format!("{guest}'s card {number}");
+        let seat = Arc::new(Seat { owner, spec: spec.clone(), address, state: Mutex::new(state) });
         with(|net| net.seat(&seat))?;
         SEATS.lock().push(Arc::clone(&seat));
         Ok(Self { number, seat, panics: Mutex::new((0, 0)), fuse: Fuse::new() })
@@ -854,42 +891,40 @@ impl Kind for Card {
 
 /// What came of a turn of a queue.
 struct Turned {
-    outcome: Outcome,
     closed: bool,
     /// There is nothing more to do before the guest says so.
     waits: bool,
     /// Some of what it has sent waits for others, which have so much time.
     until_ns: Option<u64>,
+    /// Bytes.
     sent: u64,
     fault: Option<Fault>,
-    count: Count,
 }
 
 impl Net {
-    /// A turn of a queue; `None` when it belongs to another life.
-    fn turn(&mut self, place: Location, queue: usize, now_ns: u64) -> Option<Turned> {
+    /// A turn of a queue; `None` when it belongs to another life. Whoever got something is told. What it sent is counted if it is `metered`.
+    fn turn(&mut self, place: Location, queue: usize, now_ns: u64, metered: bool) -> Option<Turned> {
         let Location { life, switch, port } = place;
         if life != self.life {
             return None;
         }
-        let Self { fabric, staging, .. } = self;
-        let counters = |fabric: &Fabric<_, _>| {
-            let network: Option<&Network<Mapping>> = fabric.network(switch);
-            network.and_then(|network| network.switch().counters(port)).unwrap_or_default()
+        let Self { fabric, staging, links, outcome, .. } = self;
+        let sent = |fabric: &Fabric<_, _>| {
+            let network: Option<&Network<Mapping>> = fabric.network(switch).filter(|_| metered);
+            network.and_then(|network| network.switch().counters(port)).map_or(0, |count| count.sent_bytes)
         };
         staging.fuse.reached();
-        let before = counters(fabric).sent_bytes;
-        let (turn, outcome) = fabric.turn(now_ns, switch, port, queue, staging);
-        let after = counters(fabric);
+        let before = sent(fabric);
+        let turn = fabric.turn(now_ns, switch, port, queue, staging, outcome);
+        let sent = sent(fabric) - before;
         staging.fuse.reached();
-        let (fault, there, missed) =
-            fabric.network_mut(switch).map_or((None, false, Missed::default()), |network| {
-                (network.take_fault(port), network.prepare_to_wait(port, queue), network.missed(port))
-            });
+        tell(links, outcome);
+        outcome.clear();
+        let (fault, there) = fabric.network_mut(switch).map_or((None, false), |network| {
+            (network.take_fault(port), network.prepare_to_wait(port, queue))
+        });
         let waits = !turn.closed && !turn.more && !there;
-        let sent = after.sent_bytes - before;
-        let (closed, until_ns) = (turn.closed, turn.until_ns);
-        Some(Turned { outcome, closed, waits, until_ns, sent, fault, count: (after, missed) })
+        Some(Turned { closed: turn.closed, waits, until_ns: turn.until_ns, sent, fault })
     }
 }
 
@@ -939,18 +974,19 @@ impl Served {
         let Self { vif, place, link, .. } = &self;
         let place = *place;
         let mut bucket = vif.kind.seat.spec.rate.map(|rate| Bucket::new(rate, BURST, time::now_ns()));
+        let mut counted_ns = 0;
         loop {
             let seen = link.bell.rings();
             if link.is_stopping() {
                 break;
             }
             let now_ns = time::now_ns();
-            let Some(turned) = self.turn(move |net| net.turn(place, queue, now_ns)) else {
+            let metered = bucket.is_some();
+            let Some(turned) = self.turn(move |net| net.turn(place, queue, now_ns, metered)) else {
                 link.bell.after(seen).await;
                 continue;
             };
-            let Turned { outcome, closed, waits, until_ns, sent, fault, count } = turned;
-            with(|net| tell(&net.links, &outcome));
+            let Turned { closed, waits, until_ns, sent, fault } = turned;
             if let Some(fault) = fault {
                 vif.report(&format!("sent {fault}; it is not told again when that happens"));
             }
@@ -967,7 +1003,11 @@ impl Served {
                     with(|net| tell(&net.links, &refilled.unwrap_or_default()));
                 }
             } else if waits {
-                vif.kind.seat.state.lock().seen = count;
+                if now_ns.saturating_sub(counted_ns) >= COUNTED_EVERY_NS {
+                    // Kept for when the switches are lost.
+                    let _ = vif.kind.counters();
+                    counted_ns = now_ns;
+                }
                 let told = first(channel.fired(), link.bell.after(seen));
                 match until_ns {
                     Some(until_ns) => drop(first(told, time::until_ns(until_ns)).await),

@@ -52,7 +52,7 @@ impl ConsoleDevice {
             about: interrupts.about(),
         });
         let asked = Arc::clone(&device);
-        interrupts.listen(events, move || asked.driver.lock().transport().cause() != 0);
+        interrupts.listen(events, move || asked.driver.lock().device().transport().cause() != 0);
         executor::spawn(serve(Arc::clone(&device), interrupts));
         Ok(device)
     }
@@ -79,12 +79,12 @@ impl ConsoleDevice {
 
     /// Where it is.
     pub fn place(&self) -> pci::Address {
-        self.driver.lock().transport().address()
+        self.driver.lock().device().transport().address()
     }
 
     /// Whether it is broken for good.
     pub fn is_broken(&self) -> bool {
-        self.driver.lock().is_broken()
+        self.driver.lock().device().is_broken()
     }
 
     /// In one line, for people. Its ports are known a little after it has been started.
@@ -103,7 +103,7 @@ async fn serve(device: Arc<ConsoleDevice>, mut interrupts: Interrupts) {
     loop {
         let (news, fault, more) = {
             let mut driver = device.driver.lock();
-            (driver.turn(), driver.take_fault(), driver.listen())
+            (driver.turn(), driver.device_mut().take_fault(), driver.listen())
         };
         if news {
             device.bell.ring();
@@ -120,7 +120,7 @@ async fn serve(device: Arc<ConsoleDevice>, mut interrupts: Interrupts) {
             device.driver.lock().changed();
         }
         if interrupts.is_due() {
-            interrupts.retarget(device.driver.lock().transport());
+            interrupts.retarget(device.driver.lock().device().transport());
         }
     }
 }

@@ -39,6 +39,7 @@ pub struct Device {
     driver: Mutex<Driver>,
     /// Something was submitted that the device has not been told of.
     untold: AtomicBool,
+    removed: AtomicBool,
     bell: Bell,
     interrupts: Arc<AtomicU64>,
     about: &'static str,
@@ -100,13 +101,25 @@ impl Ticket {
     /// Fills `segments` with those of the next request; `most` at most.
     fn next(&mut self, segments: &mut Vec<Segment>, geometry: &Geometry) {
         segments.clear();
-        let (mut bytes, first) = (0u64, self.pieces);
+        let (mut bytes, first, mut pieces) = (0u64, self.pieces, 0);
         match &self.work {
             Work::Job(job) => {
-                for piece in job.pieces.iter().skip(first).take(geometry.segments) {
+                for piece in job.pieces.get(first..).unwrap_or_default() {
                     let address = piece.page.machine_address().get() + u64::from(piece.offset);
-                    segments.push(Segment { address, bytes: piece.bytes.into() });
-                    bytes += u64::from(piece.bytes);
+                    let length = u32::from(piece.bytes);
+                    // Pages side by side in the machine are one segment: the device has fewer to map.
+                    if let Some(last) = segments.last_mut()
+                        && last.address + u64::from(last.bytes) == address
+                        && last.bytes + length <= geometry.segment_bytes
+                    {
+                        last.bytes += length;
+                    } else if segments.len() < geometry.segments {
+                        segments.push(Segment { address, bytes: length });
+                    } else {
+                        break;
+                    }
+                    bytes += u64::from(length);
+                    pieces += 1;
                 }
             }
             Work::Bytes(_, pages, all) => {
@@ -115,6 +128,7 @@ impl Ticket {
                 for (page, length) in all.skip(first).take(geometry.segments) {
                     segments.push(Segment::of(page, 0, length as u16));
                     bytes += length as u64;
+                    pieces += 1;
                 }
             }
         }
@@ -133,7 +147,7 @@ impl Ticket {
                 sectors
             }
         };
-        self.now = (sectors, segments.len());
+        self.now = (sectors, pieces);
     }
 
     /// Tells whoever wants to know.
@@ -207,7 +221,7 @@ impl Driver {
             ticket.sector += sectors;
             ticket.left = ticket.left.saturating_sub(sectors);
             ticket.pieces += pieces;
-            let revivals = self.block.counters().revivals;
+            let revivals = self.block.device().revivals();
             match (ticket.action, result) {
                 (_, Err(_)) | (Action::Read, Ok(())) => {}
                 (Action::Flush, Ok(())) if !ticket.covered.is_durable(revivals) => {
@@ -256,12 +270,13 @@ impl Device {
             name: name.to_string(),
             driver: Mutex::new(Driver { block, waiting: VecDeque::new(), segments: Vec::new() }),
             untold: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             bell: Bell::new(),
             interrupts: interrupts.counted(),
             about: interrupts.about(),
         });
         let asked = Arc::clone(&device);
-        interrupts.listen(events, move || asked.driver.lock().block.transport().cause() != 0);
+        interrupts.listen(events, move || asked.driver.lock().block.device().transport().cause() != 0);
         executor::spawn(serve(Arc::clone(&device), interrupts));
         executor::spawn(watch(Arc::clone(&device)));
         Ok(device)
@@ -289,12 +304,12 @@ impl Device {
 
     /// Where it is.
     pub fn place(&self) -> pci::Address {
-        self.driver.lock().block.transport().address()
+        self.driver.lock().block.device().transport().address()
     }
 
     /// Whether it is broken for good.
     pub fn is_broken(&self) -> bool {
-        self.driver.lock().block.is_broken()
+        self.driver.lock().block.device().is_broken()
     }
 
     /// In one line, for people.
@@ -323,6 +338,13 @@ impl Device {
         self.bell.ring();
     }
 
+    /// It is taken out of the machine: what is under way fails, and all that comes.
+    pub fn remove(&self) {
+        self.driver.lock().block.remove();
+        self.removed.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
     fn take(&self, ticket: Ticket) {
         self.driver.lock().take(ticket);
         if !self.untold.swap(true, Ordering::AcqRel) {
@@ -347,11 +369,15 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
         device.turn();
         let (fault, more) = {
             let mut driver = device.driver.lock();
-            (driver.block.take_fault(), driver.block.listen())
+            (driver.block.device_mut().take_fault(), driver.block.listen())
         };
         if let Some(fault) = fault {
             let then = if device.is_broken() { "it is given up" } else { "it was reset" };
             say!("disk {}: {fault}; {then}", device.name);
+        }
+        if device.removed.load(Ordering::Acquire) {
+            // All that was under way is given back, and what comes is refused at once.
+            return;
         }
         if more {
             // Nobody will come to tell of this.
@@ -366,7 +392,7 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
             }
         }
         if interrupts.is_due() {
-            interrupts.retarget(device.driver.lock().block.transport());
+            interrupts.retarget(device.driver.lock().block.device().transport());
         }
     }
 }
@@ -377,9 +403,9 @@ async fn watch(device: Arc<Device>) {
     while !device.is_broken() {
         beat.tick().await;
         let mut driver = device.driver.lock();
-        let before = driver.block.counters().revivals;
+        let before = driver.block.device().revivals();
         driver.block.tick(PATIENCE);
-        let reset = driver.block.is_broken() || driver.block.counters().revivals != before;
+        let reset = driver.block.device().is_broken() || driver.block.device().revivals() != before;
         drop(driver);
         if reset {
             device.bell.ring();

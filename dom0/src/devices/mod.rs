@@ -10,6 +10,7 @@
 
 mod console;
 mod disk;
+mod hotplug;
 mod machine;
 mod net;
 pub mod shell;
@@ -37,6 +38,17 @@ pub enum Device {
     Net(Arc<NetDevice>),
     /// A console.
     Console(Arc<ConsoleDevice>),
+}
+
+impl Device {
+    /// Where it is.
+    fn place(&self) -> pci::Address {
+        match self {
+            Device::Disk(disk) => disk.place(),
+            Device::Net(card) => card.place(),
+            Device::Console(console) => console.place(),
+        }
+    }
 }
 
 static DEVICES: Mutex<Vec<Device>> = Mutex::new(Vec::new());
@@ -82,6 +94,7 @@ pub fn start(events: &Events) {
             Err(error) => say!("{kind} at {at} is not used: {error}"),
         }
     }
+    hotplug::start(machine);
 }
 
 /// The name of a device of its kind: disks have letters, as long as there are some.

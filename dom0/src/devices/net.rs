@@ -97,7 +97,7 @@ impl NetDevice {
             lent: AtomicU64::new(0),
         });
         let asked = Arc::clone(&device);
-        interrupts.listen(events, move || asked.driver.lock().net.transport().cause() != 0);
+        interrupts.listen(events, move || asked.driver.lock().net.device().transport().cause() != 0);
         executor::spawn(serve(Arc::clone(&device), interrupts));
         Ok(device)
     }
@@ -139,12 +139,12 @@ impl NetDevice {
 
     /// Where it is.
     pub fn place(&self) -> pci::Address {
-        self.driver.lock().net.transport().address()
+        self.driver.lock().net.device().transport().address()
     }
 
     /// Whether it is broken for good.
     pub fn is_broken(&self) -> bool {
-        self.driver.lock().net.is_broken()
+        self.driver.lock().net.device().is_broken()
     }
 
     /// In one line, for people.
@@ -159,6 +159,19 @@ impl NetDevice {
             (false, false) => "",
         };
         format!("{}, MTU {}{checksums}{link}, {}", mac.join(":"), self.mtu(), self.about)
+    }
+
+    /// It is taken out of the machine: nothing comes in and nothing is sent any more.
+    pub fn remove(&self) {
+        let mut driver = self.driver.lock();
+        driver.net.remove();
+        driver.reap();
+        let fault = driver.net.device_mut().take_fault();
+        drop(driver);
+        self.bell.ring();
+        if let Some(fault) = fault {
+            say!("network card {}: {fault}; it is given up", self.name);
+        }
     }
 
     /// Sends a frame of up to a page, copied; false when there is no room for it.
@@ -260,7 +273,7 @@ async fn serve(device: Arc<NetDevice>, mut interrupts: Interrupts) {
             let mut driver = device.driver.lock();
             let link = config && driver.net.changed();
             driver.reap();
-            (driver.net.take_fault(), link)
+            (driver.net.device_mut().take_fault(), link)
         };
         device.bell.ring();
         if let Some(fault) = fault {
@@ -271,7 +284,7 @@ async fn serve(device: Arc<NetDevice>, mut interrupts: Interrupts) {
             say!("network card {}: link {}", device.name, if device.link_up() { "up" } else { "down" });
         }
         if interrupts.is_due() {
-            interrupts.retarget(device.driver.lock().net.transport());
+            interrupts.retarget(device.driver.lock().net.device().transport());
         }
     }
 }

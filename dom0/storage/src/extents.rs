@@ -100,6 +100,12 @@ impl Extents {
         Ok(extents)
     }
 
+    /// Whether a part begins with all of `other`, at the same places.
+    #[must_use]
+    pub fn begins_with(&self, other: &Extents) -> bool {
+        self.parts(0, other.sectors).eq(other.runs())
+    }
+
     /// Where sectors of the part are: first sector and number, in order.
     pub fn parts(&self, sector: u64, sectors: u64) -> impl Iterator<Item = (u64, u64)> {
         // The last run that begins at or before the sector.
@@ -130,6 +136,18 @@ impl<P: GuestPage, D: Disk<P>> Window<P, D> {
     /// The sectors of `below` that `extents` says.
     pub fn new(below: D, extents: Extents) -> Self {
         Self { below, extents, joint: Joint::default() }
+    }
+
+    /// Has it grow: `extents` are its sectors, and more behind them.
+    ///
+    /// # Errors
+    /// [`Outside`] when those that it has are not where they were: it stays as it was.
+    pub fn extend(&mut self, extents: Extents) -> Result<(), Outside> {
+        if !extents.begins_with(&self.extents) {
+            return Err(Outside);
+        }
+        self.extents = extents;
+        Ok(())
     }
 }
 

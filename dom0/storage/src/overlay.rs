@@ -4,10 +4,13 @@
 //!
 //! ```text
 //! 0        header: what the disk is, and which base it belongs to
-//! 8        one bit for each sector of the disk: it is in this file, not in the base
+//! 8        one bit for each sector that the disk may have: it is in this file, not in the base
 //! data     the sectors, from a multiple of 8 on
 //! ```
 //! So a write is one write, at its place, with nothing copied, and never lacks room. The price is a file as large as the disk.
+//!
+//! A disk grows at its end: the file gets longer, then its header says so. Sectors stay where they are, so there are bits from the
+//! beginning for as many as there ever may be ([`GROWTH`] times those that it is made with, or more); those beyond its end are zeros on the disk.
 //!
 //! **What a flush promises.** A bit on the disk means that its sector is on the disk: after a failure of power a sector reads as it was
 //! before its last write or as after it, never as what happened to lie in the file. So bits are only written behind a flush of the
@@ -32,7 +35,11 @@ const BITS: u64 = SECTOR as u64 * 8;
 /// Pages that bits are written from at once.
 const PAGES: usize = 8;
 const MAGIC: [u8; 8] = *b"XNLTHCOW";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version whose headers do not say how many bits there are: they are those up to the data.
+const WITHOUT_ROOM: u32 = 1;
+/// So many times larger than it was made may a disk become.
+pub const GROWTH: u64 = 8;
 /// Largest disk, in sectors: its table takes 32 MiB of memory.
 const MOST_SECTORS: u64 = 1 << 28;
 
@@ -48,6 +55,8 @@ const SEAL: u32 = 4;
 pub struct Header {
     /// Sectors of the disk.
     pub sectors: u64,
+    /// Sectors that it may have at most: there are bits for them.
+    pub room: u64,
     /// Sectors of its base.
     pub base_sectors: u64,
     /// What the base is called, as a number ([`name_number`]).
@@ -69,6 +78,8 @@ pub enum BadOverlay {
     Short,
     /// The disk is smaller than its base, or too large.
     Size,
+    /// It is to have more sectors than there are bits for: so many.
+    Room(u64),
 }
 
 impl fmt::Display for BadOverlay {
@@ -82,6 +93,9 @@ impl fmt::Display for BadOverlay {
             Self::Base => f.write_str("it was made over another base, or its base has changed its size"),
             Self::Short => f.write_str("it is shorter than its header says"),
             Self::Size => f.write_str("a disk is as large as its base or larger, and has at most 128 GiB"),
+            Self::Room(sectors) => {
+                write!(f, "it has room for a disk of {} bytes at most", sectors * SECTOR as u64)
+            }
         }
     }
 }
@@ -99,9 +113,32 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 impl Header {
-    /// Bits' sectors.
-    fn table_sectors(&self) -> u64 {
-        self.sectors.div_ceil(BITS)
+    /// For a new disk, with room to grow.
+    #[must_use]
+    pub fn new(sectors: u64, base_sectors: u64, base: u64) -> Self {
+        // As many as have bits before the data begins.
+        let room = sectors.saturating_mul(GROWTH).checked_next_multiple_of(8 * BITS);
+        let room = room.unwrap_or(MOST_SECTORS).min(MOST_SECTORS).max(sectors);
+        Self { sectors, room, base_sectors, base }
+    }
+
+    /// The same disk, larger.
+    ///
+    /// # Errors
+    /// [`BadOverlay::Room`], [`BadOverlay::Size`].
+    pub fn grown(&self, sectors: u64) -> Result<Self, BadOverlay> {
+        if sectors > self.room {
+            return Err(BadOverlay::Room(self.room));
+        }
+        let grown = Self { sectors, ..*self };
+        grown.check()?;
+        Ok(grown)
+    }
+
+    /// Sectors of all bits.
+    #[must_use]
+    pub fn table_sectors(&self) -> u64 {
+        self.room.div_ceil(BITS)
     }
 
     /// The first sector of the data.
@@ -120,8 +157,8 @@ impl Header {
     /// # Errors
     /// [`BadOverlay::Size`].
     pub fn check(&self) -> Result<(), BadOverlay> {
-        let fits = self.sectors > 0 && self.sectors <= MOST_SECTORS && self.base_sectors <= self.sectors;
-        if fits { Ok(()) } else { Err(BadOverlay::Size) }
+        let fits = self.sectors > 0 && self.sectors <= self.room && self.base_sectors <= self.sectors;
+        if fits && self.room <= MOST_SECTORS { Ok(()) } else { Err(BadOverlay::Size) }
     }
 
     /// The first sector of the file.
@@ -137,11 +174,11 @@ impl Header {
         };
         put(&MAGIC);
         put(&u64::from(VERSION).to_le_bytes());
-        for number in [self.sectors, self.base_sectors, self.base] {
+        for number in [self.sectors, self.base_sectors, self.base, self.room] {
             put(&number.to_le_bytes());
         }
-        let sum = checksum(bytes.get(..40).unwrap_or(&[]));
-        if let Some(to) = bytes.get_mut(40..48) {
+        let sum = checksum(bytes.get(..48).unwrap_or(&[]));
+        if let Some(to) = bytes.get_mut(48..56) {
             to.copy_from_slice(&sum.to_le_bytes());
         }
         bytes
@@ -163,13 +200,19 @@ impl Header {
         if bytes.get(..8) != Some(&MAGIC) {
             return Err(BadOverlay::NotOne);
         }
-        if number(40) != checksum(bytes.get(..40).unwrap_or(&[])) {
-            return Err(BadOverlay::Damaged);
-        }
-        if number(8) != u64::from(VERSION) {
-            return Err(BadOverlay::Version(number(8) as u32));
-        }
-        let header = Self { sectors: number(16), base_sectors: number(24), base: number(32) };
+        let sealed = |bytes_of: usize| number(bytes_of) == checksum(bytes.get(..bytes_of).unwrap_or(&[]));
+        let (sectors, base_sectors, base) = (number(16), number(24), number(32));
+        let room = match number(8) as u32 {
+            VERSION if sealed(48) => number(40),
+            // Its data begins at a multiple of 8, and what lies between is zeros.
+            WITHOUT_ROOM if sealed(40) && sectors <= MOST_SECTORS => {
+                let data = (TABLE + sectors.div_ceil(BITS)).next_multiple_of(8);
+                ((data - TABLE) * BITS).min(MOST_SECTORS.max(sectors))
+            }
+            VERSION | WITHOUT_ROOM => return Err(BadOverlay::Damaged),
+            version => return Err(BadOverlay::Version(version)),
+        };
+        let header = Self { sectors, room, base_sectors, base };
         header.check()?;
         if header.file_sectors() > file_sectors {
             return Err(BadOverlay::Short);
@@ -195,6 +238,15 @@ impl Table {
         let words: Vec<u64> = bytes.chunks(8).map(word).collect();
         let sectors = words.len().div_ceil(WORDS);
         Self { words, stale: Vec::new(), is_stale: alloc::vec![false; sectors] }
+    }
+
+    /// Has bits for so many sectors; those that are new are not in the file.
+    fn grow(&mut self, sectors: u64) {
+        let count = sectors.div_ceil(BITS) as usize;
+        if count > self.is_stale.len() {
+            self.words.resize(count * WORDS, 0);
+            self.is_stale.resize(count, false);
+        }
     }
 
     fn has(&self, sector: u64) -> bool {
@@ -296,10 +348,10 @@ impl<P, B, F> fmt::Debug for Overlay<P, B, F> {
     }
 }
 
-/// Bytes of the table of a disk, as they are read from its file from sector [`TABLE_SECTOR`] on.
+/// Bytes of the table of a disk as far as it has sectors now, as they are read from its file from sector [`TABLE_SECTOR`] on.
 #[must_use]
 pub fn table_bytes(header: &Header) -> usize {
-    header.table_sectors() as usize * SECTOR
+    header.sectors.div_ceil(BITS) as usize * SECTOR
 }
 
 /// Where a file has its table.
@@ -333,6 +385,32 @@ impl<P: GuestPage, B: Disk<P>, F: Disk<P>> Overlay<P, B, F> {
             ready: VecDeque::new(),
             waker: None,
         })
+    }
+
+    /// What its file says of it.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The disk behind it that is written to.
+    pub fn file_mut(&mut self) -> &mut F {
+        &mut self.file
+    }
+
+    /// Has it grow as its file has: `header` says how large it is ([`Header::grown`]), and is on the disk.
+    ///
+    /// # Errors
+    /// [`BadOverlay::Short`] when its file has not grown, [`BadOverlay::Size`] when it would become smaller.
+    pub fn grow(&mut self, header: Header) -> Result<(), BadOverlay> {
+        if header.sectors < self.header.sectors || header.room != self.header.room {
+            return Err(BadOverlay::Size);
+        }
+        if self.file.properties().sectors < header.file_sectors() {
+            return Err(BadOverlay::Short);
+        }
+        self.table.grow(header.sectors);
+        self.header = header;
+        Ok(())
     }
 
     fn read(&mut self, job: Job<P>) {
@@ -566,7 +644,7 @@ mod tests {
     use super::{BadOverlay, Header, SECTOR, Table};
     use std::vec::Vec;
 
-    const HEADER: Header = Header { sectors: 10_000, base_sectors: 9_999, base: 7 };
+    const HEADER: Header = Header { sectors: 10_000, room: 10_000, base_sectors: 9_999, base: 7 };
 
     #[test]
     fn a_header_is_read_as_it_was_written_or_refused() {
@@ -576,15 +654,52 @@ mod tests {
         assert_eq!(Header::decode(&bytes, whole), Ok(Some(HEADER)));
         assert_eq!(Header::decode(&bytes, whole - 1), Err(BadOverlay::Short));
         assert_eq!(Header::decode(&[0; SECTOR], whole), Ok(None));
-        for at in 0..48 {
+        for at in 0..56 {
             let mut bytes = bytes;
             bytes[at] ^= 0x10;
             assert!(Header::decode(&bytes, whole).is_err(), "byte {at}");
         }
         for (sectors, base_sectors) in [(0, 0), (9, 10), (u64::MAX, 1), ((1 << 28) + 1, 0)] {
-            let bytes = Header { sectors, base_sectors, base: 0 }.encode();
+            let bytes = Header { sectors, room: sectors, base_sectors, base: 0 }.encode();
             assert_eq!(Header::decode(&bytes, u64::MAX), Err(BadOverlay::Size));
         }
+        let bytes = Header { room: HEADER.sectors - 1, ..HEADER }.encode();
+        assert_eq!(Header::decode(&bytes, u64::MAX), Err(BadOverlay::Size));
+    }
+
+    /// As the first version wrote it.
+    fn without_room(sectors: u64, base_sectors: u64, base: u64) -> [u8; SECTOR] {
+        let mut bytes = [0; SECTOR];
+        bytes[..8].copy_from_slice(&super::MAGIC);
+        for (to, number) in bytes[8..40].chunks_mut(8).zip([1, sectors, base_sectors, base]) {
+            to.copy_from_slice(&number.to_le_bytes());
+        }
+        let sum = super::checksum(&bytes[..40]);
+        bytes[40..48].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_header_of_the_first_version_has_the_room_that_its_file_has() {
+        let old = Header::decode(&without_room(10_000, 9_999, 7), 16 + 10_000).unwrap().unwrap();
+        assert_eq!(old, Header { room: 8 * super::BITS, ..HEADER });
+        assert_eq!(old.file_sectors(), HEADER.file_sectors(), "its data is where it was");
+        assert_eq!(Header::decode(&old.encode(), 16 + 10_000), Ok(Some(old)));
+        let grown = old.grown(30_000).unwrap();
+        assert_eq!(grown.file_sectors() - grown.sectors, old.file_sectors() - old.sectors);
+        assert_eq!(old.grown(8 * super::BITS + 1), Err(BadOverlay::Room(8 * super::BITS)));
+    }
+
+    #[test]
+    fn a_disk_grows_without_moving() {
+        let new = Header::new(10_000, 9_999, 7);
+        assert_eq!((new.room, new.file_sectors()), (98_304, 32 + 10_000));
+        let grown = new.grown(98_304).unwrap();
+        assert_eq!(grown.file_sectors() - new.file_sectors(), 88_304);
+        assert_eq!(new.grown(98_305), Err(BadOverlay::Room(98_304)));
+        assert_eq!(new.grown(9_998), Err(BadOverlay::Size), "smaller than its base");
+        let large = Header::new(super::MOST_SECTORS, 0, 7);
+        assert_eq!(large.room, super::MOST_SECTORS);
     }
 
     #[test]
@@ -604,6 +719,20 @@ mod tests {
                 assert_eq!((found, count), (has, run as u64), "{sector}, {most} at most");
             }
         }
+    }
+
+    #[test]
+    fn a_table_that_grows_keeps_its_bits() {
+        let mut table = Table::new(&[0; SECTOR]);
+        table.set(4000, 96);
+        assert_eq!(table.take().len(), 1);
+        table.grow(2 * super::BITS + 1);
+        assert!(table.has(4095) && !table.has(4096));
+        assert_eq!(table.run(4090, 1000), (true, 6));
+        table.set(4096, 2);
+        table.set(2 * super::BITS, 1);
+        let taken: Vec<u32> = table.take().iter().map(|(number, _)| *number).collect();
+        assert_eq!(taken, [1, 2]);
     }
 
     #[test]

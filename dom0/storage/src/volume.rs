@@ -1,7 +1,7 @@
 //! Files in a FAT file system, the one that every system can make and fill. The crate hadris-fat does all of it.
 //!
-//! It is asked where a file lies, and to make files; files that are there keep their size and their place. So a guest's requests never
-//! wait for it, and a failure of power between two of them finds it as it was.
+//! It is asked where a file lies, and to make files and to have them grow at their end; what is in a file keeps its place. So a guest's
+//! requests never wait for it, and a failure of power between two of them finds it as it was.
 
 use crate::blocks::Blocks;
 use crate::extents::Extents;
@@ -209,6 +209,41 @@ impl<P: GuestPage, D: Disk<P>> Volume<P, D> {
         self.files.forget(parent, 1);
         let synced = self.files.sync().await;
         let extents = made?;
+        synced.map_err(|error| failed(&error))?;
+        Ok(extents)
+    }
+
+    /// Has a file grow to so many bytes, whole sectors; what is new is zeros, what was there stays where it is. One that has as many or more is
+    /// left as it is. When that fails the file is as it was. It is on the disk afterwards.
+    ///
+    /// # Errors
+    /// [`BadFile`].
+    pub async fn grow(&mut self, path: &str, bytes: u64) -> Result<Extents, BadFile> {
+        let old = self.find(path).await?;
+        let there = old.sectors() * SECTOR as u64;
+        if bytes <= there {
+            return Ok(old);
+        }
+        if u32::try_from(bytes).is_err() {
+            return Err(BadFile::Large(bytes));
+        }
+        let room = self.files.statfs().await.map_err(|error| failed(&error))?;
+        let full = BadFile::Full { wanted: bytes - there, free: room.free_bytes() };
+        let node = self.files.resolve(path.as_bytes(), Resolve::Lexical).await;
+        let node = node.map_err(|error| failed(&error))?;
+        let grown = match self.files.truncate(node, bytes).await {
+            Ok(()) => self.files.fsync(node).await.map_err(|error| failed(&error)),
+            // It has freed again what it had taken by then.
+            Err(error) if error.kind() == ErrorKind::NoSpace => Err(full),
+            Err(error) => Err(failed(&error)),
+        };
+        let extents = match grown {
+            Ok(()) => self.extents(node).await,
+            Err(error) => Err(error),
+        };
+        self.files.forget(node, 1);
+        let synced = self.files.sync().await;
+        let extents = extents?;
         synced.map_err(|error| failed(&error))?;
         Ok(extents)
     }

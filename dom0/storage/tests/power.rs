@@ -75,7 +75,7 @@ fn made(seed: u64) -> Vec<Sector> {
     device.disk.power_failure()
 }
 
-const HEADER: Header = Header { sectors: SECTORS, base_sectors: BASE_SECTORS, base: 1 };
+const HEADER: Header = Header { sectors: SECTORS, room: 8 * SECTORS, base_sectors: BASE_SECTORS, base: 1 };
 
 fn volume_disk(device: &Device) -> Whole {
     let extents = Extents::one(64, DEVICE as u64 - 64, DEVICE as u64).expect("inside");
@@ -95,7 +95,7 @@ fn open(device: &Device) -> Cow {
         let mut first = [0; SECTOR];
         blocks.read(0, &mut first).await.expect("reads");
         let header = Header::decode(&first, file.sectors()).expect("a header").expect("it was made");
-        assert_eq!(header, HEADER);
+        assert_eq!(Header { sectors: SECTORS, ..header }, HEADER);
         let mut table = vec![0; table_bytes(&header)];
         blocks.read(TABLE_SECTOR, &mut table).await.expect("reads");
         let base = Window::new(volume_disk(device), base);
@@ -325,11 +325,53 @@ fn a_device_that_fails_is_an_error_and_a_flush_that_fails_is_tried_again() {
     assert!(guest.read(8, 1)[0] == base_content(8));
 }
 
+/// Has the disk grow as dom0 does: the file, its header, then what is open.
+async fn grow(device: &Device, disk: &mut Cow, sectors: u64) -> Result<(), BadFile> {
+    let header = disk.header().grown(sectors).expect("there is room");
+    let mut volume = Volume::mount(volume_disk(device), own_page).await?;
+    let extents = volume.grow("A long name.cow", header.file_sectors() * SECTOR as u64).await?;
+    let mut blocks = Blocks::new(Window::new(volume_disk(device), extents.clone()), own_page).expect("pages");
+    blocks.write(0, &header.encode()).await.expect("writes");
+    blocks.make_durable().await.expect("flushes");
+    disk.file_mut().extend(extents).expect("what it had is where it was");
+    disk.grow(header).expect("its file has grown");
+    Ok(())
+}
+
+#[test]
+fn a_disk_grows_while_it_is_used_and_keeps_what_it_had() {
+    const LARGE: u64 = 6 * SECTORS;
+    let device = Device::new(made(5), 5);
+    let mut guest = Guest::new(open(&device));
+    for at in [0, 7, SECTORS - 1] {
+        guest.write(1, 0, at, &[content(at, 1)], WRITE);
+        assert_eq!(guest.answers(1)[&1], RSP_OKAY);
+    }
+    guest.host.push(&rw(READ, 3, SECTORS, &[segment(guest.pages[15], 0, 0)]));
+    assert_eq!(guest.answers(1)[&3], RSP_ERROR, "beyond its end");
+    let (mut disk, _) = guest.host.close_while_busy();
+    wait(grow(&device, &mut disk, LARGE)).expect("there are so many free");
+    let mut guest = Guest::new(disk);
+    assert!(guest.read(SECTORS, 1)[0] == [0; SECTOR], "what is new is zeros");
+    guest.write(1, 0, LARGE - 2, &[content(1, 9), content(2, 9)], WRITE);
+    assert_eq!(guest.answers(1)[&1], RSP_OKAY);
+    guest.host.push(&rw(FLUSH, 2, 0, &[]));
+    assert_eq!(guest.answers(1)[&2], RSP_OKAY);
+    let device = Device::new(device.disk.power_failure(), 6);
+    let mut guest = Guest::new(open(&device));
+    assert_eq!(guest.host.disk().properties().sectors, LARGE);
+    assert!(guest.read(LARGE - 2, 2) == [content(1, 9), content(2, 9)]);
+    for at in [0, 7, SECTORS - 1] {
+        assert!(guest.read(at, 1)[0] == content(at, 1), "sector {at}");
+    }
+    assert!(guest.read(8, 1)[0] == base_content(8));
+}
+
 #[test]
 fn two_overlays_of_one_base_do_not_meet() {
     let device = Device::new(made(5), 5);
     let base = MemoryDisk::image(vec![3; 8 * SECTOR]).expect("a disk");
-    let header = Header { sectors: 16, base_sectors: 8, base: 0 };
+    let header = Header { sectors: 16, room: 16, base_sectors: 8, base: 0 };
     let part = |at| {
         let extents = Extents::one(at, header.file_sectors(), DEVICE as u64).expect("inside");
         Window::new(device.port(), extents)
@@ -343,6 +385,32 @@ fn two_overlays_of_one_base_do_not_meet() {
     one.answers(1);
     assert!(one.read(5, 5) == [[3; SECTOR], content(6, 1), content(7, 1), content(8, 1), [0; SECTOR]]);
     assert!(two.read(5, 5) == [[3; SECTOR], [3; SECTOR], [3; SECTOR], [0; SECTOR], [0; SECTOR]]);
+}
+
+#[test]
+fn a_file_that_finds_no_room_to_grow_stays_as_it_was() {
+    let device = Device::new(made(5), 5);
+    wait(async {
+        let mut volume = Volume::mount(volume_disk(&device), own_page).await.expect("mounts");
+        let before = volume.find("base.img").await.expect("it is there");
+        let full = volume.grow("base.img", 64 << 20).await.expect_err("more than the device has");
+        assert!(matches!(full, BadFile::Full { .. }), "{full:?}");
+        assert_eq!(volume.grow("base.img", 1 << 32).await, Err(BadFile::Large(1 << 32)));
+        assert_eq!(volume.grow("base.img", SECTOR as u64).await.as_ref(), Ok(&before), "it never shrinks");
+        assert!(matches!(volume.grow("none.img", 512).await, Err(BadFile::NotFound(_))));
+        drop(volume);
+        let mut volume = Volume::mount(volume_disk(&device), own_page).await.expect("mounts");
+        assert_eq!(volume.find("base.img").await, Ok(before.clone()));
+        // What it had taken is free again: another can have it.
+        let grown = volume.grow("base.img", 512 << 10).await.expect("so much is free");
+        assert_eq!((grown.sectors(), grown.begins_with(&before)), (1024, true));
+        let mut blocks = Blocks::new(Window::new(volume_disk(&device), grown), own_page).expect("pages");
+        let mut found = [1; SECTOR];
+        for sector in [0, BASE_SECTORS - 1, BASE_SECTORS, 1023] {
+            blocks.read(sector, &mut found).await.expect("reads");
+            assert!(found == base_content(sector), "sector {sector}");
+        }
+    });
 }
 
 #[test]

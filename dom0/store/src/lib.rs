@@ -32,4 +32,4 @@ pub use error::Error;
 pub use path::Path;
 pub use permissions::{Access, Permission};
 pub use quota::{Quota, Usage};
-pub use store::{Action, ClientId, Store};
+pub use store::{Action, ClientId, NewNode, Store};

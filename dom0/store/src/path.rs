@@ -94,6 +94,30 @@ impl Path {
         Some((parent, name))
     }
 
+    /// The path of the node that its first so many names lead to.
+    pub(crate) fn first(&self, names: usize) -> Path {
+        match self.0.match_indices('/').nth(names) {
+            Some((0, _)) => Path::root(),
+            Some((end, _)) => Path(String::from(self.0.get(..end).unwrap_or("/"))),
+            None => self.clone(),
+        }
+    }
+
+    /// Goes on to a child, as [`Path::child`] does; gives what [`Path::back`] takes to undo it.
+    pub(crate) fn enter(&mut self, name: &str) -> usize {
+        let before = self.0.len();
+        if !self.0.ends_with('/') {
+            self.0.push('/');
+        }
+        self.0.push_str(name);
+        before
+    }
+
+    /// Goes back to where [`Path::enter`] was.
+    pub(crate) fn back(&mut self, before: usize) {
+        self.0.truncate(before);
+    }
+
     /// The path of a child, or, with several names, of a node further below. They come from the tree or from ourselves, so they are of the
     /// right form.
     #[must_use]
@@ -200,5 +224,16 @@ mod tests {
         assert_eq!(Path::root().split_last(), None);
         assert_eq!(Path::root().child("x").as_str(), "/x");
         assert_eq!(parent.child("x").as_str(), "/a/bc/x");
+        let first: Vec<_> = (0..5).map(|names| path.first(names).to_string()).collect();
+        assert_eq!(first, ["/", "/a", "/a/bc", "/a/bc/d", "/a/bc/d"]);
+        assert_eq!(Path::root().first(1).as_str(), "/");
+        let mut at = Path::root();
+        let root = at.enter("x");
+        let x = at.enter("y");
+        assert_eq!(at.as_str(), "/x/y");
+        at.back(x);
+        assert_eq!(at.as_str(), "/x");
+        at.back(root);
+        assert_eq!(at.as_str(), "/");
     }
 }

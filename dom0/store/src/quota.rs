@@ -37,41 +37,31 @@ impl Default for Quota {
 }
 
 impl Quota {
-    /// The names of all limits, as `CONTROL quota` shows and takes them.
-    pub(crate) const NAMES: [&'static str; 8] = [
-        "nodes",
-        "size",
-        "permissions",
-        "watches",
-        "transactions",
-        "transaction-nodes",
-        "outstanding",
-        "memory",
-    ];
-
-    pub(crate) fn values(&self) -> [u32; 8] {
+    /// All limits: the names that `CONTROL quota` has for them, their values, and what they are about.
+    pub(crate) fn described(&self) -> impl Iterator<Item = (&'static str, u32, &'static str)> {
         [
-            self.nodes,
-            self.value,
-            self.permissions,
-            self.watches,
-            self.transactions,
-            self.transaction_nodes,
-            self.outstanding,
-            self.memory,
+            ("nodes", self.nodes, "Nodes per domain"),
+            ("watches", self.watches, "Watches per domain"),
+            ("transactions", self.transactions, "Transactions per domain"),
+            ("outstanding", self.outstanding, "Outstanding requests per domain"),
+            ("transaction-nodes", self.transaction_nodes, "Nodes looked at in a transaction"),
+            ("memory", self.memory, "Bytes kept per domain"),
+            ("node-size", self.value, "Bytes of a node's value"),
+            ("permissions", self.permissions, "Permissions per node"),
         ]
+        .into_iter()
     }
 
     pub(crate) fn by_name(&mut self, name: &str) -> Option<&mut u32> {
         match name {
             "nodes" => Some(&mut self.nodes),
-            "size" => Some(&mut self.value),
-            "permissions" => Some(&mut self.permissions),
             "watches" => Some(&mut self.watches),
             "transactions" => Some(&mut self.transactions),
-            "transaction-nodes" => Some(&mut self.transaction_nodes),
             "outstanding" => Some(&mut self.outstanding),
+            "transaction-nodes" => Some(&mut self.transaction_nodes),
             "memory" => Some(&mut self.memory),
+            "node-size" => Some(&mut self.value),
+            "permissions" => Some(&mut self.permissions),
             _ => None,
         }
     }

@@ -1,11 +1,12 @@
 //! The store: domains, clients, and what is on its way to them.
 
+mod control;
 mod events;
 mod requests;
 
 use crate::permissions::{Access, Asker, Life, Permission, Permissions};
 use crate::transaction::{Change, Transaction};
-use crate::tree::{Effects, Found, Tree};
+use crate::tree::{Effects, Found, Plant, Tree};
 use crate::watches::Watches;
 use crate::{Error, Path, Quota, Usage};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,6 +25,8 @@ const WATCH_BYTES: usize = 192;
 /// Special paths.
 const INTRODUCE: &str = "@introduceDomain";
 const RELEASE: &str = "@releaseDomain";
+/// The reply to what has nothing else to say.
+const OK: &[u8] = b"OK\0";
 
 /// Somebody who sends requests: a domain through its ring, or one of the control domain's own parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,13 +67,25 @@ pub enum Action {
     },
 }
 
+/// A node of [`Store::plant`].
+#[derive(Clone, Copy, Debug)]
+pub struct NewNode<'a> {
+    /// Its path below the top, of the form that paths have; empty for the top itself.
+    pub below: &'a str,
+    /// Its value; empty, and it keeps the one that it has.
+    pub value: &'a [u8],
+    /// Its permissions, if they are to be other than those above it.
+    pub permissions: Option<&'a [Permission]>,
+}
+
 #[derive(Debug)]
 struct Domain {
     life: Life,
     introduced: bool,
     /// Its end was told, and is not told again.
     shut_down: bool,
-    target: Option<DomId>,
+    /// On whose behalf it may act, too: that domain, not the next of its number.
+    target: Option<Life>,
     usage: Usage,
     quota: Quota,
     tops: BTreeSet<Path>,
@@ -342,6 +357,43 @@ impl Store {
         }
     }
 
+    /// Makes many nodes at `top` and below it as [`Store::set`] makes one, in the order in which they stand.
+    ///
+    /// # Errors
+    /// As there; nothing is changed then.
+    pub fn plant(&mut self, top: &Path, nodes: &[NewNode<'_>], now_ns: u64) -> Result<(), Error> {
+        let mut lists: Vec<(&[Permission], Permissions)> = Vec::new();
+        for entries in nodes.iter().filter_map(|node| node.permissions) {
+            if lists.iter().all(|(known, _)| *known != entries) {
+                lists.push((entries, self.list(entries)?));
+            }
+        }
+        if !self.open.is_empty() || self.watches.concern(top) {
+            return nodes.iter().try_for_each(|node| {
+                let path = if node.below.is_empty() { top.clone() } else { top.child(node.below) };
+                self.set(path, node.value, node.permissions, now_ns)
+            });
+        }
+        // Nobody is to be told of any of it.
+        let list = |entries: &[Permission]| {
+            lists.iter().find(|(known, _)| *known == entries).map(|(_, list)| list.clone())
+        };
+        let plants: Vec<Plant<'_>> = nodes
+            .iter()
+            .map(|node| Plant {
+                below: node.below,
+                value: node.value,
+                permissions: node.permissions.and_then(list),
+            })
+            .collect();
+        let control = self.control();
+        self.stamp += 1;
+        let mut effects = Effects { silent: true, ..Effects::default() };
+        self.tree.plant(top, &plants, &control, self.stamp, &mut effects);
+        self.settle(effects, &control, 0, now_ns);
+        Ok(())
+    }
+
     /// Says whether there is no memory for more than is kept now. While it is so, what would have something kept for a domain is
     /// [`Error::Memory`]; its quotas count beside.
     pub fn set_full(&mut self, full: bool) {
@@ -353,12 +405,12 @@ impl Store {
             return self.control();
         };
         let known = self.domains.get(&domain);
-        let target = known.and_then(|known| known.target).and_then(|target| self.domains.get(&target));
+        let target = known.and_then(|known| known.target);
         Asker {
             // One that does not exist owns nothing and is named nowhere.
             life: self.life(domain),
             privileged: false,
-            target: target.map(|target| target.life),
+            target: target.filter(|target| self.life(target.domain) == *target),
         }
     }
 

@@ -55,6 +55,16 @@ impl Node {
     }
 }
 
+/// A node of [`Tree::plant`].
+pub(crate) struct Plant<'a> {
+    /// Its path below the top, of the right form; empty for the top itself.
+    pub below: &'a str,
+    /// Its value; empty, and it keeps the one that it has.
+    pub value: &'a [u8],
+    /// Its permissions, if they are to be other than those that it has or inherits.
+    pub permissions: Option<Permissions>,
+}
+
 /// Something that watches may be about.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
@@ -187,24 +197,30 @@ impl Tree {
     /// Makes what is missing on the way to `path`, and gives the last of it; all nodes on the way are marked as changed below.
     fn create(&mut self, path: &Path, asker: &Asker, stamp: u64, effects: &mut Effects) -> Option<&mut Node> {
         let mut node = &mut self.root;
-        let mut at = Path::root();
-        for name in path.names() {
-            at = at.child(name);
-            node.newest = stamp;
-            if !node.children.contains_key(name) {
-                let made = Node::new(node.permissions.inherited(asker), stamp);
-                let owner = made.permissions.owner();
-                effects.account(owner, 1, made.bytes(name));
-                if owner != node.permissions.owner() {
-                    effects.top(owner, &at, true);
-                }
-                node.children.insert_mut(Arc::from(name), made);
-                node.listed = stamp;
-            }
-            node = node.children.get_mut(name)?;
+        for (above, name) in path.names().enumerate() {
+            node = grow(node, name, || path.first(above + 1), asker, stamp, effects)?;
         }
         node.newest = stamp;
         Some(node)
+    }
+
+    /// Makes a node and nodes below it, or changes them: what as many writes and changes of permissions by the control domain would do, but
+    /// the way to `top` is gone only once. Nobody is told: it is for places that nobody watches.
+    pub fn plant(
+        &mut self,
+        top: &Path,
+        plants: &[Plant<'_>],
+        asker: &Asker,
+        stamp: u64,
+        effects: &mut Effects,
+    ) {
+        let above = top
+            .split_last()
+            .and_then(|(parent, _)| Some(self.create(&parent, asker, stamp, effects)?.permissions.owner()));
+        let Some(node) = self.create(top, asker, stamp, effects) else { return };
+        for plant in plants {
+            place(node, top, above, plant, asker, stamp, effects);
+        }
     }
 
     /// Removes a node and all below it.
@@ -228,7 +244,7 @@ impl Tree {
         let Some(node) = parent.children.get(name).cloned() else { return Err(Error::NotFound) };
         parent.children.remove_mut(name);
         parent.listed = stamp;
-        forget(&node, path, name, owner, &readable, true, effects);
+        forget(&node, &mut path.clone(), name, owner, &readable, true, effects);
         Ok(())
     }
 
@@ -256,27 +272,7 @@ impl Tree {
             None => (None, ""),
         };
         let Some(node) = self.edit(path, stamp) else { return Err(Error::NotFound) };
-        let old = core::mem::replace(&mut node.permissions, permissions.clone());
-        node.changed = stamp;
-        if before != after {
-            let bytes = node.bytes(name);
-            effects.account(before, -1, -bytes);
-            effects.account(after, 1, bytes);
-            if above != Some(before) {
-                effects.top(before, path, false);
-            }
-            if above != Some(after) {
-                effects.top(after, path, true);
-            }
-            for (name, child) in node.children() {
-                let owner = child.permissions.owner();
-                if owner == before {
-                    effects.top(owner, &path.child(name), true);
-                } else if owner == after {
-                    effects.top(owner, &path.child(name), false);
-                }
-            }
-        }
+        let old = permit(node, name, || path.clone(), above, permissions.clone(), stamp, effects);
         self.tell(path, false, permissions, Some(old), effects);
         Ok(())
     }
@@ -310,10 +306,103 @@ impl Tree {
     }
 }
 
-/// Notes that `node` and all below it are gone, those below first. The depth of trees is bounded.
+/// The child of this name, made if it is missing; `path` is its path.
+fn grow<'n>(
+    node: &'n mut Node,
+    name: &str,
+    path: impl FnOnce() -> Path,
+    asker: &Asker,
+    stamp: u64,
+    effects: &mut Effects,
+) -> Option<&'n mut Node> {
+    node.newest = stamp;
+    if !node.children.contains_key(name) {
+        let made = Node::new(node.permissions.inherited(asker), stamp);
+        let owner = made.permissions.owner();
+        effects.account(owner, 1, made.bytes(name));
+        if owner != node.permissions.owner() {
+            effects.top(owner, &path(), true);
+        }
+        node.children.insert_mut(Arc::from(name), made);
+        node.listed = stamp;
+    }
+    node.children.get_mut(name)
+}
+
+/// Gives a node another list of permissions; returns the old one. `above` is the owner of the node above it, and `path` its path.
+fn permit(
+    node: &mut Node,
+    name: &str,
+    path: impl FnOnce() -> Path,
+    above: Option<Life>,
+    permissions: Permissions,
+    stamp: u64,
+    effects: &mut Effects,
+) -> Permissions {
+    let after = permissions.owner();
+    let old = core::mem::replace(&mut node.permissions, permissions);
+    let before = old.owner();
+    node.changed = stamp;
+    if before != after {
+        let (path, bytes) = (path(), node.bytes(name));
+        effects.account(before, -1, -bytes);
+        effects.account(after, 1, bytes);
+        if above != Some(before) {
+            effects.top(before, &path, false);
+        }
+        if above != Some(after) {
+            effects.top(after, &path, true);
+        }
+        for (name, child) in node.children() {
+            let owner = child.permissions.owner();
+            if owner == before {
+                effects.top(owner, &path.child(name), true);
+            } else if owner == after {
+                effects.top(owner, &path.child(name), false);
+            }
+        }
+    }
+    old
+}
+
+/// Makes or changes one of the nodes of [`Tree::plant`]. `above` is the owner of the node above `top`.
+fn place(
+    top_node: &mut Node,
+    top: &Path,
+    mut above: Option<Life>,
+    plant: &Plant<'_>,
+    asker: &Asker,
+    stamp: u64,
+    effects: &mut Effects,
+) {
+    let mut node = top_node;
+    let mut name = top.names().last().unwrap_or("");
+    let mut end = 0;
+    for next in plant.below.split('/').filter(|name| !name.is_empty()) {
+        end += next.len() + usize::from(end > 0);
+        above = Some(node.permissions.owner());
+        name = next;
+        let path = || top.child(plant.below.get(..end).unwrap_or(""));
+        let Some(child) = grow(node, next, path, asker, stamp, effects) else { return };
+        node = child;
+    }
+    node.newest = stamp;
+    if !plant.value.is_empty() {
+        let more = plant.value.len() as i64 - node.value.len() as i64;
+        effects.account(node.permissions.owner(), 0, more);
+        node.value = Arc::from(plant.value);
+        node.changed = stamp;
+    }
+    if let Some(permissions) = &plant.permissions {
+        let path = || if plant.below.is_empty() { top.clone() } else { top.child(plant.below) };
+        permit(node, name, path, above, permissions.clone(), stamp, effects);
+    }
+}
+
+/// Notes that `node`, at `path`, and all below it are gone, those below first. The depth of trees is bounded.
 fn forget(
     node: &Node,
-    path: &Path,
+    path: &mut Path,
     name: &str,
     above: Life,
     readable: &Permissions,
@@ -322,7 +411,9 @@ fn forget(
 ) {
     let owner = node.permissions.owner();
     for (name, child) in node.children() {
-        forget(child, &path.child(name), name, owner, &node.permissions, false, effects);
+        let before = path.enter(name);
+        forget(child, path, name, owner, &node.permissions, false, effects);
+        path.back(before);
     }
     effects.account(owner, -1, -node.bytes(name));
     if owner != above {

@@ -2,7 +2,7 @@
 
 use crate::queue::{DESCRIPTOR, Queue};
 use crate::transport::{Doorbell, Transport, Vectors, feature};
-use crate::{DmaPage, Error, Fault, MOST_REVIVALS, Platform, Segment};
+use crate::{Device, DmaPage, Error, Fault, Platform, Segment};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt;
@@ -233,16 +233,12 @@ pub struct Counters {
     pub sectors_written: u64,
     /// Times that the device was told of requests.
     pub kicks: u64,
-    /// Times that it was started again.
-    pub revivals: u32,
 }
 
 /// A disk. `T` is what a request is known by; it owns the request's memory.
 pub struct Block<P: Platform, T> {
     // Dropped first: it cuts the device off from the memory behind it.
-    transport: Transport<P>,
-    vectors: Vectors,
-    agreed: u64,
+    device: Device<P>,
     geometry: Geometry,
     queue: Queue<P::Page>,
     doorbell: Doorbell,
@@ -256,8 +252,6 @@ pub struct Block<P: Platform, T> {
     /// Segments of the request that is being submitted.
     read: Vec<Segment>,
     write: Vec<Segment>,
-    fault: Option<Fault>,
-    broken: bool,
     tick: u32,
     counters: Counters,
 }
@@ -274,15 +268,18 @@ impl<P: Platform, T> Block<P, T> {
     /// # Errors
     /// When it cannot be used; it can reach no memory then.
     pub fn start(transport: Transport<P>, vectors: Vectors) -> Result<Self, Error> {
-        let (agreed, geometry, queue, doorbell, pages) = Self::build(&transport, vectors)?;
+        let device = Device::start(transport, vectors, WANTED)?;
+        let queue = device.make_queue(0)?;
+        let doorbell = device.set_queue(0, &queue)?;
+        let geometry = Self::geometry_of(&device, &queue);
+        let pages = (0..geometry.requests.div_ceil(4096 / SLOT)).map(|_| device.transport().page());
+        let pages = pages.collect::<Result<Vec<_>, Error>>()?;
         let owners = alloc::vec![0; usize::from(queue.size())];
-        transport.go();
+        device.transport().go();
         Ok(Self {
             slots: (0..geometry.requests).map(|_| Slot { tag: None, sectors: [0; 2], tick: 0 }).collect(),
             free: (0..geometry.requests as u16).rev().collect(),
-            transport,
-            vectors,
-            agreed,
+            device,
             geometry,
             queue,
             doorbell,
@@ -291,29 +288,13 @@ impl<P: Platform, T> Block<P, T> {
             returned: VecDeque::new(),
             read: Vec::new(),
             write: Vec::new(),
-            fault: None,
-            broken: false,
             tick: 0,
             counters: Counters::default(),
         })
     }
 
-    #[expect(clippy::type_complexity, reason = "the parts of the value that is built")]
-    fn build(
-        transport: &Transport<P>,
-        vectors: Vectors,
-    ) -> Result<(u64, Geometry, Queue<P::Page>, Doorbell, Vec<P::Page>), Error> {
-        let agreed = transport.agree(vectors, WANTED)?;
-        let queue = transport.make_queue(0, agreed)?;
-        let doorbell = transport.set_queue(0, &queue, vectors)?;
-        let geometry = Self::geometry_of(transport, agreed, &queue);
-        let pages = (0..geometry.requests.div_ceil(4096 / SLOT)).map(|_| transport.page());
-        let pages = pages.collect::<Result<Vec<_>, Error>>()?;
-        Ok((agreed, geometry, queue, doorbell, pages))
-    }
-
-    fn geometry_of(transport: &Transport<P>, agreed: u64, queue: &Queue<P::Page>) -> Geometry {
-        let has = |feature: u64| agreed & feature != 0;
+    fn geometry_of(device: &Device<P>, queue: &Queue<P::Page>) -> Geometry {
+        let has = |feature: u64| device.has(feature);
         let writable = !has(READ_ONLY);
         let size = usize::from(queue.size());
         let (chain, requests) = if has(feature::INDIRECT) {
@@ -322,7 +303,7 @@ impl<P: Platform, T> Block<P, T> {
             // Head, status, and a segment at least each.
             (size, size / 3)
         };
-        transport.own(|own| {
+        device.transport().own(|own| {
             let segments = if has(SEG_MAX) { own.u32(12).max(1) as usize } else { 1 };
             let physical = if has(BLOCK_SIZE) { own.u32(20) } else { 512 };
             let physical = physical.checked_shl(if has(TOPOLOGY) { own.u8(24).into() } else { 0 });
@@ -351,10 +332,15 @@ impl<P: Platform, T> Block<P, T> {
         &self.geometry
     }
 
-    /// Its registers: its place, its messages.
+    /// What it has as any device.
     #[must_use]
-    pub fn transport(&self) -> &Transport<P> {
-        &self.transport
+    pub fn device(&self) -> &Device<P> {
+        &self.device
+    }
+
+    /// The same, to take its fault.
+    pub fn device_mut(&mut self) -> &mut Device<P> {
+        &mut self.device
     }
 
     /// What went over it.
@@ -369,24 +355,18 @@ impl<P: Platform, T> Block<P, T> {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether it is broken for good.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        self.broken
-    }
-
-    /// What it did wrong, told once.
-    pub fn take_fault(&mut self) -> Option<Fault> {
-        self.fault.take()
-    }
-
     /// Whether the disk would take this, if it had room.
     ///
     /// # Errors
     /// Why not.
     pub fn check(&self, request: &Request<'_>) -> Result<(), Rejected> {
+        self.judge(request).map(drop)
+    }
+
+    /// As [`Block::check`]; how many sectors it reads or writes.
+    fn judge(&self, request: &Request<'_>) -> Result<u64, Rejected> {
         let geometry = &self.geometry;
-        if self.broken {
+        if self.device.is_broken() {
             return Err(Rejected::Broken);
         }
         let writes = !matches!(request.action, Action::Read | Action::Flush);
@@ -395,14 +375,17 @@ impl<P: Platform, T> Block<P, T> {
         }
         let sectors = match request.action {
             Action::Read | Action::Write => {
-                let bytes = request.segments.iter().map(|segment| u64::from(segment.bytes)).sum::<u64>();
-                let long = |segment: &Segment| segment.bytes == 0 || segment.bytes > geometry.segment_bytes;
-                if bytes == 0 || !bytes.is_multiple_of(SECTOR) || request.segments.iter().any(long) {
+                let (mut bytes, mut misshapen) = (0, false);
+                for segment in request.segments {
+                    bytes += u64::from(segment.bytes);
+                    misshapen |= segment.bytes == 0 || segment.bytes > geometry.segment_bytes;
+                }
+                if bytes == 0 || !bytes.is_multiple_of(SECTOR) || misshapen {
                     return Err(Rejected::Shape);
                 }
                 bytes / SECTOR
             }
-            Action::Flush => return if geometry.flush { Ok(()) } else { Err(Rejected::Unsupported) },
+            Action::Flush => return if geometry.flush { Ok(0) } else { Err(Rejected::Unsupported) },
             Action::Discard { sectors } => match geometry.discard {
                 Some(trim) if sectors > 0 && sectors <= trim.sectors => u64::from(sectors),
                 Some(_) => return Err(Rejected::Shape),
@@ -415,7 +398,7 @@ impl<P: Platform, T> Block<P, T> {
             },
         };
         match request.sector.checked_add(sectors) {
-            Some(end) if end <= geometry.sectors => Ok(()),
+            Some(end) if end <= geometry.sectors => Ok(sectors),
             _ => Err(Rejected::Range),
         }
     }
@@ -426,9 +409,10 @@ impl<P: Platform, T> Block<P, T> {
     /// # Errors
     /// Why not, and the tag.
     pub fn submit(&mut self, request: &Request<'_>, tag: T) -> Result<(), (Rejected, T)> {
-        if let Err(rejected) = self.check(request) {
-            return Err((rejected, tag));
-        }
+        let sectors = match self.judge(request) {
+            Ok(sectors) => sectors,
+            Err(rejected) => return Err((rejected, tag)),
+        };
         let Some(slot) = self.free.last().copied() else { return Err((Rejected::Full, tag)) };
         match self.enter(request, slot) {
             Ok(head) => {
@@ -439,10 +423,9 @@ impl<P: Platform, T> Block<P, T> {
                     *owner = slot;
                     slot_of.tag = Some(tag);
                     slot_of.tick = self.tick;
-                    let bytes = request.segments.iter().map(|segment| u64::from(segment.bytes)).sum::<u64>();
                     slot_of.sectors = match request.action {
-                        Action::Read => [bytes / SECTOR, 0],
-                        Action::Write => [0, bytes / SECTOR],
+                        Action::Read => [sectors, 0],
+                        Action::Write => [0, sectors],
                         _ => [0; 2],
                     };
                 }
@@ -490,7 +473,7 @@ impl<P: Platform, T> Block<P, T> {
             return Err(Rejected::Shape);
         }
         self.write.push(here(STATUS, 1));
-        let head = if self.agreed & feature::INDIRECT != 0 {
+        let head = if self.device.has(feature::INDIRECT) {
             self.queue.add_indirect(page, at + TABLE, &self.read, &self.write)
         } else {
             self.queue.add(&self.read, &self.write)
@@ -502,7 +485,7 @@ impl<P: Platform, T> Block<P, T> {
     pub fn kick(&mut self) {
         if self.queue.show() {
             self.counters.kicks += 1;
-            self.transport.ring(self.doorbell);
+            self.device.transport().ring(self.doorbell);
         }
     }
 
@@ -512,7 +495,7 @@ impl<P: Platform, T> Block<P, T> {
             if let Some(returned) = self.returned.pop_front() {
                 return Some(returned);
             }
-            if self.broken {
+            if self.device.is_broken() {
                 return None;
             }
             match self.queue.take() {
@@ -552,20 +535,20 @@ impl<P: Platform, T> Block<P, T> {
     /// Asks for an interrupt at the next completion; true when one is there already.
     #[must_use]
     pub fn listen(&mut self) -> bool {
-        !self.returned.is_empty() || !self.broken && self.queue.listen()
+        !self.returned.is_empty() || !self.device.is_broken() && self.queue.listen()
     }
 
     /// Looks at what an interrupt for changes of its configuration is about: whether the device is well, and how large the disk is. True when
     /// its size has changed.
     pub fn changed(&mut self) -> bool {
-        if self.broken {
+        if self.device.is_broken() {
             return false;
         }
-        if let Err(fault) = self.transport.check() {
+        if let Err(fault) = self.device.transport().check() {
             self.fail(fault);
             return false;
         }
-        let sectors = self.transport.own(|own| own.u64(0)).min(u64::MAX / SECTOR);
+        let sectors = self.device.transport().own(|own| own.u64(0)).min(u64::MAX / SECTOR);
         core::mem::replace(&mut self.geometry.sectors, sectors) != sectors
     }
 
@@ -575,23 +558,28 @@ impl<P: Platform, T> Block<P, T> {
         self.tick = self.tick.wrapping_add(1);
         let now = self.tick;
         let late = |slot: &Slot<T>| slot.tag.is_some() && now.wrapping_sub(slot.tick) > most;
-        if !self.broken && self.slots.iter().any(late) {
+        if !self.device.is_broken() && self.slots.iter().any(late) {
             self.fail(Fault::Silent);
         }
     }
 
     /// Resets the device and starts it again, as after a fault.
     pub fn restart(&mut self) {
-        if !self.broken {
+        if !self.device.is_broken() {
             self.fail(Fault::Asked);
+        }
+    }
+
+    /// Its device is taken out of the machine: it is broken for good, and what was under way comes back.
+    pub fn remove(&mut self) {
+        if !self.device.is_broken() {
+            self.fail(Fault::Removed);
         }
     }
 
     /// Ends it after a fault, gives back what was under way, and starts it again.
     fn fail(&mut self, fault: Fault) {
-        self.fault = Some(fault);
-        let reset = self.transport.reset();
-        // The device is cut off from memory: what was lent to it is free.
+        self.device.cut_off(fault);
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if let Some(tag) = slot.tag.take() {
                 self.returned.push_back((tag, Err(IoError::Reset)));
@@ -600,29 +588,22 @@ impl<P: Platform, T> Block<P, T> {
                 self.counters.errors += 1;
             }
         }
-        self.broken = self.counters.revivals >= MOST_REVIVALS || reset.is_err() || self.revive().is_err();
-        if self.broken {
-            let _ = self.transport.reset();
+        if !self.device.is_broken() && self.revive().is_err() {
+            self.device.give_up();
         }
     }
 
     fn revive(&mut self) -> Result<(), Error> {
-        self.counters.revivals += 1;
-        let agreed = self.transport.agree(self.vectors, WANTED)?;
-        if agreed != self.agreed {
-            // It is not the disk that it was: what was said of it does not hold.
-            return Err(Error::Features);
-        }
-        self.queue.clear(agreed & feature::EVENT_INDEX != 0);
-        self.doorbell = self.transport.set_queue(0, &self.queue, self.vectors)?;
-        self.geometry.sectors = Self::geometry_of(&self.transport, agreed, &self.queue).sectors;
-        self.transport.go();
+        self.device.start_again()?;
+        self.doorbell = self.device.renew_queue(0, &mut self.queue)?;
+        self.geometry.sectors = Self::geometry_of(&self.device, &self.queue).sectors;
+        self.device.transport().go();
         Ok(())
     }
 
     /// Ends the use of the disk: it can reach no memory any more. What was under way comes back.
     pub fn stop(mut self) -> Vec<T> {
-        let _ = self.transport.reset();
+        let _ = self.device.transport().reset();
         self.slots.iter_mut().filter_map(|slot| slot.tag.take()).collect()
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::queue::Queue;
 use crate::transport::{Doorbell, Transport, Vectors, feature};
-use crate::{DmaPage, Error, Fault, MOST_REVIVALS, Platform, Segment};
+use crate::{Device, DmaPage, Error, Fault, Platform, Segment};
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -111,20 +111,14 @@ pub struct Counters {
     pub received_bytes: u64,
     /// Bytes written to them.
     pub sent_bytes: u64,
-    /// Times that it was started again.
-    pub revivals: u32,
 }
 
 /// A console.
 pub struct Console<P: Platform> {
     // Dropped first: it cuts the device off from the memory behind it.
-    transport: Transport<P>,
-    vectors: Vectors,
-    agreed: u64,
+    device: Device<P>,
     ports: Vec<Port<P::Page>>,
     control: Option<Control<P::Page>>,
-    fault: Option<Fault>,
-    broken: bool,
     counters: Counters,
 }
 
@@ -288,34 +282,28 @@ impl<P: Platform> Console<P> {
     /// # Errors
     /// When it cannot be used; it can reach no memory then.
     pub fn start(transport: Transport<P>, vectors: Vectors) -> Result<Self, Error> {
-        let agreed = transport.agree(vectors, WANTED)?;
-        let several = agreed & MULTIPORT != 0;
-        let count = if several { transport.own(|own| own.u32(4)).clamp(1, MOST_PORTS) } else { 1 };
+        let device = Device::start(transport, vectors, WANTED)?;
+        let several = device.has(MULTIPORT);
+        let count = if several { device.transport().own(|own| own.u32(4)).clamp(1, MOST_PORTS) } else { 1 };
         let mut ports = Vec::new();
         for port in 0..count {
-            ports.push(Self::port(&transport, vectors, agreed, port)?);
+            ports.push(Self::port(&device, port)?);
         }
-        let control = if several { Some(Self::control(&transport, vectors, agreed)?) } else { None };
-        let (fault, broken, counters) = (None, false, Counters::default());
-        let mut console = Self { transport, vectors, agreed, ports, control, fault, broken, counters };
+        let control = if several { Some(Self::control(&device)?) } else { None };
+        let mut console = Self { device, ports, control, counters: Counters::default() };
         console.go();
         Ok(console)
     }
 
-    fn port(
-        transport: &Transport<P>,
-        vectors: Vectors,
-        agreed: u64,
-        number: u32,
-    ) -> Result<Port<P::Page>, Error> {
+    fn port(device: &Device<P>, number: u32) -> Result<Port<P::Page>, Error> {
         let (receiving, sending) = queues_of(number);
-        let receive = transport.make_queue(receiving, agreed)?;
-        let transmit = transport.make_queue(sending, agreed)?;
-        let page = |_| transport.page().map(|page| Lent { page, head: None });
+        let receive = device.make_queue(receiving)?;
+        let transmit = device.make_queue(sending)?;
+        let page = |_| device.transport().page().map(|page| Lent { page, head: None });
         let pages = || (0..PAGES).map(page).collect::<Result<Vec<_>, Error>>();
         Ok(Port {
-            receive_bell: transport.set_queue(receiving, &receive, vectors)?,
-            transmit_bell: transport.set_queue(sending, &transmit, vectors)?,
+            receive_bell: device.set_queue(receiving, &receive)?,
+            transmit_bell: device.set_queue(sending, &transmit)?,
             receive,
             transmit,
             incoming: pages()?,
@@ -329,18 +317,18 @@ impl<P: Platform> Console<P> {
         })
     }
 
-    fn control(transport: &Transport<P>, vectors: Vectors, agreed: u64) -> Result<Control<P::Page>, Error> {
-        let receive = transport.make_queue(CONTROL_IN, agreed)?;
-        let transmit = transport.make_queue(CONTROL_OUT, agreed)?;
+    fn control(device: &Device<P>) -> Result<Control<P::Page>, Error> {
+        let receive = device.make_queue(CONTROL_IN)?;
+        let transmit = device.make_queue(CONTROL_OUT)?;
         let mut control = Control {
-            receive_bell: transport.set_queue(CONTROL_IN, &receive, vectors)?,
-            transmit_bell: transport.set_queue(CONTROL_OUT, &transmit, vectors)?,
+            receive_bell: device.set_queue(CONTROL_IN, &receive)?,
+            transmit_bell: device.set_queue(CONTROL_OUT, &transmit)?,
             receiving: alloc::vec![0; usize::from(receive.size())],
             sending: alloc::vec![0; usize::from(transmit.size())],
             receive,
             transmit,
-            incoming: transport.page()?,
-            outgoing: transport.page()?,
+            incoming: device.transport().page()?,
+            outgoing: device.transport().page()?,
             free: (0..MESSAGES).collect(),
             waiting: VecDeque::new(),
         };
@@ -350,7 +338,7 @@ impl<P: Platform> Console<P> {
 
     /// Has it work, and says so.
     fn go(&mut self) {
-        self.transport.go();
+        self.device.transport().go();
         self.ports.iter_mut().for_each(Port::lend);
         match &mut self.control {
             Some(control) => control.say(0, DEVICE_READY, 1),
@@ -360,27 +348,21 @@ impl<P: Platform> Console<P> {
         self.kick();
     }
 
-    /// Its registers: its place, its messages.
+    /// What it has as any device.
     #[must_use]
-    pub fn transport(&self) -> &Transport<P> {
-        &self.transport
+    pub fn device(&self) -> &Device<P> {
+        &self.device
+    }
+
+    /// The same, to take its fault.
+    pub fn device_mut(&mut self) -> &mut Device<P> {
+        &mut self.device
     }
 
     /// What went through it.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    /// Whether it is broken for good.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        self.broken
-    }
-
-    /// What it did wrong, told once.
-    pub fn take_fault(&mut self) -> Option<Fault> {
-        self.fault.take()
     }
 
     /// The ports that there are.
@@ -413,7 +395,7 @@ impl<P: Platform> Console<P> {
 
     /// Takes what the device has done. True when something is new: bytes, room, a port, somebody at its other end.
     pub fn turn(&mut self) -> bool {
-        if self.broken {
+        if self.device.is_broken() {
             return false;
         }
         let news = self.take();
@@ -468,7 +450,9 @@ impl<P: Platform> Console<P> {
 
     /// Takes bytes that a port has received; gives how many.
     pub fn read(&mut self, number: u32, to: &mut [u8]) -> usize {
-        let Some(port) = self.ports.get_mut(number as usize).filter(|_| !self.broken) else { return 0 };
+        let Some(port) = self.ports.get_mut(number as usize).filter(|_| !self.device.is_broken()) else {
+            return 0;
+        };
         let done = port.read(to);
         self.counters.received_bytes += done as u64;
         self.kick();
@@ -477,7 +461,7 @@ impl<P: Platform> Console<P> {
 
     /// Gives a port bytes to send; gives how many it took.
     pub fn write(&mut self, number: u32, from: &[u8]) -> usize {
-        let port = self.ports.get_mut(number as usize).filter(|port| port.there && !self.broken);
+        let port = self.ports.get_mut(number as usize).filter(|port| port.there && !self.device.is_broken());
         let Some(port) = port else { return 0 };
         let done = port.write(from);
         self.counters.sent_bytes += done as u64;
@@ -488,13 +472,13 @@ impl<P: Platform> Console<P> {
     /// Whether the device has taken all that was written to a port.
     #[must_use]
     pub fn has_sent(&self, number: u32) -> bool {
-        let port = self.ports.get(number as usize).filter(|_| !self.broken);
+        let port = self.ports.get(number as usize).filter(|_| !self.device.is_broken());
         port.is_none_or(|port| port.outgoing.iter().all(|lent| lent.head.is_none()))
     }
 
     /// Tells the device of all that is new.
     fn kick(&mut self) {
-        let transport = &self.transport;
+        let transport = self.device.transport();
         let tell = |queue: &mut Queue<P::Page>, bell: Doorbell| {
             if queue.show() {
                 transport.ring(bell);
@@ -513,7 +497,7 @@ impl<P: Platform> Console<P> {
     /// Asks for interrupts at whatever comes next; true when there is something already.
     #[must_use]
     pub fn listen(&mut self) -> bool {
-        if self.broken {
+        if self.device.is_broken() {
             return false;
         }
         let mut more = false;
@@ -530,42 +514,37 @@ impl<P: Platform> Console<P> {
 
     /// Looks whether the device is well, after an interrupt for changes of its configuration.
     pub fn changed(&mut self) {
-        if !self.broken
-            && let Err(fault) = self.transport.check()
+        if !self.device.is_broken()
+            && let Err(fault) = self.device.transport().check()
         {
             self.fail(fault);
         }
     }
 
     fn fail(&mut self, fault: Fault) {
-        self.fault = Some(fault);
-        let reset = self.transport.reset();
-        let again = self.counters.revivals < MOST_REVIVALS && reset.is_ok();
-        self.broken = !again || self.revive().is_err();
-        if self.broken {
-            let _ = self.transport.reset();
+        self.device.cut_off(fault);
+        if !self.device.is_broken() && self.revive().is_err() {
+            self.device.give_up();
+        }
+        if self.device.is_broken() {
             self.ports.iter_mut().for_each(|port| port.clear(false));
         }
     }
 
     /// Starts it again. What was under way in either direction is lost, as with a cable that was pulled.
     fn revive(&mut self) -> Result<(), Error> {
-        self.counters.revivals += 1;
-        let agreed = self.transport.agree(self.vectors, WANTED)?;
-        if agreed != self.agreed {
-            return Err(Error::Features);
-        }
-        let event_index = agreed & feature::EVENT_INDEX != 0;
+        self.device.start_again()?;
+        let event_index = self.device.has(feature::EVENT_INDEX);
         for (number, port) in (0..).zip(&mut self.ports) {
             port.clear(event_index);
             let (receive, transmit) = queues_of(number);
-            port.receive_bell = self.transport.set_queue(receive, &port.receive, self.vectors)?;
-            port.transmit_bell = self.transport.set_queue(transmit, &port.transmit, self.vectors)?;
+            port.receive_bell = self.device.set_queue(receive, &port.receive)?;
+            port.transmit_bell = self.device.set_queue(transmit, &port.transmit)?;
         }
         if let Some(control) = &mut self.control {
             control.clear(event_index);
-            control.receive_bell = self.transport.set_queue(CONTROL_IN, &control.receive, self.vectors)?;
-            control.transmit_bell = self.transport.set_queue(CONTROL_OUT, &control.transmit, self.vectors)?;
+            control.receive_bell = self.device.set_queue(CONTROL_IN, &control.receive)?;
+            control.transmit_bell = self.device.set_queue(CONTROL_OUT, &control.transmit)?;
         }
         self.go();
         Ok(())

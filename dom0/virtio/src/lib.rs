@@ -7,6 +7,7 @@
 //! | read and write a disk | [`Block`] |
 //! | send and receive frames | [`Net`] |
 //! | talk to the host through a console's ports | [`Console`] |
+//! | know whether a device still works | [`Device`], which each of them has |
 //! | know what goes over a queue | [`queue`] |
 //! | put a machine, or a model of one, below | [`Platform`] |
 //!
@@ -44,12 +45,14 @@ extern crate alloc;
 
 pub mod block;
 pub mod console;
+pub mod device;
 pub mod net;
 pub mod queue;
 pub mod transport;
 
 pub use block::{Action, Block, Geometry, IoError, Request};
 pub use console::Console;
+pub use device::Device;
 pub use net::Net;
 pub use transport::{Transport, Vectors};
 
@@ -257,6 +260,8 @@ pub enum Fault {
     Silent,
     /// Nothing: somebody wants it to begin anew.
     Asked,
+    /// Nothing: it is taken out of the machine.
+    Removed,
 }
 
 impl fmt::Display for Fault {
@@ -272,11 +277,9 @@ impl fmt::Display for Fault {
             Self::Message => f.write_str("it sends messages that make no sense"),
             Self::Silent => f.write_str("it has not answered a request for too long"),
             Self::Asked => f.write_str("a reset was asked for"),
+            Self::Removed => f.write_str("it is taken out of the machine"),
         }
     }
 }
 
 impl core::error::Error for Fault {}
-
-/// How often a device is started again after it broke.
-const MOST_REVIVALS: u32 = 8;

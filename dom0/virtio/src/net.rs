@@ -5,7 +5,7 @@
 
 use crate::queue::Queue;
 use crate::transport::{Doorbell, Transport, Vectors, feature};
-use crate::{DmaPage, Error, Fault, MOST_REVIVALS, Platform, Segment};
+use crate::{Device, DmaPage, Error, Fault, Platform, Segment};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt;
@@ -143,17 +143,12 @@ pub struct Counters {
     pub sent_bytes: u64,
     /// Frames that came in and were none: too short.
     pub bad: u64,
-    /// Times that the card was started again.
-    pub revivals: u32,
 }
 
 /// A network card. `T` is what a sent frame is known by; it owns the frame's memory.
 pub struct Net<P: Platform, T> {
     // Dropped first: it cuts the device off from the memory behind it.
-    transport: Transport<P>,
-    vectors: Vectors,
-    wanted: u64,
-    agreed: u64,
+    device: Device<P>,
     mac: [u8; 6],
     mtu: u16,
     link: bool,
@@ -173,8 +168,6 @@ pub struct Net<P: Platform, T> {
     /// What a reset gave back.
     unsent: VecDeque<T>,
     read: Vec<Segment>,
-    fault: Option<Fault>,
-    broken: bool,
     counters: Counters,
 }
 
@@ -205,30 +198,27 @@ impl<P: Platform, T> Net<P, T> {
         if offloads.receive_checksum {
             wanted |= GUEST_CHECKSUM;
         }
-        let agreed = transport.agree(vectors, wanted)?;
-        let receive = transport.make_queue(RECEIVE, agreed)?;
-        let transmit = transport.make_queue(TRANSMIT, agreed)?;
-        let receive_bell = transport.set_queue(RECEIVE, &receive, vectors)?;
-        let transmit_bell = transport.set_queue(TRANSMIT, &transmit, vectors)?;
-        let headers = transport.page()?;
-        let (mac, mtu) = transport.own(|own| {
+        let device = Device::start(transport, vectors, wanted)?;
+        let receive = device.make_queue(RECEIVE)?;
+        let transmit = device.make_queue(TRANSMIT)?;
+        let receive_bell = device.set_queue(RECEIVE, &receive)?;
+        let transmit_bell = device.set_queue(TRANSMIT, &transmit)?;
+        let headers = device.transport().page()?;
+        let (mac, mtu) = device.transport().own(|own| {
             let mac = core::array::from_fn(|index| own.u8(index as u64));
-            (mac, if agreed & MTU != 0 { own.u16(10) } else { 1500 })
+            (mac, if device.has(MTU) { own.u16(10) } else { 1500 })
         });
         let slots = transmit.size();
         let mut net = Self {
-            vectors,
-            wanted,
-            agreed,
             // A card without an address gets one of those that are nobody's, told apart by its place.
-            mac: if agreed & MAC != 0 { mac } else { local_address(transport.address()) },
+            mac: if device.has(MAC) { mac } else { local_address(device.transport().address()) },
             mtu: if MTUS.contains(&mtu) { mtu } else { 1500 },
             link: true,
             free: (0..slots).rev().collect(),
             sending: (0..slots).map(|_| None).collect(),
             owners: alloc::vec![0; usize::from(slots)],
             pages: (0..receive.size()).map(|_| None).collect(),
-            transport,
+            device,
             receive,
             receive_bell,
             transmit,
@@ -236,22 +226,20 @@ impl<P: Platform, T> Net<P, T> {
             headers,
             unsent: VecDeque::new(),
             read: Vec::new(),
-            fault: None,
-            broken: false,
             counters: Counters::default(),
         };
         net.link = net.read_link();
         for _ in 0..buffers.min(net.receive.size()) {
-            let page = net.transport.page()?;
+            let page = net.device.transport().page()?;
             let _ = net.enter(page);
         }
-        net.transport.go();
+        net.device.transport().go();
         net.kick();
         Ok(net)
     }
 
     fn read_link(&self) -> bool {
-        self.agreed & STATUS == 0 || self.transport.own(|own| own.u16(6)) & LINK_UP != 0
+        !self.device.has(STATUS) || self.device.transport().own(|own| own.u16(6)) & LINK_UP != 0
     }
 
     /// Its address.
@@ -275,7 +263,7 @@ impl<P: Platform, T> Net<P, T> {
     /// What was agreed on.
     #[must_use]
     pub fn offloads(&self) -> Offloads {
-        let has = |feature: u64| self.agreed & feature == feature;
+        let has = |features: u64| self.device.has(features);
         Offloads {
             send_checksum: has(CHECKSUM),
             receive_checksum: has(GUEST_CHECKSUM),
@@ -283,10 +271,15 @@ impl<P: Platform, T> Net<P, T> {
         }
     }
 
-    /// Its registers: its place, its messages.
+    /// What it has as any device.
     #[must_use]
-    pub fn transport(&self) -> &Transport<P> {
-        &self.transport
+    pub fn device(&self) -> &Device<P> {
+        &self.device
+    }
+
+    /// The same, to take its fault.
+    pub fn device_mut(&mut self) -> &mut Device<P> {
+        &mut self.device
     }
 
     /// What went through it.
@@ -295,24 +288,13 @@ impl<P: Platform, T> Net<P, T> {
         &self.counters
     }
 
-    /// Whether it is broken for good.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        self.broken
-    }
-
-    /// What it did wrong, told once.
-    pub fn take_fault(&mut self) -> Option<Fault> {
-        self.fault.take()
-    }
-
     /// Takes a frame to send; the card is told of it by [`Net::kick`]. Its memory is the card's until `tag` comes back from
     /// [`Net::sent`].
     ///
     /// # Errors
     /// Why not, and the tag.
     pub fn send(&mut self, about: About, segments: &[Segment], tag: T) -> Result<(), (Rejected, T)> {
-        if self.broken {
+        if self.device.is_broken() {
             return Err((Rejected::Broken, tag));
         }
         let bytes = segments.iter().map(|segment| u64::from(segment.bytes)).sum::<u64>();
@@ -379,7 +361,7 @@ impl<P: Platform, T> Net<P, T> {
     /// # Errors
     /// The page, when the card has as many as it can have, or is broken.
     pub fn post(&mut self, page: P::Page) -> Result<(), P::Page> {
-        if self.broken { Err(page) } else { self.enter(page) }
+        if self.device.is_broken() { Err(page) } else { self.enter(page) }
     }
 
     fn enter(&mut self, page: P::Page) -> Result<(), P::Page> {
@@ -397,14 +379,14 @@ impl<P: Platform, T> Net<P, T> {
 
     /// Tells the card of all that was taken, if it has to be told.
     pub fn kick(&mut self) {
-        if self.broken {
+        if self.device.is_broken() {
             return;
         }
         if self.receive.show() {
-            self.transport.ring(self.receive_bell);
+            self.device.transport().ring(self.receive_bell);
         }
         if self.transmit.show() {
-            self.transport.ring(self.transmit_bell);
+            self.device.transport().ring(self.transmit_bell);
         }
     }
 
@@ -414,7 +396,7 @@ impl<P: Platform, T> Net<P, T> {
             if let Some(tag) = self.unsent.pop_front() {
                 return Some(tag);
             }
-            if self.broken {
+            if self.device.is_broken() {
                 return None;
             }
             match self.transmit.take() {
@@ -437,7 +419,7 @@ impl<P: Platform, T> Net<P, T> {
 
     /// The next frame that came in.
     pub fn received(&mut self) -> Option<Frame<P::Page>> {
-        while !self.broken {
+        while !self.device.is_broken() {
             match self.receive.take() {
                 Ok(None) => return None,
                 Ok(Some((head, bytes))) => {
@@ -465,7 +447,7 @@ impl<P: Platform, T> Net<P, T> {
         let second = page.word(4).load(Ordering::Relaxed);
         let third = page.word(8).load(Ordering::Relaxed);
         let (start, offset) = ((second >> 16) as u16, third as u16);
-        let agreed = self.agreed & GUEST_CHECKSUM != 0;
+        let agreed = self.device.has(GUEST_CHECKSUM);
         let fits = usize::from(start) + usize::from(offset) + 2 <= bytes;
         let checksum = match first as u8 {
             flags if agreed && flags & NEEDS_CHECKSUM != 0 && fits => Checksum::Blank { start, offset },
@@ -481,7 +463,7 @@ impl<P: Platform, T> Net<P, T> {
         if !self.unsent.is_empty() {
             return true;
         }
-        if self.broken {
+        if self.device.is_broken() {
             return false;
         }
         let received = self.receive.listen();
@@ -495,10 +477,10 @@ impl<P: Platform, T> Net<P, T> {
     /// Looks at what an interrupt for changes of its configuration is about: whether the device is well, and its link. True when that
     /// has changed.
     pub fn changed(&mut self) -> bool {
-        if self.broken {
+        if self.device.is_broken() {
             return false;
         }
-        if let Err(fault) = self.transport.check() {
+        if let Err(fault) = self.device.transport().check() {
             self.fail(fault);
             return false;
         }
@@ -506,46 +488,43 @@ impl<P: Platform, T> Net<P, T> {
         core::mem::replace(&mut self.link, link) != link
     }
 
+    /// Its device is taken out of the machine: it is broken for good, and what was not sent comes back.
+    pub fn remove(&mut self) {
+        if !self.device.is_broken() {
+            self.fail(Fault::Removed);
+        }
+    }
+
     fn fail(&mut self, fault: Fault) {
-        self.fault = Some(fault);
-        let reset = self.transport.reset();
-        // The card is cut off from memory: what was lent to it is free.
+        self.device.cut_off(fault);
         for (number, sending) in self.sending.iter_mut().enumerate() {
             if let Some((tag, _)) = sending.take() {
                 self.unsent.push_back(tag);
                 self.free.push(number as u16);
             }
         }
-        let again = self.counters.revivals < MOST_REVIVALS && reset.is_ok();
-        self.broken = !again || self.revive().is_err();
-        if self.broken {
-            let _ = self.transport.reset();
+        if !self.device.is_broken() && self.revive().is_err() {
+            self.device.give_up();
         }
+        self.link &= !self.device.is_broken();
     }
 
     fn revive(&mut self) -> Result<(), Error> {
-        self.counters.revivals += 1;
-        let agreed = self.transport.agree(self.vectors, self.wanted)?;
-        if agreed != self.agreed {
-            return Err(Error::Features);
-        }
-        let event_index = agreed & feature::EVENT_INDEX != 0;
-        self.receive.clear(event_index);
-        self.transmit.clear(event_index);
-        self.receive_bell = self.transport.set_queue(RECEIVE, &self.receive, self.vectors)?;
-        self.transmit_bell = self.transport.set_queue(TRANSMIT, &self.transmit, self.vectors)?;
+        self.device.start_again()?;
+        self.receive_bell = self.device.renew_queue(RECEIVE, &mut self.receive)?;
+        self.transmit_bell = self.device.renew_queue(TRANSMIT, &mut self.transmit)?;
         let pages: Vec<P::Page> = self.pages.iter_mut().filter_map(Option::take).collect();
         for page in pages {
             let _ = self.enter(page);
         }
-        self.transport.go();
+        self.device.transport().go();
         self.kick();
         Ok(())
     }
 
     /// Ends the use of the card: it can reach no memory any more. What was not sent comes back.
     pub fn stop(mut self) -> Vec<T> {
-        let _ = self.transport.reset();
+        let _ = self.device.transport().reset();
         self.sending.iter_mut().filter_map(|sending| sending.take().map(|(tag, _)| tag)).collect()
     }
 }

@@ -9,6 +9,7 @@
 use crate::{DmaPage, Fault, Segment};
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
+use zerocopy::{Immutable, IntoBytes};
 
 /// Most descriptors of a queue: as many as make each of its three parts fit in a page.
 pub const MOST: u16 = 256;
@@ -16,11 +17,29 @@ pub const MOST: u16 = 256;
 /// Bytes of a descriptor.
 pub const DESCRIPTOR: usize = 16;
 /// Another descriptor follows.
-const NEXT: u32 = 1;
+const NEXT: u16 = 1;
 /// The device writes it; otherwise it reads it.
-const WRITE: u32 = 2;
+const WRITE: u16 = 2;
 /// It is of a table of descriptors.
-const INDIRECT: u32 = 4;
+const INDIRECT: u16 = 4;
+
+/// A descriptor as the device reads it (2.7.5).
+#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[repr(C)]
+struct Descriptor {
+    address: u64,
+    bytes: u32,
+    flags: u16,
+    next: u16,
+}
+
+const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR);
+
+impl Descriptor {
+    fn of(segment: Segment, flags: u16, next: u16) -> Self {
+        Self { address: segment.address, bytes: segment.bytes, flags, next }
+    }
+}
 
 /// In the word of flags and index: nobody needs to be told.
 const QUIET: u32 = 1;
@@ -60,6 +79,8 @@ pub struct Queue<P> {
     /// Where the next used chain is expected.
     used_index: u16,
     quiet: bool,
+    /// A table that is being made; kept for its memory.
+    table: Vec<Descriptor>,
 }
 
 impl<P: DmaPage> Queue<P> {
@@ -81,6 +102,7 @@ impl<P: DmaPage> Queue<P> {
             shown: 0,
             used_index: 0,
             quiet: false,
+            table: Vec::new(),
         };
         queue.clear(event_idx);
         queue
@@ -124,12 +146,9 @@ impl<P: DmaPage> Queue<P> {
         [&self.descriptors, &self.available, &self.used].map(P::machine_address)
     }
 
-    /// Writes a descriptor into a page.
-    fn describe(page: &P, at: usize, segment: Segment, flags: u32, next: u16) {
-        page.word(at).store(segment.address as u32, Ordering::Relaxed);
-        page.word(at + 4).store((segment.address >> 32) as u32, Ordering::Relaxed);
-        page.word(at + 8).store(segment.bytes, Ordering::Relaxed);
-        page.word(at + 12).store(flags | u32::from(next) << 16, Ordering::Relaxed);
+    /// Writes a descriptor of the queue's own.
+    fn describe(&self, number: u16, descriptor: Descriptor) {
+        self.descriptors.write_bytes(usize::from(number) * DESCRIPTOR, descriptor.as_bytes());
     }
 
     /// Queues a chain: the device reads the first segments, then writes the others. Returns the number by which it comes back, or none
@@ -148,7 +167,7 @@ impl<P: DmaPage> Queue<P> {
             left -= 1;
             let next = *self.next.get(usize::from(at))?;
             let (flags, link) = if left > 0 { (flags | NEXT, next) } else { (flags, 0) };
-            Self::describe(&self.descriptors, usize::from(at) * DESCRIPTOR, *segment, flags, link);
+            self.describe(at, Descriptor::of(*segment, flags, link));
             at = next;
         }
         self.enter(head, at, Chain { length, room })
@@ -168,19 +187,23 @@ impl<P: DmaPage> Queue<P> {
             return None;
         }
         let room = write.iter().fold(0, |room: u32, segment| room.saturating_add(segment.bytes));
-        let read = read.iter().map(|segment| (segment, 0));
-        let mut at = offset;
-        for (number, (segment, flags)) in
-            (1..=length).zip(read.chain(write.iter().map(|segment| (segment, WRITE))))
-        {
-            let (flags, link) = if number < length { (flags | NEXT, number) } else { (flags, 0) };
-            Self::describe(table, at, *segment, flags, link);
-            at += DESCRIPTOR;
+        self.table.clear();
+        let mut number = 0;
+        for (segments, flags) in [(read, NEXT), (write, NEXT | WRITE)] {
+            for segment in segments {
+                number += 1;
+                self.table.push(Descriptor::of(*segment, flags, number));
+            }
         }
-        let table = Segment { address: table.machine_address() + offset as u64, bytes: (at - offset) as u32 };
+        if let Some(last) = self.table.last_mut() {
+            (last.flags, last.next) = (last.flags & !NEXT, 0);
+        }
+        let bytes = self.table.as_bytes();
+        table.write_bytes(offset, bytes);
+        let table = Segment { address: table.machine_address() + offset as u64, bytes: bytes.len() as u32 };
         let head = self.first_free;
         let next = *self.next.get(usize::from(head))?;
-        Self::describe(&self.descriptors, usize::from(head) * DESCRIPTOR, table, INDIRECT, 0);
+        self.describe(head, Descriptor::of(table, INDIRECT, 0));
         self.enter(head, next, Chain { length: 1, room })
     }
 

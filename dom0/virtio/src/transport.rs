@@ -250,8 +250,15 @@ impl<P: Platform> Transport<P> {
         self.function.allow(self.platform.config(), Command::empty(), Command::BUS_MASTER);
         self.platform.config().read(self.function.address, 0);
         self.common.write8(common::STATUS, 0);
-        let back = (0..RESET_LOOKS).any(|_| self.common.read8(common::STATUS) == 0);
-        if back { Ok(()) } else { Err(Error::Reset) }
+        for _ in 0..RESET_LOOKS {
+            match self.common.read8(common::STATUS) {
+                0 => return Ok(()),
+                // There is no such device any more: it will never say anything else.
+                0xff => break,
+                _ => {}
+            }
+        }
+        Err(Error::Reset)
     }
 
     /// How it is.

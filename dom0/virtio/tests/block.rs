@@ -184,7 +184,7 @@ fn what_was_written_is_read_and_many_are_under_way() {
         assert_eq!(&content[18 * 512..20 * 512], &[0xcd; 1024]);
         let counters = *disk.counters();
         assert_eq!((counters.requests, counters.errors, counters.sectors_written), (242, 0, 3));
-        assert!(disk.take_fault().is_none() && disk.stop().is_empty());
+        assert!(disk.device_mut().take_fault().is_none() && disk.stop().is_empty());
     }
 }
 
@@ -295,7 +295,7 @@ fn errors_are_those_of_their_requests() {
     machine.push(0, chain.head.into(), 0);
     assert_eq!(disk.completion().unwrap().1, Err(IoError::Failed));
     assert_eq!(disk.counters().errors, 4);
-    assert!(disk.take_fault().is_none());
+    assert!(disk.device_mut().take_fault().is_none());
 }
 
 /// Has the device say nonsense while two requests are under way, and sees that both come back and the disk goes on.
@@ -317,9 +317,9 @@ fn nonsense(name: &str, fault: Fault, say: impl Fn(&Machine, &Chain, &Chain)) {
         back.sort_unstable();
         assert_eq!(back.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1], "{name}");
         assert!(back.iter().any(|(_, good)| !good), "{name}: {back:?}");
-        assert_eq!(disk.take_fault(), Some(fault), "{name}");
-        assert_eq!(disk.take_fault(), None);
-        assert!(!disk.is_broken() && disk.counters().revivals == 1);
+        assert_eq!(disk.device_mut().take_fault(), Some(fault), "{name}");
+        assert_eq!(disk.device_mut().take_fault(), None);
+        assert!(!disk.device().is_broken() && disk.device().revivals() == 1);
         // It was reset once more than at the start, and works.
         assert_eq!(machine.device(|device| (device.resets, device.status)), (2, 15));
         submit(&mut disk, Action::Read, 8, (7, pages(&machine, 1))).unwrap();
@@ -399,13 +399,13 @@ fn a_device_that_asks_for_a_reset_gets_it_and_one_that_does_so_for_ever_is_given
         disk.kick();
         machine.device(|device| device.status |= 0x40);
         assert!(!disk.changed());
-        assert_eq!(disk.take_fault(), Some(Fault::NeedsReset));
+        assert_eq!(disk.device_mut().take_fault(), Some(Fault::NeedsReset));
         assert_eq!(disk.completion().unwrap().1, Err(IoError::Reset));
-        assert_eq!((disk.is_broken(), disk.counters().revivals), (false, round));
+        assert_eq!((disk.device().is_broken(), disk.device().revivals()), (false, round));
     }
     machine.device(|device| device.status |= 0x40);
     disk.changed();
-    assert!(disk.is_broken() && !machine.masters_bus());
+    assert!(disk.device().is_broken() && !machine.masters_bus());
     assert_eq!(submit(&mut disk, Action::Read, 0, (1, vec![])), Err(Rejected::Broken));
     assert!(disk.completion().is_none() && !disk.listen());
 }
@@ -418,9 +418,9 @@ fn a_device_that_goes_away_is_cut_off() {
     disk.kick();
     machine.device(|device| device.gone = true);
     disk.changed();
-    assert_eq!(disk.take_fault(), Some(Fault::Gone));
+    assert_eq!(disk.device_mut().take_fault(), Some(Fault::Gone));
     assert_eq!(disk.completion().unwrap().1, Err(IoError::Reset));
-    assert!(disk.is_broken() && !machine.masters_bus());
+    assert!(disk.device().is_broken() && !machine.masters_bus());
 }
 
 #[test]
@@ -430,16 +430,16 @@ fn a_device_that_does_not_answer_is_reset_in_time() {
     for _ in 0..10 {
         disk.tick(2);
     }
-    assert_eq!(disk.take_fault(), None, "nothing was asked");
+    assert_eq!(disk.device_mut().take_fault(), None, "nothing was asked");
     submit(&mut disk, Action::Read, 0, (1, pages(&machine, 1))).unwrap();
     disk.kick();
     disk.tick(2);
     submit(&mut disk, Action::Read, 8, (2, pages(&machine, 1))).unwrap();
     disk.kick();
     disk.tick(2);
-    assert_eq!((disk.take_fault(), disk.under_way()), (None, 2));
+    assert_eq!((disk.device_mut().take_fault(), disk.under_way()), (None, 2));
     disk.tick(2);
-    assert_eq!((disk.take_fault(), disk.under_way()), (Some(Fault::Silent), 0));
+    assert_eq!((disk.device_mut().take_fault(), disk.under_way()), (Some(Fault::Silent), 0));
     let back: Vec<_> = std::iter::from_fn(|| disk.completion()).collect();
     assert_eq!(
         back.iter().map(|(tag, result)| (tag.0, *result)).collect::<Vec<_>>(),
@@ -454,10 +454,10 @@ fn a_device_that_does_not_answer_is_reset_in_time() {
         serve_all(&machine, &mut content);
         assert_eq!(disk.completion().unwrap().1, Ok(()));
     }
-    assert_eq!((disk.take_fault(), disk.counters().revivals), (None, 1));
+    assert_eq!((disk.device_mut().take_fault(), disk.device().revivals()), (None, 1));
     disk.restart();
     assert_eq!(
-        (disk.take_fault(), disk.counters().revivals, disk.is_broken()),
+        (disk.device_mut().take_fault(), disk.device().revivals(), disk.device().is_broken()),
         (Some(Fault::Asked), 2, false)
     );
 }
@@ -591,5 +591,24 @@ fn messages_are_written_into_its_table() {
         assert!(!device.msix_on && device.config_vector == 0xffff);
         device.isr = 3;
     });
-    assert_eq!((disk.transport().cause(), disk.transport().cause()), (3, 0));
+    assert_eq!((disk.device().transport().cause(), disk.device().transport().cause()), (3, 0));
+}
+
+#[test]
+fn a_disk_that_is_taken_out_gives_all_back_and_is_not_started_again() {
+    let machine = machine(ALL);
+    let mut disk = start(&machine).unwrap();
+    for number in 0..3 {
+        submit(&mut disk, Action::Write, 0, (number, pages(&machine, 1))).unwrap();
+    }
+    disk.kick();
+    disk.remove();
+    assert!(disk.device().is_broken() && !machine.masters_bus());
+    assert_eq!((disk.device_mut().take_fault(), disk.device().revivals()), (Some(Fault::Removed), 0));
+    let back: Vec<_> = core::iter::from_fn(|| disk.completion()).map(|(_, result)| result).collect();
+    assert_eq!(back, [Err(IoError::Reset); 3]);
+    disk.remove();
+    assert_eq!(disk.device_mut().take_fault(), None, "told once");
+    let refused = submit(&mut disk, Action::Read, 0, (9, pages(&machine, 1)));
+    assert_eq!(refused, Err(Rejected::Broken));
 }

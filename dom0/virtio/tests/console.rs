@@ -183,7 +183,7 @@ fn nonsense_starts_it_again_and_it_learns_its_ports_anew() {
         console.write(1, b"lost");
         spoil(&machine);
         assert!(console.turn());
-        assert_eq!((console.take_fault(), console.counters().revivals), (Some(fault), 1));
+        assert_eq!((console.device_mut().take_fault(), console.device().revivals()), (Some(fault), 1));
         assert_eq!(console.ports().count(), 0, "nobody has told of them yet");
         assert_eq!(said(&machine), [(0, 0, 1)]);
         say(&machine, 1, 1, 0, "");
@@ -196,7 +196,7 @@ fn nonsense_starts_it_again_and_it_learns_its_ports_anew() {
         assert_eq!(read(&mut console, 1, 10), b"in");
         machine.device(|device| (device.never_resets, device.status) = (true, device.status | 0x40));
         console.changed();
-        assert!(console.is_broken() && !machine.masters_bus());
+        assert!(console.device().is_broken() && !machine.masters_bus());
         assert!(!console.turn() && !console.listen() && console.write(1, b"x") == 0);
     }
 }

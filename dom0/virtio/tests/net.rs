@@ -41,7 +41,7 @@ fn frame(machine: &Machine, bytes: u16, fill: u8) -> (Rc<Page>, Segment) {
 }
 
 fn send(card: &mut Card, about: About, bytes: u16, number: u32) -> Result<(), Rejected> {
-    let (page, segment) = frame(card.transport().platform(), bytes, number as u8);
+    let (page, segment) = frame(card.device().transport().platform(), bytes, number as u8);
     card.send(about, &[segment], (number, page)).map_err(|(why, _)| why)
 }
 
@@ -184,8 +184,8 @@ fn a_card_that_says_nonsense_starts_again_with_all_its_pages() {
             assert!(card.received().is_none());
         }
         assert_eq!(card.sent().unwrap().0, 5, "it comes back, sent or not");
-        assert_eq!(card.take_fault(), Some(Fault::Id(7)));
-        assert_eq!(card.counters().revivals, 1);
+        assert_eq!(card.device_mut().take_fault(), Some(Fault::Id(7)));
+        assert_eq!(card.device().revivals(), 1);
         for number in 0..4 {
             arrive(&machine, [0; 12], &[number; 60]);
         }
@@ -206,11 +206,11 @@ fn a_card_that_says_nonsense_starts_again_with_all_its_pages() {
     assert!(room >= 12 + 1518);
     machine.push(0, chain.head.into(), 5000);
     assert!(card.received().is_none());
-    assert_eq!(card.take_fault(), Some(Fault::Length { said: 5000, room }));
+    assert_eq!(card.device_mut().take_fault(), Some(Fault::Length { said: 5000, room }));
     machine.device(|device| device.never_resets = true);
     machine.device(|device| device.status |= 0x40);
     card.changed();
-    assert!(card.is_broken() && !machine.masters_bus());
+    assert!(card.device().is_broken() && !machine.masters_bus());
     assert_eq!(send(&mut card, About::default(), 60, 5), Err(Rejected::Broken));
     assert!(card.post(machine.page().unwrap()).is_err());
 }

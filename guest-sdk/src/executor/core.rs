@@ -201,6 +201,11 @@ pub(crate) mod timers {
         key
     }
 
+    /// Whether an entry is there, and wakes `waker`.
+    pub fn wakes(key: (u64, u64), waker: &Waker) -> bool {
+        TIMERS.lock().get(&key).is_some_and(|there| there.will_wake(waker))
+    }
+
     /// Forgets an entry.
     pub fn remove(key: (u64, u64)) {
         TIMERS.lock().remove(&key);
@@ -247,13 +252,19 @@ impl<C: Fn() -> u64 + Unpin> Future for Sleep<C> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if let Some(entry) = self.entry.take() {
-            timers::remove(entry);
+        // The end of time never comes.
+        if self.deadline_ns == u64::MAX {
+            return Poll::Pending;
         }
         if (self.now_ns)() >= self.deadline_ns {
             return Poll::Ready(());
         }
-        self.entry = Some(timers::add(self.deadline_ns, context.waker().clone()));
+        if !self.entry.is_some_and(|entry| timers::wakes(entry, context.waker())) {
+            let entry = timers::add(self.deadline_ns, context.waker().clone());
+            if let Some(before) = self.entry.replace(entry) {
+                timers::remove(before);
+            }
+        }
         Poll::Pending
     }
 }

@@ -48,6 +48,8 @@ pub struct Receive<M, P> {
     bytes: usize,
     checksum: Checksum,
     segment: Option<u16>,
+    /// When it was last looked, nothing had come.
+    empty: bool,
     /// Frames of several segments were asked for.
     large: bool,
     /// The back end has all pages for good.
@@ -82,6 +84,7 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
             bytes: 0,
             checksum: Checksum::Unknown,
             segment: None,
+            empty: true,
             large,
             kept: false,
             bad: false,
@@ -131,7 +134,9 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
     /// [`Broken`]: a wild index, or a page that was not put up.
     pub fn look(&mut self) -> Result<bool, Broken> {
         while self.next != Next::Taken {
-            let Some(response) = self.ring.pop()? else { return Ok(false) };
+            let response = self.ring.pop()?;
+            self.empty = response.is_none();
+            let Some(response) = response else { return Ok(false) };
             let slot = self.popped;
             self.popped = slot.wrapping_add(1);
             let goes_on = if let Next::Extra { more } = self.next {
@@ -318,10 +323,11 @@ impl<M: SharedPage, P: Pages> Receive<M, P> {
         Ok(Ok(result))
     }
 
-    /// Whether so many pages were put up again that the back end should see them.
-    #[must_use]
-    pub fn is_due(&self) -> bool {
-        self.hidden * 2 >= self.posted.len()
+    /// Shows the back end the pages that were put up again, once they are many or there is nothing else to do; true when it wants to be
+    /// notified.
+    #[must_use = "the back end sleeps if it is not notified"]
+    pub fn publish_if_due(&mut self) -> bool {
+        self.hidden > 0 && (self.empty || self.hidden * 2 >= self.posted.len()) && self.publish()
     }
 
     /// Shows the back end the pages that were put up; true when it wants to be notified.

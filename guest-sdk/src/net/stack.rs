@@ -20,12 +20,12 @@
 //! the back end, or not at all if its receiver takes it so; another one is lost. The stack has no notion of segments: it sends long ones
 //! to whoever says that it takes them, which hosts on other networks do not.
 
-use super::{Card, Checksum, HEADER, NetError, Offload};
+use super::{About, Card, Checksum, HEADER, NetError, Offload};
 use crate::sync::{First, first};
 use crate::{executor, time};
 use smoltcp::iface::{Interface, PollResult, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, IpProtocol, Ipv4Packet, TcpPacket,
     UdpPacket,
@@ -84,29 +84,31 @@ impl Device {
     /// # Errors
     /// [`NetError::Gone`].
     pub async fn wait(&mut self, interface: &mut Interface, sockets: &SocketSet<'_>) -> Result<(), NetError> {
-        // Others get their turn also when the stack wants the next one at once: among them who brings the card back.
-        executor::yield_now().await;
-        if core::mem::take(&mut self.starved) {
+        let waited = if core::mem::take(&mut self.starved) {
             // Without room nothing can be done about a frame that is there or a time that has come.
-            return self.card.room(self.longest()).await;
+            self.card.room(self.longest()).await.map(|()| false)
+        } else {
+            let arrival = self.card.arrival();
+            match interface.poll_delay(now(), sockets) {
+                Some(Duration::ZERO) => self.card.has_frame().map(|_| false),
+                Some(delay) => match first(arrival, time::after(delay.into())).await {
+                    First::One(result) => result,
+                    First::Other(()) => Ok(false),
+                },
+                None => arrival.await,
+            }
+        };
+        if waited == Ok(false) {
+            // Others get their turn also when the stack wants the next one at once: among them who brings the card back.
+            executor::yield_now().await;
         }
-        let ready = self.card.ready();
-        match interface.poll_delay(now(), sockets) {
-            Some(delay) => match first(ready, time::after(delay.into())).await {
-                First::One(result) => result,
-                First::Other(()) => Ok(()),
-            },
-            None => ready.await,
-        }
+        waited.map(drop)
     }
 
     /// Bytes of the longest frame that the stack sends.
     fn longest(&self) -> usize {
-        if self.card.takes_segments() && self.card.blank_checksums() {
-            self.card.max_frame()
-        } else {
-            self.card.mtu() + HEADER
-        }
+        let About { mtu, max_frame, takes_segments, blank_checksums, .. } = self.card.about();
+        if takes_segments && blank_checksums { max_frame } else { mtu + HEADER }
     }
 
     fn has_room(&mut self) -> bool {

@@ -176,8 +176,11 @@ impl PortTable {
 
     /// How many frames the table has.
     pub fn frame_count<P: Platform>(&self, platform: &P) -> usize {
-        let far = (INDEX_PORTS..INDEX_ARRAY).filter(|at| self.indexed(platform, *at).is_some());
-        self.frames.iter().chain([&self.index, &self.tails]).flatten().count() + far.count()
+        // Most domains have no index, and its words are many.
+        let far = self.index.map_or(0, |_| {
+            (INDEX_PORTS..INDEX_ARRAY).filter(|at| self.indexed(platform, *at).is_some()).count()
+        });
+        self.frames.iter().chain([&self.index, &self.tails]).flatten().count() + far
     }
 
     // ── ports ──

@@ -63,27 +63,91 @@ pub enum Granted {
     Transitive(DomId, GrantRef),
 }
 
+/// A word that the guest writes, too: core's atomic, or loom's in a model. As there, but for the names.
+pub trait Word {
+    /// Loads it.
+    #[cfg_attr(all(loom, test), track_caller)]
+    fn read(&self, order: Ordering) -> u64;
+    /// Stores into it.
+    #[cfg_attr(all(loom, test), track_caller)]
+    fn write(&self, value: u64, order: Ordering);
+    /// Stores into it; returns the value before.
+    #[cfg_attr(all(loom, test), track_caller)]
+    fn exchange(&self, value: u64, order: Ordering) -> u64;
+    /// Sets bits.
+    #[cfg_attr(all(loom, test), track_caller)]
+    fn set_bits(&self, bits: u64, order: Ordering);
+    /// Clears bits.
+    #[cfg_attr(all(loom, test), track_caller)]
+    fn clear_bits(&self, bits: u64, order: Ordering);
+    /// Stores `next` if it is `seen`; with Acquire otherwise, when it is what it returns as an error.
+    #[cfg_attr(all(loom, test), track_caller)]
+    fn replace(&self, seen: u64, next: u64, order: Ordering) -> Result<u64, u64>;
+    /// Orders what came before against what comes after.
+    #[cfg_attr(all(loom, test), track_caller)]
+    fn barrier();
+}
+
+macro_rules! word {
+    ($word:ty, $fence:path) => {
+        impl Word for $word {
+            fn read(&self, order: Ordering) -> u64 {
+                self.load(order)
+            }
+            fn write(&self, value: u64, order: Ordering) {
+                self.store(value, order);
+            }
+            fn exchange(&self, value: u64, order: Ordering) -> u64 {
+                self.swap(value, order)
+            }
+            fn set_bits(&self, bits: u64, order: Ordering) {
+                self.fetch_or(bits, order);
+            }
+            fn clear_bits(&self, bits: u64, order: Ordering) {
+                self.fetch_and(!bits, order);
+            }
+            fn replace(&self, seen: u64, next: u64, order: Ordering) -> Result<u64, u64> {
+                self.compare_exchange(seen, next, order, Ordering::Acquire)
+            }
+            fn barrier() {
+                $fence(Ordering::SeqCst);
+            }
+        }
+    };
+}
+word!(AtomicU64, fence);
+#[cfg(all(loom, test))]
+word!(crate::sync::atomic::AtomicU64, crate::sync::atomic::fence);
+
 /// The status word of an entry of version 2.
-#[derive(Clone, Copy, Debug)]
-pub struct Status<'a> {
-    word: &'a AtomicU64,
+#[derive(Debug)]
+pub struct Status<'a, W = AtomicU64> {
+    word: &'a W,
     shift: u32,
 }
 
-impl<'a> Status<'a> {
+impl<W> Clone for Status<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<W> Copy for Status<'_, W> {}
+
+impl<'a, W: Word> Status<'a, W> {
     /// The 16 bits at place `index`, below 4, of a word.
-    pub fn new(word: &'a AtomicU64, index: u32) -> Status<'a> {
+    pub fn new(word: &'a W, index: u32) -> Status<'a, W> {
         Status { word, shift: index % 4 * 16 }
     }
     /// What it says.
     pub fn get(self) -> GrantFlags {
-        GrantFlags::from_bits_retain((self.word.load(Ordering::Acquire) >> self.shift) as u16)
+        GrantFlags::from_bits_retain((self.word.read(Ordering::Acquire) >> self.shift) as u16)
     }
     fn add(self, marks: GrantFlags) {
-        self.word.fetch_or(u64::from(marks.bits()) << self.shift, Ordering::SeqCst);
+        // The one who marks has a barrier behind it.
+        self.word.set_bits(u64::from(marks.bits()) << self.shift, Ordering::AcqRel);
     }
     fn remove(self, marks: GrantFlags) {
-        self.word.fetch_and(!(u64::from(marks.bits()) << self.shift), Ordering::AcqRel);
+        self.word.clear_bits(u64::from(marks.bits()) << self.shift, Ordering::AcqRel);
     }
     /// Makes it say `marks` and nothing else.
     pub fn set(self, marks: GrantFlags) {
@@ -93,18 +157,25 @@ impl<'a> Status<'a> {
 }
 
 /// A shared entry, where it is.
-#[derive(Clone, Copy, Debug)]
-pub enum Entry<'a> {
+#[derive(Debug)]
+pub enum Entry<'a, W = AtomicU64> {
     /// Of version 1.
-    V1(&'a AtomicU64),
+    V1(&'a W),
     /// Of version 2.
     V2 {
         /// The entry.
-        words: [&'a AtomicU64; 2],
+        words: [&'a W; 2],
         /// Its marks.
-        status: Status<'a>,
+        status: Status<'a, W>,
     },
 }
+
+impl<W> Clone for Entry<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<W> Copy for Entry<'_, W> {}
 
 /// The first 32 bits of an entry, the same in both versions.
 #[derive(Clone, Copy)]
@@ -143,14 +214,14 @@ pub fn permit(frame: Mfn, peer: DomId, readonly: bool) -> Option<(u64, u64)> {
     Some((u64::from(peer.get()) << 16 | u64::from(flags), frame.get()))
 }
 
-impl Entry<'_> {
+impl<W: Word> Entry<'_, W> {
     /// Stores flags and domain, as the low half of a word, and a frame. The flags come last, or with the rest.
     pub fn store(&self, header: u64, frame: u64) {
         match self {
-            Entry::V1(word) => word.store(frame << 32 | header & 0xffff_ffff, Ordering::Release),
+            Entry::V1(word) => word.write(frame << 32 | header & 0xffff_ffff, Ordering::Release),
             Entry::V2 { words, .. } => {
-                words[1].store(frame, Ordering::Relaxed);
-                words[0].store(header, Ordering::Release);
+                words[1].write(frame, Ordering::Relaxed);
+                words[0].write(header, Ordering::Release);
             }
         }
     }
@@ -159,10 +230,13 @@ impl Entry<'_> {
     pub fn load(&self) -> (u64, u64) {
         match self {
             Entry::V1(word) => {
-                let word = word.load(Ordering::Acquire);
+                let word = word.read(Ordering::Acquire);
                 (word & 0xffff_ffff, word >> 32)
             }
-            Entry::V2 { words, .. } => (words[0].load(Ordering::Acquire), words[1].load(Ordering::Acquire)),
+            Entry::V2 { words, .. } => {
+                let header = words[0].read(Ordering::Acquire);
+                (header, words[1].read(Ordering::Acquire))
+            }
         }
     }
 
@@ -180,13 +254,13 @@ impl Entry<'_> {
             if readonly { GrantFlags::READING } else { GrantFlags::READING.union(GrantFlags::WRITING) };
         match self {
             Entry::V1(word) => {
-                let mut seen = word.load(Ordering::Acquire);
+                let mut seen = word.read(Ordering::Acquire);
                 for _ in 0..ATTEMPTS {
                     if !Header(seen).allows(first, user, readonly, purpose, false) {
                         return Err(Error::Refused);
                     }
                     let next = seen | u64::from(marks.bits());
-                    match word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Acquire) {
+                    match word.replace(seen, next, Ordering::AcqRel) {
                         Ok(_) => return Ok(Granted::Frame(Mfn::new(seen >> 32), Reach::Page)),
                         Err(now) => seen = now,
                     }
@@ -195,11 +269,11 @@ impl Entry<'_> {
             }
             Entry::V2 { words, status } => {
                 let allows = |word| Header(word).allows(first, user, readonly, purpose, true);
-                if !allows(words[0].load(Ordering::Acquire)) {
+                if !allows(words[0].read(Ordering::Acquire)) {
                     return Err(Error::Refused);
                 }
                 status.add(marks);
-                fence(Ordering::SeqCst);
+                W::barrier();
                 let (word, frame) = self.load();
                 if !allows(word) {
                     status.remove(marks.difference(marks_of(held)));
@@ -224,17 +298,17 @@ impl Entry<'_> {
         match self {
             _ if marks.is_empty() => {}
             Entry::V1(word) => {
-                word.fetch_and(!u64::from(marks.bits()), Ordering::AcqRel);
+                word.clear_bits(u64::from(marks.bits()), Ordering::AcqRel);
             }
             Entry::V2 { status, .. } => status.remove(marks),
         }
     }
 
     /// Exchanges two entries that nobody uses, and their marks.
-    pub fn swap(&self, other: &Entry<'_>) {
-        let exchange = |a: &AtomicU64, b: &AtomicU64| {
-            let moved = a.load(Ordering::Acquire);
-            a.store(b.swap(moved, Ordering::AcqRel), Ordering::Release);
+    pub fn swap(&self, other: &Entry<'_, W>) {
+        let exchange = |a: &W, b: &W| {
+            let moved = a.read(Ordering::Acquire);
+            a.write(b.exchange(moved, Ordering::AcqRel), Ordering::Release);
         };
         match (self, other) {
             (Entry::V1(a), Entry::V1(b)) => exchange(a, b),
@@ -254,18 +328,18 @@ impl Entry<'_> {
     /// Returns the number by which the owner wants to know the frame.
     pub fn commit_transfer(&self, giver: DomId) -> Result<u64, Error> {
         let (word, frame) = match self {
-            Entry::V1(word) => (word, None),
-            Entry::V2 { words, .. } => (&words[0], Some(words[1])),
+            Entry::V1(word) => (*word, None),
+            Entry::V2 { words, .. } => (words[0], Some(words[1])),
         };
-        let mut seen = word.load(Ordering::Acquire);
+        let mut seen = word.read(Ordering::Acquire);
         for _ in 0..ATTEMPTS {
             let header = Header(seen);
             if header.flags().bits() != GTF_ACCEPT_TRANSFER || header.domain() != giver {
                 return Err(Error::Refused);
             }
             let next = seen | u64::from(GTF_TRANSFER_COMMITTED);
-            match word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Ok(frame.map_or(seen >> 32, |frame| frame.load(Ordering::Acquire))),
+            match word.replace(seen, next, Ordering::AcqRel) {
+                Ok(_) => return Ok(frame.map_or(seen >> 32, |frame| frame.read(Ordering::Acquire))),
                 Err(now) => seen = now,
             }
         }

@@ -39,6 +39,8 @@
 mod cache;
 mod copy;
 pub mod entry;
+#[cfg(all(loom, test))]
+mod models;
 mod ops;
 mod size;
 mod table;

@@ -10,7 +10,7 @@
 #[cfg(not(all(loom, test)))]
 pub use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 #[cfg(all(loom, test))]
-pub use model::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+pub use model::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 #[cfg(all(loom, test))]
 pub mod model {
@@ -20,7 +20,6 @@ pub mod model {
     use core::panic::Location;
     use loom::sync::atomic as modelled;
     pub use loom::sync::atomic::Ordering;
-    use loom::sync::atomic::fence;
     use std::sync::Mutex;
 
     /// A line of the source.
@@ -58,6 +57,14 @@ pub mod model {
             Weak::All => true,
         };
         if weak { Ordering::Relaxed } else { order }
+    }
+
+    /// As core's; relaxed it is none.
+    #[track_caller]
+    pub fn fence(o: Ordering) {
+        if order(Location::caller(), o) != Ordering::Relaxed {
+            modelled::fence(o);
+        }
     }
 
     fn explore(weak: Weak, model: fn()) {
@@ -114,7 +121,7 @@ pub mod model {
                     match order(Location::caller(), o) {
                         Ordering::SeqCst => {
                             self.0.store(value, Ordering::Release);
-                            fence(Ordering::SeqCst);
+                            modelled::fence(Ordering::SeqCst);
                         }
                         other => self.0.store(value, other),
                     }
@@ -170,9 +177,9 @@ pub mod model {
                     if o != Ordering::SeqCst {
                         return act(&self.0, o);
                     }
-                    fence(Ordering::SeqCst);
+                    modelled::fence(Ordering::SeqCst);
                     let before = act(&self.0, Ordering::AcqRel);
-                    fence(Ordering::SeqCst);
+                    modelled::fence(Ordering::SeqCst);
                     before
                 }
             }

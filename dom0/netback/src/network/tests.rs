@@ -24,6 +24,8 @@ struct Host {
     pages: HashMap<(u16, u32), (Vec<u8>, bool)>,
     staging: Vec<u8>,
     calls: usize,
+    /// Guests whose pages are mapped.
+    at_hand: Vec<u16>,
     /// What the sender writes over its page once its head was read.
     later: Option<((u16, u32), Vec<u8>)>,
 }
@@ -67,6 +69,20 @@ impl Copier for Host {
         }
     }
 
+    fn copy_at_hand(&mut self, copy: &Copy) -> bool {
+        let at_hand = |place| match place {
+            Place::Granted { domain, .. } => self.at_hand.contains(&domain.get()),
+            Place::Staging(_) => true,
+        };
+        if !at_hand(copy.from) || !at_hand(copy.to) {
+            return false;
+        }
+        let (mut copies, calls) = ([*copy], self.calls);
+        self.copy(&mut copies);
+        self.calls = calls;
+        copies[0].done
+    }
+
     fn staging(&mut self) -> &mut [u8] {
         &mut self.staging
     }
@@ -104,7 +120,13 @@ fn frame(to: EthernetAddress, from: EthernetAddress, bytes: usize) -> Vec<u8> {
 
 impl World {
     fn new(features: &[Features]) -> Self {
-        let host = Host { pages: HashMap::new(), staging: vec![0; STAGING_BYTES], calls: 0, later: None };
+        let host = Host {
+            pages: HashMap::new(),
+            staging: vec![0; STAGING_BYTES],
+            calls: 0,
+            at_hand: Vec::new(),
+            later: None,
+        };
         let mut world = Self { network: Network::new(), host, guests: Vec::new(), local: Vec::new() };
         for (number, features) in (1..).zip(features) {
             let port = world.network.attach(Port::guest(mac(number))).unwrap();
@@ -287,6 +309,115 @@ fn a_frame_goes_from_ring_to_ring_in_two_calls() {
     assert_eq!(world.got(1), expected);
     assert_eq!(world.got(2), [broadcast]);
     assert_eq!(world.turn(0), Ok(Turn::default()), "nothing more");
+}
+
+#[test]
+fn frames_between_pages_at_hand_take_no_call() {
+    let mut world = World::new(&[PLAIN, FULL]);
+    world.host.at_hand = vec![1, 2];
+    world.put_up(1, 8);
+    let frames = [14, 60, 79, 1514, WHOLE].map(|bytes| frame(mac(2), mac(1), bytes));
+    let blank = TxFlags::CSUM_BLANK | TxFlags::DATA_VALIDATED;
+    for (number, frame) in frames.iter().enumerate() {
+        world.send(0, frame, &[], if number == 1 { blank } else { TxFlags::empty() });
+    }
+    let turn = world.turn(0).unwrap();
+    assert_eq!((turn.more, turn.notify.len(), world.host.calls), (false, 2, 0));
+    assert_eq!(world.answers(0), [RSP_OKAY; 5]);
+    let flags =
+        |number| if number == 1 { RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED } else { RxFlags::empty() };
+    let expected: Vec<_> = (0..).zip(frames).map(|(number, frame)| Ok((frame, flags(number)))).collect();
+    assert_eq!(world.got(1), expected);
+    let count = |guest: usize| world.network.switch().counters(world.guests[guest].port).unwrap();
+    assert_eq!((count(0).sent_frames, count(1).received_frames), (5, 5), "each is counted once");
+    assert_eq!(world.turn(0), Ok(Turn::default()), "nothing more");
+}
+
+#[test]
+fn frames_that_go_the_long_way_keep_their_place() {
+    // What is at hand: nothing, the sender's pages, the receivers', all.
+    for at_hand in [vec![], vec![1], vec![2, 3], vec![1, 2, 3]] {
+        let mut world = World::new(&[PLAIN, FULL, PLAIN]);
+        world.host.at_hand = at_hand;
+        world.put_up(1, 64);
+        world.put_up(2, 64);
+        let (mut second, mut third) = (Vec::new(), Vec::new());
+        for round in 0..5 {
+            // Short; in pieces; too long for the short way; for all; for somebody else; for nobody; short.
+            for (to, bytes, cuts) in [
+                (mac(2), 60, &[][..]),
+                (mac(2), 70, &[20]),
+                (mac(2), WHOLE + 1, &[]),
+                (ALL, 61, &[]),
+                (mac(3), 62, &[]),
+                (mac(9), 63, &[]),
+                (mac(2), 64, &[]),
+            ] {
+                let frame = frame(to, mac(1), bytes + round);
+                world.send(0, &frame, cuts, TxFlags::empty());
+                if to == mac(2) || to == ALL {
+                    second.push(plain(frame.clone()));
+                }
+                if to == mac(3) || to == ALL {
+                    third.push(plain(frame));
+                }
+            }
+            // Rounds begin with each kind once.
+            if round == 2 {
+                world.send(0, &frame(mac(3), mac(1), 99), &[30], TxFlags::empty());
+                third.push(plain(frame(mac(3), mac(1), 99)));
+            }
+            while world.turn(0).unwrap().more {}
+        }
+        assert_eq!(world.got(1), second, "{:?}", world.host.at_hand);
+        assert_eq!(world.got(2), third, "{:?}", world.host.at_hand);
+        assert!(world.answers(0).iter().all(|answer| *answer == RSP_OKAY));
+        let sent = world.network.switch().counters(world.guests[0].port).unwrap();
+        assert_eq!((sent.sent_frames, sent.dropped), (31, [0, 0, 0, 5]));
+    }
+}
+
+#[test]
+fn the_short_way_ends_where_there_is_no_room_and_at_bad_pages() {
+    let mut world = World::new(&[PLAIN, PLAIN]);
+    world.host.at_hand = vec![1, 2];
+    world.put_up(1, 2);
+    let frames: Vec<_> = (60..65).map(|bytes| frame(mac(2), mac(1), bytes)).collect();
+    frames.iter().for_each(|frame| world.send(0, frame, &[], TxFlags::empty()));
+    assert!(world.turn(0).unwrap().until_ns.is_some(), "three wait");
+    assert_eq!(world.answers(0), [RSP_OKAY; 2]);
+    world.put_up(1, 1);
+    world.turn(1).unwrap();
+    // What waits was sent first.
+    let last = frame(mac(2), mac(1), 65);
+    world.send(0, &last, &[], TxFlags::empty());
+    world.put_up(1, 3);
+    world.turn(0).unwrap();
+    world.turn(1).unwrap();
+    let expected: Vec<_> = frames.into_iter().chain([last]).map(plain).collect();
+    assert_eq!(world.got(1), expected);
+    assert_eq!(world.answers(0), [RSP_OKAY; 4]);
+    // A page that cannot be written to: its guest misses the frame, and whose fault it is becomes known.
+    let gref = world.page(1, &[], false);
+    world.guests[1].receive.push(NetifRxRequest { id: gref.get() as u16, pad: 0, gref }).unwrap();
+    let _ = world.guests[1].receive.publish();
+    world.put_up(1, 1);
+    world.send(0, &frame(mac(2), mac(1), 70), &[], TxFlags::empty());
+    world.send(0, &frame(mac(2), mac(1), 71), &[], TxFlags::empty());
+    world.turn(0).unwrap();
+    assert_eq!(world.got(1), [Err(RSP_ERROR), plain(frame(mac(2), mac(1), 71))]);
+    assert_eq!(world.answers(0), [RSP_OKAY; 2]);
+    assert_eq!(world.missed(1).failed, 1);
+    assert_eq!(world.network.take_fault(world.guests[1].port), Some(Fault::Grant));
+    // A page that cannot be read: the sender's.
+    world.put_up(1, 2);
+    world.send(0, &frame(mac(2), mac(1), 72), &[], TxFlags::empty());
+    let gref = world.guests[0].grants;
+    world.host.pages.remove(&(1, gref));
+    world.send(0, &frame(mac(2), mac(1), 73), &[], TxFlags::empty());
+    world.turn(0).unwrap();
+    assert_eq!(world.answers(0), [RSP_ERROR, RSP_OKAY]);
+    assert_eq!(world.got(1), [plain(frame(mac(2), mac(1), 73))]);
 }
 
 #[test]

@@ -1,23 +1,18 @@
 //! What each type of request does.
 
 use super::events::payload;
-use super::{Action, Client, ClientId, INTRODUCE, RELEASE, Store, watch_bytes};
+use super::{Action, Client, ClientId, INTRODUCE, OK, RELEASE, Store, watch_bytes};
 use crate::permissions::{Access, Asker, Permission, domain};
 use crate::transaction::{Aspect, Change, Transaction};
 use crate::tree::Node;
 use crate::watches::Watch;
 use crate::wire::{first_string, only_string, strings};
-use crate::{Error, Path, Quota};
+use crate::{Error, Path};
 use alloc::format;
-use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hypercall_abi::DomId;
 use hypercall_abi::io::xenstore::{MessageHeader, MessageType, PAYLOAD_MAX, REL_PATH_MAX};
-
-const OK: &[u8] = b"OK\0";
-/// Commands of `CONTROL`, and what they take.
-const CONTROL_HELP: &str = "help\ncheck\nquota [set NAME VALUE | DOMID]\nprint TEXT\n";
 
 /// What a request leads to.
 enum Answer {
@@ -181,7 +176,7 @@ impl Store {
                 ok()
             }
             M::SetTarget => self.set_target(&request),
-            M::Control => self.control_command(payload),
+            M::Control => self.control_command(payload).map(Answer::Now),
             M::WatchEvent | M::Error => Err(Error::Unknown),
         }
     }
@@ -421,11 +416,9 @@ impl Store {
 
     fn release(&mut self, request: &Request<'_>) -> Result<Answer, Error> {
         let domain = self.introduced_domain(only_string(request.payload)?)?;
-        self.disconnect(ClientId::of(domain));
-        if let Some(known) = self.domains.get_mut(&domain) {
-            known.introduced = false;
-        }
-        self.tell_special(RELEASE, domain, request.now_ns);
+        // As far as the store goes it has ended. It exists still, so permissions may name it, but those from before are not its own.
+        self.remove_domain(domain, request.now_ns);
+        self.add_domain(domain, request.now_ns);
         Ok(Answer::With(OK.into(), Action::Release { domain }))
     }
 
@@ -433,44 +426,11 @@ impl Store {
         let mut parts = strings(request.payload);
         let (domain, target) = parts.next().zip(parts.next()).ok_or(Error::Invalid)?;
         let (domain, target) = (self.introduced_domain(domain)?, self.introduced_domain(target)?);
+        let target = self.life(target);
         if let Some(known) = self.domains.get_mut(&domain) {
             known.target = Some(target);
         }
         ok()
-    }
-
-    fn control_command(&mut self, payload: &[u8]) -> Result<Answer, Error> {
-        let words: Vec<&str> = strings(payload)
-            .map(core::str::from_utf8)
-            .collect::<Result<_, _>>()
-            .map_err(|_| Error::Invalid)?;
-        let text = match words.as_slice() {
-            ["help"] => CONTROL_HELP.to_string(),
-            ["check"] => self.check().unwrap_or("OK").to_string(),
-            // Whoever has the store may log it; there is no file here.
-            ["print", _] => "OK".to_string(),
-            ["quota"] => quota_text(Quota::NAMES.into_iter().zip(self.quota.values())),
-            ["quota", "set", name, value] => {
-                let value = number(value.as_bytes())?;
-                *self.quota.by_name(name).ok_or(Error::Invalid)? = value;
-                for known in self.domains.values_mut() {
-                    known.quota.by_name(name).into_iter().for_each(|limit| *limit = value);
-                }
-                "OK".to_string()
-            }
-            ["quota", id] => {
-                let usage = self.usage(domain(id.as_bytes())?).ok_or(Error::NotFound)?;
-                quota_text([
-                    ("nodes", usage.nodes),
-                    ("memory", usage.memory),
-                    ("watches", usage.watches),
-                    ("transactions", usage.transactions),
-                    ("outstanding", usage.caused),
-                ])
-            }
-            _ => return Err(Error::Invalid),
-        };
-        Ok(Answer::Now(format!("{text}\0").into_bytes()))
     }
 }
 
@@ -518,12 +478,8 @@ fn leading_number(text: &[u8]) -> usize {
     if negative && value != 0 { usize::MAX } else { value }
 }
 
-fn number(text: &[u8]) -> Result<u32, Error> {
+pub(super) fn number(text: &[u8]) -> Result<u32, Error> {
     let digits =
         core::str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits.and_then(|digits| digits.parse().ok()).ok_or(Error::Invalid)
-}
-
-fn quota_text(values: impl IntoIterator<Item = (&'static str, u32)>) -> String {
-    values.into_iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
 }

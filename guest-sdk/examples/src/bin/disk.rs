@@ -1,4 +1,7 @@
 //! Disks: several tasks write to each disk of this guest and read again what they wrote. `rounds=` says how often.
+//!
+//! With `grow` it waits until each of its disks has become larger, and writes its name to the new last sector; with `last` it shows what is
+//! there.
 #![no_std]
 #![no_main]
 
@@ -7,10 +10,11 @@ extern crate alloc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
 use guest_sdk::block::{self, BlockError, Disk};
 use guest_sdk::sync::Bell;
 use guest_sdk::xenstore::SharedStore;
-use guest_sdk::{Domain, entry, executor, println};
+use guest_sdk::{Domain, entry, executor, println, time};
 
 const TASKS: u64 = 4;
 const SECTORS: usize = 16;
@@ -22,11 +26,26 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
         return Ok(());
     };
     let rounds = domain.command_line.number("rounds").unwrap_or(4);
-    let mut wrong = 0;
+    let (grow, last) = (domain.command_line.has("grow"), domain.command_line.has("last"));
+    let (mut wrong, mut growing) = (0, Vec::new());
     for name in block::disks(&store).await? {
         let disk = Disk::open(&store, &name).await?;
         println!("disk {name}: {:?}", disk.info());
+        if grow {
+            let sectors = disk.info().sectors;
+            growing.push((disk, name, sectors));
+            continue;
+        }
+        if last {
+            let mut sector = [0; 512];
+            disk.read(disk.info().sectors - 1, &mut sector).await?;
+            println!("  its last sector begins with {:?}", first_line(&sector));
+            continue;
+        }
         wrong += if disk.info().readonly { show(&disk).await? } else { work(&disk, rounds).await? };
+    }
+    for (disk, name, before) in &growing {
+        use_what_is_new(disk, name, *before).await?;
     }
     println!("{wrong} sectors were wrong");
     if wrong == 0 { Ok(()) } else { Err(BlockError::Failed) }
@@ -36,10 +55,30 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
 async fn show(disk: &Disk) -> Result<u64, BlockError> {
     let mut sector = [0; 512];
     disk.read(0, &mut sector).await?;
-    let line = sector.split(|&byte| byte == b'\n').next().unwrap_or(&[]);
-    println!("  it begins with {:?}", core::str::from_utf8(line).unwrap_or("no text"));
+    println!("  it begins with {:?}", first_line(&sector));
     println!("  writing to it: {:?}", disk.write(0, &sector).await);
     Ok(0)
+}
+
+fn first_line(sector: &[u8]) -> &str {
+    let line = sector.split(|&byte| byte == b'\n').next().unwrap_or(&[]);
+    core::str::from_utf8(line).unwrap_or("no text")
+}
+
+/// Waits until a disk is larger, and uses its new end.
+async fn use_what_is_new(disk: &Disk, name: &str, before: u64) -> Result<(), BlockError> {
+    let mut sector = [0; 512];
+    while disk.info().sectors == before {
+        time::after(Duration::from_millis(20)).await;
+    }
+    let sectors = disk.info().sectors;
+    disk.read(sectors - 1, &mut sector).await?;
+    let zeros = sector.iter().all(|&byte| byte == 0);
+    println!("  it grew from {before} to {sectors} sectors, and the new end is zeros: {zeros}");
+    let text = alloc::format!("the end of {name}\n");
+    sector[..text.len()].copy_from_slice(text.as_bytes());
+    disk.write(sectors - 1, &sector).await?;
+    disk.flush().await
 }
 
 /// Lets the tasks work on parts of the disk; gives the number of sectors that were not as they were written.

@@ -1,8 +1,9 @@
 //! Ping: asks another host for echoes, and answers those who ask.
 //!
-//! `peer=10.0.0.1 count=10` asks ten times with 64 and ten times with 1500 bytes; without `peer=` it only answers. `ip=10.0.0.2/24` is
-//! its address, else it asks for one by DHCP. `linger=5` goes on answering until nobody has asked for five seconds; without it, who asks
-//! stops when it has its echoes, and who does not ask never stops. `interval=100` is the time from one request to the next in milliseconds.
+//! `peer=10.0.0.1 count=10` asks ten times with 64 and ten times with 1500 bytes, or with those of `bytes=` only; without `peer=` it
+//! only answers. `ip=10.0.0.2/24` is its address, else it asks for one by DHCP. `linger=5` goes on answering until nobody has asked for
+//! five seconds; without it, who asks stops when it has its echoes, and who does not ask never stops. `interval=100` is the time from one
+//! request to the next in milliseconds.
 #![no_std]
 #![no_main]
 
@@ -14,17 +15,20 @@ use core::time::Duration;
 use guest_examples::host;
 use guest_sdk::net::stack::{self, Device};
 use guest_sdk::net::{Card, NetError};
+use guest_sdk::sync::{First, first};
 use guest_sdk::{Domain, entry, println, time};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{dhcpv4, icmp};
-use smoltcp::wire::{IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 
 /// Which echoes are ours.
 const IDENT: u16 = 0x22b;
 /// How long an echo may take.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of the heads of IP and of an echo.
-const HEADS: usize = 20 + 8;
+/// Bytes of the heads of IP and of an echo message (RFC 791, RFC 792).
+const HEADS: usize = 20 + ECHO_HEAD;
+const ECHO_HEAD: usize = 8;
 
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), NetError> {
@@ -44,7 +48,11 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
     let count = words.number("count").unwrap_or(10);
     let interval = Duration::from_millis(words.number("interval").unwrap_or(0));
     let (mut asked, mut came) = (0, 0);
-    for bytes in [64, 1500] {
+    let sizes = match words.number("bytes") {
+        Some(bytes) => vec![HEADS.max(bytes)],
+        None => vec![64, 1500],
+    };
+    for bytes in sizes {
         came += host.ask(peer, bytes, count, interval).await?;
         asked += count;
     }
@@ -60,7 +68,6 @@ struct Host {
     device: Device,
     interface: Interface,
     sockets: SocketSet<'static>,
-    echoes: SocketHandle,
 }
 
 impl Host {
@@ -70,14 +77,7 @@ impl Host {
         let own = device.card().mac().0.iter().fold(0, |seed, byte| seed << 8 | u64::from(*byte));
         config.random_seed = own ^ time::now_ns();
         let interface = Interface::new(config, &mut device, stack::now());
-        let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 8192]);
-        let mut sockets = SocketSet::new(Vec::new());
-        let mut socket = icmp::Socket::new(buffer(), buffer());
-        if socket.bind(icmp::Endpoint::Ident(IDENT)).is_err() {
-            unreachable!("a new socket is not bound");
-        }
-        let echoes = sockets.add(socket);
-        Self { device, interface, sockets, echoes }
+        Self { device, interface, sockets: SocketSet::new(Vec::new()) }
     }
 
     fn set_address(&mut self, address: Ipv4Cidr, router: Option<Ipv4Address>) {
@@ -92,10 +92,14 @@ impl Host {
         }
     }
 
+    fn poll(&mut self) {
+        self.device.poll(&mut self.interface, &mut self.sockets);
+    }
+
     async fn ask_for_address(&mut self) -> Result<(), NetError> {
         let handle = self.sockets.add(dhcpv4::Socket::new());
         loop {
-            self.device.poll(&mut self.interface, &mut self.sockets);
+            self.poll();
             let event = self.sockets.get_mut::<dhcpv4::Socket<'_>>(handle).poll();
             if let Some(dhcpv4::Event::Configured(config)) = event {
                 let (address, router) = (config.address, config.router);
@@ -106,30 +110,32 @@ impl Host {
         }
     }
 
-    /// Lets the stack do its work, and waits until there is more; at most until system time reaches `until_ns`.
+    /// Waits until the stack has something to do, at most until system time reaches `until_ns`, and has it done.
     async fn turn(&mut self, until_ns: u64) -> Result<(), NetError> {
-        self.device.poll(&mut self.interface, &mut self.sockets);
-        if self.sockets.get::<icmp::Socket<'_>>(self.echoes).can_recv() {
-            return Ok(());
-        }
         let wait = self.device.wait(&mut self.interface, &self.sockets);
-        match guest_sdk::sync::first(wait, time::until_ns(until_ns)).await {
-            guest_sdk::sync::First::One(result) => result,
-            guest_sdk::sync::First::Other(()) => Ok(()),
+        if let First::One(result) = first(wait, time::until_ns(until_ns)).await {
+            result?;
         }
+        self.poll();
+        Ok(())
     }
 
-    /// Answers until nothing has come for a while, or for ever.
+    /// Lets the stack answer until nothing has come for a while, or for ever.
     async fn answer(&mut self, linger: Option<Duration>) -> Result<(), NetError> {
-        loop {
-            let before = self.device.card().counters().received;
-            let until_ns = linger.map_or(u64::MAX, |linger| time::now_ns() + linger.as_nanos() as u64);
-            while time::now_ns() < until_ns && self.device.card().counters().received == before {
-                self.turn(until_ns).await?;
-                // Others' requests may come here as well as to the stack, which has answered them.
-                while self.sockets.get_mut::<icmp::Socket<'_>>(self.echoes).recv().is_ok() {}
+        let Some(linger) = linger else {
+            loop {
+                self.turn(u64::MAX).await?;
             }
-            if time::now_ns() >= until_ns && self.device.card().counters().received == before {
+        };
+        let received = |host: &Self| host.device.card().counters().received;
+        let mut seen = received(self);
+        let mut until_ns = time::now_ns() + linger.as_nanos() as u64;
+        loop {
+            self.turn(until_ns).await?;
+            let now_ns = time::now_ns();
+            if core::mem::replace(&mut seen, received(self)) != seen {
+                until_ns = now_ns + linger.as_nanos() as u64;
+            } else if now_ns >= until_ns {
                 return Ok(());
             }
         }
@@ -143,23 +149,30 @@ impl Host {
         count: u16,
         interval: Duration,
     ) -> Result<u16, NetError> {
+        let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 8192]);
+        let mut socket = icmp::Socket::new(buffer(), buffer());
+        if socket.bind(icmp::Endpoint::Ident(IDENT)).is_err() {
+            unreachable!("a new socket is not bound");
+        }
+        let echoes = self.sockets.add(socket);
+        let mut content: Vec<u8> = (0..bytes - HEADS).map(|at| at as u8).collect();
         let (mut came, mut spent) = (0, 0);
         for number in 0..count {
-            let content: Vec<u8> =
-                (0..bytes - HEADS).map(|at| (at as u16 ^ number.wrapping_mul(257)) as u8).collect();
-            let request = echo(8, number, &content);
-            let socket = self.sockets.get_mut::<icmp::Socket<'_>>(self.echoes);
-            if socket.send_slice(&request, IpAddress::Ipv4(peer)).is_err() {
-                println!("no room to ask for an echo");
-            }
-            let expected = echo(0, number, &content);
+            // Each is another, not by its number alone.
+            content.iter_mut().zip(number.to_be_bytes()).for_each(|(to, byte)| *to = byte);
             let begun = time::now_ns();
             let until_ns = begun + PATIENCE.as_nanos() as u64;
+            let socket = self.sockets.get_mut::<icmp::Socket<'_>>(echoes);
+            match socket.send(ECHO_HEAD + content.len(), IpAddress::Ipv4(peer)) {
+                Ok(place) => write_request(place, number, &content),
+                Err(_) => println!("no room to ask for an echo"),
+            }
+            self.poll();
             'waiting: while time::now_ns() < until_ns {
                 self.turn(until_ns).await?;
-                let socket = self.sockets.get_mut::<icmp::Socket<'_>>(self.echoes);
-                while let Ok((answer, from)) = socket.recv() {
-                    if from == IpAddress::Ipv4(peer) && answer == expected {
+                let socket = self.sockets.get_mut::<icmp::Socket<'_>>(echoes);
+                while let Ok((message, from)) = socket.recv() {
+                    if from == IpAddress::Ipv4(peer) && is_answer(message, number, &content) {
                         came += 1;
                         spent += time::now_ns() - begun;
                         break 'waiting;
@@ -168,31 +181,31 @@ impl Host {
             }
             // Others' requests are answered meanwhile.
             let next_ns = begun + interval.as_nanos() as u64;
-            while time::now_ns() < next_ns {
+            while !interval.is_zero() && time::now_ns() < next_ns {
                 self.turn(next_ns).await?;
-                while self.sockets.get_mut::<icmp::Socket<'_>>(self.echoes).recv().is_ok() {}
+                while self.sockets.get_mut::<icmp::Socket<'_>>(echoes).recv().is_ok() {}
             }
         }
+        self.sockets.remove(echoes);
         let each = spent / u64::from(came.max(1));
         println!("{bytes} bytes to {peer}: {came} of {count} came back, {each} ns each");
         Ok(came)
     }
 }
 
-/// An echo message (RFC 792): 8 asks, 0 answers.
-fn echo(kind: u8, number: u16, content: &[u8]) -> Vec<u8> {
-    let mut message = vec![kind, 0, 0, 0];
-    message.extend(IDENT.to_be_bytes());
-    message.extend(number.to_be_bytes());
-    message.extend(content);
-    let sum = message.chunks(2).fold(0u32, |sum, pair| {
-        let word = [pair.first(), pair.get(1)].map(|byte| byte.copied().unwrap_or(0));
-        sum + u32::from(u16::from_be_bytes(word))
-    });
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    if let Some(place) = message.get_mut(2..4) {
-        place.copy_from_slice(&sum.to_be_bytes());
-    }
-    message
+/// Writes a request for an echo. The stack puts its checksum in when it sends it, and looks at that of the answer.
+fn write_request(place: &mut [u8], number: u16, content: &[u8]) {
+    let mut packet = Icmpv4Packet::new_unchecked(place);
+    let request = Icmpv4Repr::EchoRequest { ident: IDENT, seq_no: number, data: content };
+    request.emit(&mut packet, &ChecksumCapabilities::ignored());
+}
+
+/// Whether a message is the answer to a request.
+fn is_answer(message: &[u8], number: u16, content: &[u8]) -> bool {
+    let packet = Icmpv4Packet::new_checked(message);
+    packet.is_ok_and(|packet| {
+        packet.msg_type() == Icmpv4Message::EchoReply
+            && (packet.echo_ident(), packet.echo_seq_no()) == (IDENT, number)
+            && packet.data() == content
+    })
 }

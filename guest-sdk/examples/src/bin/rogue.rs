@@ -1,11 +1,14 @@
 //! Misbehaves in the way that `deed=` says: `jump`, `garbage`, `handler`, `fault`, `flood`, `spin`, `end` (with `reason=`),
-//! `random` (with `seed=`), `devices` (with `seed=`, for the disks and cards that it has).
+//! `random` (with `seed=`), `devices` (with `seed=`, for the disks and cards that it has), `netif` (with `seed=`, for its cards).
 //!
 //! Nothing it does may harm anybody else: dom0's shell answers, and `destroy` gets all its memory back.
 #![no_std]
 #![no_main]
 
 extern crate alloc;
+
+#[path = "rogue/netif.rs"]
+mod netif;
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -83,9 +86,16 @@ fn main(domain: Domain) {
                 println!("it is over: {error:?}");
             }
         }
+        Some("netif") => {
+            let mut domain = domain;
+            let seed = domain.command_line.number("seed").unwrap_or(1);
+            if let Some(store) = domain.xenstore() {
+                executor::block_on(netif::run(domain, store, seed));
+            }
+        }
         other => {
             println!(
-                "deed= is {other:?}: there are jump, garbage, handler, fault, flood, spin, end, random and devices"
+                "deed= is {other:?}: there are jump, garbage, handler, fault, flood, spin, end, random, devices and netif"
             )
         }
     }
@@ -114,13 +124,8 @@ const SHORT_LIVED: [u64; 10] = [0, 2, 3, 4, 6, 13, 23, 25, 29, 30];
 /// Hypercalls with random numbers and arguments, until something ends it.
 fn random(seed: u64) {
     println!("random hypercalls from seed {seed}");
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
+    let mut random = Random(seed | 1);
+    let mut next = || random.next();
     let mut memory = [0u64; 64];
     loop {
         let mut argument = || match next() % 5 {
@@ -167,6 +172,10 @@ impl Random {
 
     fn below(&mut self, end: u64) -> u64 {
         self.next() % end
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        bytes.iter_mut().for_each(|byte| *byte = (self.next() >> 32) as u8);
     }
 
     fn one_in(&mut self, times: u64) -> bool {

@@ -21,6 +21,8 @@ fn main(domain: Domain) {
     run(
         domain,
         &cases![
+            // Nobody has slept before.
+            a_first_sleep_that_is_interrupted_ends,
             frames_round_trip,
             heap_grows_and_comes_back,
             image_is_protected,
@@ -48,6 +50,17 @@ fn main(domain: Domain) {
             typed_calls_answer,
         ],
     );
+}
+
+/// An event that is pending and stays so ends the first poll at once. What is slept then needs the timer, whose port nobody has needed yet.
+fn a_first_sleep_that_is_interrupted_ends(domain: &mut Domain) -> Verdict {
+    let channel = domain.events.bind_ipi()?;
+    mask(&channel);
+    channel.notify()?;
+    let start = time::now_ns();
+    executor::block_on(time::after(Duration::from_millis(20)));
+    check!(time::now_ns() - start >= 20_000_000);
+    Ok(())
 }
 
 fn frames_round_trip(_: &mut Domain) -> Verdict {

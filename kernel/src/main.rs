@@ -77,7 +77,7 @@ fn start(calibration: Calibration) -> ! {
     }
     memory.set_m2p_frames(Mfn::new(machine.m2p.start), machine.m2p.end - machine.m2p.start);
     for (start, end) in machine.free.iter() {
-        memory.add_free(Mfn::new(start >> 12), (end - start) >> 12, false);
+        memory.add_free(Mfn::new(start >> 12), (end - start) >> 12);
     }
     let counters = clock::finish_calibration(calibration, options.calibrate, &machine.acpi.power, features);
     log::info!("free memory: {} KiB; heap: {} KiB", memory.free_frames() * 4, heap::usage().1 >> 10);
@@ -100,7 +100,7 @@ fn start(calibration: Calibration) -> ! {
     build_dom0(&options);
     // The image has been copied: its memory is everybody's again.
     let (first, end) = (module.start >> 12, (module.start + module.len).div_ceil(4096));
-    hypervisor().mm.add_free(Mfn::new(first), end - first, true);
+    hypervisor().mm.add_free(Mfn::new(first), end - first);
     hypervisor().irqs.keep(console_pin());
     interrupts::open_console(console_pin());
     boot::smp::go();

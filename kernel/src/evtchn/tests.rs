@@ -27,7 +27,7 @@ pub(crate) fn hypervisor(frames: usize) -> Hypervisor<SimMachine> {
     let m2p: &'static [AtomicU64] = Box::leak((0..frames).map(|_| AtomicU64::new(0)).collect());
     let memory = Memory::new(records, m2p);
     memory.declare_ram(Mfn::new(0), frames as u64);
-    memory.add_free(Mfn::new(1), frames as u64 - 1, false);
+    memory.add_free(Mfn::new(1), frames as u64 - 1);
     Hypervisor::new(SimMachine::new(frames), memory)
 }
 

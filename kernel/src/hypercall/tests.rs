@@ -84,7 +84,7 @@ impl World {
         let m2p: &'static [AtomicU64] = Box::leak((0..FRAMES).map(|_| AtomicU64::new(0)).collect());
         let memory = Memory::new(records, m2p);
         memory.declare_ram(Mfn::new(0), FRAMES as u64);
-        memory.add_free(Mfn::new(1), FRAMES as u64 - 1, false);
+        memory.add_free(Mfn::new(1), FRAMES as u64 - 1);
         let hv = Hypervisor::new(SimMachine::new(FRAMES), memory);
         let (kernel, rights) = (kernel(), Rights::all(24));
         let dom0 =

@@ -18,8 +18,8 @@
 //! * The general count of a free or quarantined frame is zero, so nobody can get a reference to it.
 //! * ALLOCATED stands for one general reference: the owner's, whether it maps the frame or not.
 //! * A frame is charged to its owner until it is drained: giving memory back while keeping it mapped gains nothing.
-//! * Free frames are unowned. DIRTY says that somebody has used a frame: it is scrubbed before the next owner sees it. RAM
-//!   that nobody has used since power-on is not scrubbed.
+//! * Free frames are unowned. DIRTY says that somebody has used a frame: it is scrubbed before the next owner sees it. So
+//!   is all RAM at boot: firmware and loader leave things in what they say is free.
 //! * What one domain did with a frame comes before what the next one does: `models` shows which orders of accesses that takes.
 //! * Dropping a reference is constant work and takes no lock: the quarantine is a chain that anybody may push to, linked
 //!   through the type words, which nobody can step while there is no reference. Draining it is done in bounded portions.
@@ -199,16 +199,15 @@ impl Memory {
         }
     }
 
-    /// Puts declared RAM on the free lists. `used` says whether somebody has written it since power-on.
+    /// Puts declared RAM on the free lists, to be scrubbed before its first owner sees it: firmware and loader have written
+    /// to some of it.
     ///
     /// Each frame may be given once.
-    pub fn add_free(&self, first: Mfn, count: u64, used: bool) {
+    pub fn add_free(&self, first: Mfn, count: u64) {
         let end = first.get().saturating_add(count).min(self.records.len() as u64);
-        if used {
-            for mfn in first.get()..end {
-                if let Some(record) = self.records.get(mfn as usize) {
-                    record.owner.fetch_or(DIRTY, Ordering::Release);
-                }
+        for mfn in first.get()..end {
+            if let Some(record) = self.records.get(mfn as usize) {
+                record.owner.fetch_or(DIRTY, Ordering::Release);
             }
         }
         self.insert_range(&mut self.free.lock(), first.get(), end.saturating_sub(first.get()));

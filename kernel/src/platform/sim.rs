@@ -17,6 +17,9 @@ const PRESENT: u64 = 1;
 const WRITE: u64 = 2;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// Each word of RAM at power-on. As a table's entry it is present, as a count it is large.
+pub const LEFT_BY_FIRMWARE: u64 = 0x5a5a_5a5a_5a5a_5a5b;
+
 /// Called at each TLB flush.
 pub type FlushHook = Box<dyn Fn(TlbFlush) + Send + Sync>;
 
@@ -42,10 +45,10 @@ pub struct SimMachine {
 }
 
 impl SimMachine {
-    /// A machine with `frames` frames of zeroed RAM.
+    /// A machine with `frames` frames of RAM in which the firmware has left things.
     pub fn new(frames: usize) -> SimMachine {
         SimMachine {
-            memory: (0..frames).map(|_| [const { AtomicU64::new(0) }; 512]).collect(),
+            memory: (0..frames).map(|_| [const { AtomicU64::new(LEFT_BY_FIRMWARE) }; 512]).collect(),
             root: AtomicU64::new(u64::MAX),
             now: AtomicU64::new(1),
             timer: AtomicU64::new(u64::MAX),

@@ -50,7 +50,7 @@ fn guest_with(rights: Rights) -> Guest {
     let m2p: &'static [AtomicU64] = Box::leak((0..FRAMES).map(|_| AtomicU64::new(0)).collect());
     let memory = Memory::new(records, m2p);
     memory.declare_ram(Mfn::new(0), FRAMES as u64);
-    memory.add_free(Mfn::new(1), FRAMES as u64 - 1, false);
+    memory.add_free(Mfn::new(1), FRAMES as u64 - 1);
     let hv = Hypervisor::new(SimMachine::new(FRAMES), memory);
     // As many steps as the string instructions below count on.
     hv.steps_per_entry.store(64, Ordering::Relaxed);

@@ -233,7 +233,7 @@ impl World {
             Box::leak((0..FRAMES).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().into_boxed_slice());
         let memory = Memory::new(records, m2p);
         memory.declare_ram(Mfn::new(0), FRAMES);
-        memory.add_free(Mfn::new(0), FRAMES, false);
+        memory.add_free(Mfn::new(0), FRAMES);
         memory.mutants().choose(bug);
         let hv = Arc::new(Hypervisor::new(SimMachine::new(FRAMES as usize), memory));
         let tlb = Arc::new(Mutex::new(Tlb::default()));

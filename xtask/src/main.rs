@@ -23,6 +23,7 @@ mod images;
 mod kill;
 mod neighbour;
 mod qemu;
+mod ram;
 mod recipe;
 mod run;
 mod scenario;

@@ -65,6 +65,9 @@ pub struct Machine {
     /// A network card for dom0 on QEMU's user network; TCP:PORT-PORT lets the host's first port lead to the second one at 10.0.2.15
     #[arg(long = "net", value_name = "user[,tcp:PORT-PORT]...")]
     pub net: Option<String>,
+    /// What its RAM begins with; zeroes without it. It is not written to
+    #[arg(skip)]
+    pub ram: Option<PathBuf>,
     /// The first socket of dom0's management channel
     #[arg(skip)]
     pub channel: Option<PathBuf>,
@@ -88,6 +91,7 @@ impl Default for Machine {
             cpu: CPU.into(),
             disks: Vec::new(),
             net: None,
+            ram: None,
             channel: None,
             icount: false,
             disk_options: String::new(),
@@ -111,6 +115,11 @@ impl Machine {
         let mut qemu = Command::new(program());
         qemu.args(["-machine", "q35", "-accel", &self.accel, "-cpu", &self.cpu]);
         qemu.args(["-m", &self.mem, "-smp", &self.cpus().to_string()]);
+        if let Some(ram) = &self.ram {
+            let file = ram.to_string_lossy().replace(',', ",,");
+            let backend = format!("memory-backend-file,id=ram,size={},mem-path={file},share=off", self.mem);
+            qemu.args(["-object", &backend, "-machine", "memory-backend=ram"]);
+        }
         qemu.args([
             "-nodefaults",
             "-no-user-config",

@@ -11,7 +11,7 @@ use crate::demo::{self, Demo};
 use crate::images::{Kind, Workspace};
 use crate::neighbour::Neighbour;
 use crate::qemu::{self, End, Host, Machine, Step, Watch, Watched};
-use crate::{archive, debian, sh, xen};
+use crate::{archive, debian, ram, sh, xen};
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 use serde::Deserialize;
@@ -585,6 +585,7 @@ impl Scenario {
             disks: self.disks.iter().map(disk).collect::<Result<_>>()?,
             disk_options: self.disk_options.clone(),
             net: self.net.clone(),
+            ram: ram::garbage(&workspace.target_dir, &self.mem)?,
             channel: self.listens().then(|| scratch.with_extension("sock")),
             qemu_args: self.qemu_args.clone(),
             ..Machine::default()

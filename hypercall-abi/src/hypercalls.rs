@@ -357,6 +357,7 @@ macro_rules! define_hypercalls {
 
             /// The hypercall of a guest's rax, or `None` (the guest gets `-ENOSYS`).
             #[must_use]
+            #[inline(always)]
             pub const fn from_number(number: u64) -> Option<Self> {
                 match number {
                     $($number => Some(Self::$variant),)*

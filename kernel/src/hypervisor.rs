@@ -23,6 +23,8 @@ pub struct CpuShared {
     pub run_queue: RankedMutex<RunQueue, { rank::RUN_QUEUE }>,
     /// Timers of vCPUs that live here.
     pub timers: RankedMutex<TimerQueue<VcpuRef>, { rank::TIMERS }>,
+    /// When the first of `timers` is due, in nanoseconds since boot; 0 for none. Written under their lock.
+    pub first_timer_ns: AtomicU64,
     /// The vCPU that runs should be chosen anew before the next return to a guest.
     pub reschedule: AtomicBool,
     /// A timer is due.
@@ -45,8 +47,15 @@ pub struct CpuShared {
     pub slice_end_ns: AtomicU64,
     /// When it would end if somebody waited; 0 when it would not. Written by this CPU only, as the next.
     pub contended_end_ns: AtomicU64,
-    /// When the hardware timer fires at the latest; 0 when it has fired or was never set.
+    /// When the hardware timer fires at the latest, `u64::MAX` for never; 0 when it has fired and is to be set anew.
     pub armed_ns: AtomicU64,
+}
+
+impl CpuShared {
+    /// Notes when the first of its timers is due, after they changed; `timers` are this CPU's, and locked.
+    pub fn note_first_timer(&self, timers: &TimerQueue<VcpuRef>) {
+        self.first_timer_ns.store(timers.first().unwrap_or(0), Ordering::Release);
+    }
 }
 
 /// All of the hypervisor.
@@ -83,6 +92,7 @@ impl<P: Platform> Hypervisor<P> {
             .map(|_| CpuShared {
                 run_queue: RankedMutex::new(RunQueue::new()),
                 timers: RankedMutex::new(TimerQueue::new()),
+                first_timer_ns: AtomicU64::new(0),
                 reschedule: AtomicBool::new(false),
                 timer_due: AtomicBool::new(false),
                 entered: AtomicU64::new(0),

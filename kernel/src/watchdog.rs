@@ -115,6 +115,11 @@ impl Watchdog {
         self.limit() != 0 && self.pulses.len() > 1
     }
 
+    /// Whether anybody has to look, or to stop.
+    fn has_work(&self) -> bool {
+        self.is_on() || self.wedge.load(Ordering::Relaxed) != 0
+    }
+
     // Numbers come from the platform and are in range; none is worth a panic here.
     fn pulse(&self, cpu: CpuId) -> Option<&Pulse> {
         self.pulses.get(cpu.0 as usize)
@@ -214,7 +219,14 @@ impl Watchdog {
 
 impl<P: Platform> Hypervisor<P> {
     /// Looks whether the other processors live, if it is time to. The caller sets its timer afterwards.
+    #[inline(always)]
     pub fn look_around(&self, me: CpuId, now: u64) {
+        if self.watchdog.has_work() {
+            self.look_around_now(me, now);
+        }
+    }
+
+    fn look_around_now(&self, me: CpuId, now: u64) {
         if self.watchdog.is_on() {
             let words = self.cpus.iter().map(|cpu| cpu.entered.load(Ordering::Relaxed));
             if let Some(stuck) = self.watchdog.look_by(me, now, words) {

@@ -102,7 +102,7 @@ fn measure(workspace: &Workspace, host: Host, args: &Args) -> Result<Vec<(String
     let kernel = recipe::guests(workspace, &[image])?.pop().context("one image in, one image out")?;
     let kernel = build::stripped(workspace, &kernel)?;
     let machine = Machine { smp: Some(args.smp), icount: true, ..Machine::default() };
-    let words = format!("dom0_mem=128M dom0_max_vcpus=1 {}", args.append);
+    let words = format!("dom0_mem=128M dom0_max_vcpus=2 {}", args.append);
     let boot = Boot {
         host,
         hypervisor: &hypervisor,

@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
+use core::hash::{BuildHasherDefault, Hasher};
 
 use hashbrown::HashMap;
 use hypercall_abi::DomId;
@@ -16,8 +17,28 @@ pub struct Registry {
     table: RankedMutex<Table, { rank::REGISTRY }>,
 }
 
+/// Spreads domain numbers, which are given out in order or chosen by who may make domains: nobody else can choose some that collide. Each
+/// event sent looks for one, so it is cheap.
+#[derive(Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u16(u16::from(*byte));
+        }
+    }
+    fn write_u16(&mut self, number: u16) {
+        // 2^64 by the golden ratio: the table uses the lowest bits and the highest.
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 struct Table {
-    domains: HashMap<u16, Arc<Domain>>,
+    domains: HashMap<u16, Arc<Domain>, BuildHasherDefault<NumberHasher>>,
     /// The same numbers in order, for walks.
     order: BTreeSet<u16>,
     /// Those that have a verb, which is given at creation or never: they are told what happens to others.
@@ -34,7 +55,7 @@ impl Registry {
     pub fn new() -> Registry {
         Registry {
             table: RankedMutex::new(Table {
-                domains: HashMap::new(),
+                domains: HashMap::default(),
                 order: BTreeSet::new(),
                 with_verbs: IdSet::new(),
                 ended: IdSet::new(),

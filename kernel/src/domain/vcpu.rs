@@ -281,6 +281,8 @@ pub struct Vcpu {
     pub counts: Arc<super::Counts>,
     /// Run-state accounting.
     pub runstate: RankedMutex<crate::time::RunState, { rank::RUNSTATE }>,
+    /// Guest virtual address of the registered copy of its run-state record, 0 for none.
+    pub runstate_area: AtomicU64,
     /// Guest virtual address of the registered copy of its time record, 0 for none.
     pub time_area: AtomicU64,
     /// That copy is to be written when the vCPU is in its kernel's address space next.
@@ -311,6 +313,7 @@ impl Vcpu {
             polled_port: AtomicU32::new(0),
             sched: crate::sched::Entity::new(),
             runstate: RankedMutex::new(crate::time::RunState::new()),
+            runstate_area: AtomicU64::new(0),
             time_area: AtomicU64::new(0),
             time_due: AtomicBool::new(false),
             nmi_pending: AtomicBool::new(false),
@@ -336,30 +339,48 @@ impl Vcpu {
         self.info.store(mfn.get() << 12 | offset as u64 & 0xff8, Ordering::Release);
     }
 
+    /// The words of its vcpu_info, once it has one.
+    #[inline(always)]
+    pub fn info<'p, P: Platform>(&self, platform: &'p P) -> Option<&'p [AtomicU64; 8]> {
+        let (mfn, offset) = self.info_location()?;
+        platform.frame(mfn).get(offset / 8..)?.first_chunk()
+    }
+
     /// Word `index` (0 to 7) of its vcpu_info.
     pub fn info_word<'p, P: Platform>(&self, platform: &'p P, index: usize) -> Option<&'p AtomicU64> {
-        let (mfn, offset) = self.info_location()?;
-        platform.frame(mfn).get(offset / 8 + index)
+        self.info(platform)?.get(index)
     }
 
     /// Sets or clears the event mask byte; returns whether it was set.
     pub fn set_upcall_mask<P: Platform>(&self, platform: &P, masked: bool) -> bool {
         let Some(word) = self.info_word(platform, 0) else { return true };
-        let old = if masked {
-            word.fetch_or(0x100, Ordering::AcqRel)
-        } else {
-            word.fetch_and(!0xff00, Ordering::AcqRel)
-        };
+        let old = if masked { mask_upcalls(word) } else { unmask_upcalls(word) };
         old >> 8 & 0xff != 0
     }
 
     /// Whether an upcall is due: pending and not masked.
     pub fn upcall_due<P: Platform>(&self, platform: &P) -> bool {
-        self.info_word(platform, 0).is_some_and(|w| {
-            let w = w.load(Ordering::Acquire);
-            w & 0xff != 0 && w >> 8 & 0xff == 0
-        })
+        self.info_word(platform, 0).is_some_and(is_upcall_due)
     }
+}
+
+/// Sets the event mask byte in the first word of a vcpu_info; returns the word before.
+#[inline(always)]
+pub fn mask_upcalls(word: &AtomicU64) -> u64 {
+    word.fetch_or(0x100, Ordering::AcqRel)
+}
+
+/// Clears the event mask byte in the first word of a vcpu_info; returns the word before.
+#[inline(always)]
+pub fn unmask_upcalls(word: &AtomicU64) -> u64 {
+    word.fetch_and(!0xff00, Ordering::AcqRel)
+}
+
+/// Whether the first word of a vcpu_info says that an upcall is pending and not masked.
+#[inline(always)]
+pub fn is_upcall_due(word: &AtomicU64) -> bool {
+    let word = word.load(Ordering::Acquire);
+    word & 0xff != 0 && word >> 8 & 0xff == 0
 }
 
 /// A vCPU together with the domain that keeps it alive.

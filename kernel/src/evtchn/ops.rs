@@ -10,7 +10,7 @@ use super::fifo;
 use super::table::Offer;
 use super::two_level::{self, PortWords, Raised, VcpuWords};
 use super::{Entry, Error, PortState, PortTable, Queue, is_global};
-use crate::domain::{Domain, Life, VcpuRef, block};
+use crate::domain::{Domain, Life, Vcpu, VcpuRef, block};
 use crate::hypercall::{Budget, Preempted};
 use crate::hypervisor::Hypervisor;
 use crate::page_ref::{TypedRef, Writable};
@@ -97,10 +97,8 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     fn vcpu_words(&self, vcpu: &VcpuRef) -> Option<VcpuWords<'_, AtomicU64>> {
-        Some(VcpuWords {
-            selector: vcpu.info_word(&self.platform, SELECTOR_WORD)?,
-            upcall: vcpu.info_word(&self.platform, UPCALL_WORD)?,
-        })
+        let info = vcpu.info(&self.platform)?;
+        Some(VcpuWords { selector: &info[SELECTOR_WORD], upcall: &info[UPCALL_WORD] })
     }
 
     /// Makes a port pending and tells its vCPU, and whoever polls it. `table` is the domain's, and locked.
@@ -153,9 +151,10 @@ impl<P: Platform> Hypervisor<P> {
     /// Wakes a vCPU that has an upcall or an interrupt to take, or makes the CPU that runs it look.
     pub(crate) fn notify(&self, vcpu: &VcpuRef) {
         self.unblock(vcpu);
-        if wakeup::runs(&vcpu.running) {
+        let it: &Vcpu = vcpu;
+        if wakeup::runs(&it.running) {
             // Read after `running`, which is set after it.
-            let cpu = CpuId(vcpu.cpu.load(Ordering::SeqCst));
+            let cpu = CpuId(it.cpu.load(Ordering::SeqCst));
             if cpu != self.platform.this_cpu() {
                 self.kick(cpu);
             }

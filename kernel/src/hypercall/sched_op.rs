@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::guest_memory::item_address;
 use super::{Args, HcResult};
 use crate::access::Verbs;
-use crate::domain::{Current, block};
+use crate::domain::{Current, Vcpu, block, is_upcall_due, unmask_upcalls};
 use crate::hypervisor::Hypervisor;
 use crate::platform::{CpuId, Platform};
 use crate::sched::wakeup;
@@ -85,10 +85,13 @@ pub fn sched_op_compat<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, a
 /// Enables events and waits for one. Pending events are looked at after the vCPU counts as blocked, so that one that comes
 /// in between is not slept through.
 fn block_vcpu<P: Platform>(hv: &Hypervisor<P>, current: &Current) {
-    let vcpu = &current.vcpu;
-    vcpu.set_upcall_mask(&hv.platform, false);
+    let vcpu: &Vcpu = &current.vcpu;
+    let word = vcpu.info_word(&hv.platform, 0);
+    if let Some(word) = word {
+        unmask_upcalls(word);
+    }
     let Ok(_) = wakeup::sleep(&vcpu.blocked, block::BLOCKED, || {
-        Ok::<_, core::convert::Infallible>(vcpu.upcall_due(&hv.platform))
+        Ok::<_, core::convert::Infallible>(word.is_some_and(is_upcall_due))
     });
 }
 
@@ -144,7 +147,7 @@ fn poll<P: Platform>(hv: &Hypervisor<P>, current: &Current, request: SchedPoll) 
         if vcpu.blocked.load(Ordering::SeqCst) & block::POLLING == 0 {
             vcpu.timers.poll_ns.store(0, Ordering::SeqCst);
         }
-        hv.arm_timers(vcpu);
+        hv.deadline_is(vcpu, timeout);
     }
     Ok(0)
 }

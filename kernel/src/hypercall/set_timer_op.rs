@@ -20,7 +20,7 @@ pub fn set_timer_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args
     let now = hv.platform.now_ns();
     let huge = timeout >> 63 != 0 || timeout.saturating_sub(now) >= HUGE_DELAY_NS;
     let deadline = if huge { now.saturating_add(HUGE_DELAY_INSTEAD_NS) } else { timeout };
-    current.vcpu.timers.single_ns.store(deadline, Ordering::Relaxed);
-    hv.arm_timers(&current.vcpu);
+    current.vcpu.timers.single_ns.store(deadline, Ordering::SeqCst);
+    hv.deadline_is(&current.vcpu, deadline);
     Ok(0)
 }

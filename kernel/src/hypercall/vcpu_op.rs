@@ -73,7 +73,7 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             if !hv.guest_address_ok(request.addr.addr()) {
                 return Err(Errno::EFAULT.into());
             }
-            vcpu.runstate.lock().area = request.addr.addr();
+            vcpu.runstate_area.store(request.addr.addr(), Ordering::Relaxed);
             // Another vCPU's too, at this address of the caller. An area that is not mapped now is kept for later.
             if request.addr.addr() != 0 {
                 let _ = hv.write_guest(request.addr.addr(), &hv.runstate_info(&vcpu));
@@ -85,13 +85,13 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             if !(SHORTEST_PERIOD_NS..=LONGEST_PERIOD_NS).contains(&request.period_ns) {
                 return Err(Errno::EINVAL.into());
             }
-            vcpu.timers.periodic.lock().set_period(request.period_ns);
+            vcpu.timers.set_period(request.period_ns);
             // At once, if the latest tick is a period or more ago.
             hv.start_ticks(&vcpu, hv.platform.now_ns());
             Ok(0)
         }
         VcpuOp::StopPeriodicTimer => {
-            vcpu.timers.periodic.lock().set_period(0);
+            vcpu.timers.set_period(0);
             hv.arm_timers(&vcpu);
             Ok(0)
         }
@@ -103,8 +103,9 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             // A time in the past fires at once, whatever the flag says: Xen does not look at it any more. So does one that is
             // negative to a signed clock.
             let past = request.timeout_abs_ns < hv.platform.now_ns() || request.timeout_abs_ns >> 63 != 0;
-            vcpu.timers.single_ns.store(if past { 0 } else { request.timeout_abs_ns }, Ordering::Relaxed);
-            hv.arm_timers(&vcpu);
+            let deadline = if past { 0 } else { request.timeout_abs_ns };
+            vcpu.timers.single_ns.store(deadline, Ordering::SeqCst);
+            hv.deadline_is(&vcpu, deadline);
             if past {
                 hv.raise_virq(&vcpu, Virq::TIMER);
             }
@@ -114,8 +115,8 @@ pub fn vcpu_op<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Arg
             if !vcpu.same(&current.vcpu) {
                 return Err(Errno::EINVAL.into());
             }
-            vcpu.timers.single_ns.store(0, Ordering::Relaxed);
-            hv.arm_timers(&vcpu);
+            // Its entry in the timer queue stays: it will find nothing due.
+            vcpu.timers.single_ns.store(0, Ordering::SeqCst);
             Ok(0)
         }
         VcpuOp::RegisterVcpuInfo => {

@@ -32,7 +32,7 @@ const CHANGESET: &str = concat!("xenolith ", env!("CARGO_PKG_VERSION"));
 /// `xen_version(0, 0)` is also how Linux asks for pending events: they are delivered on the way back from any call.
 pub fn xen_version<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args: Args) -> HcResult {
     let [command, arg, ..] = args;
-    let privileged = current.domain().rights.lock().verbs.contains(Verbs::CONTROL);
+    let privileged = || current.domain().rights.lock().verbs.contains(Verbs::CONTROL);
     match VersionOp::accept(command)? {
         VersionOp::Version => return Ok(u64::from(INTERFACE_VERSION)),
         VersionOp::Extraversion => hv.write_guest(arg, &text::<EXTRAVERSION_LEN>(EXTRAVERSION))?,
@@ -62,12 +62,12 @@ pub fn xen_version<P: Platform>(hv: &Hypervisor<P>, current: &mut Current, args:
         VersionOp::Pagesize if arg == 0 => return Ok(PAGE_SIZE as u64),
         VersionOp::Pagesize => return Err(Errno::EINVAL.into()),
         VersionOp::GuestHandle => hv.write_guest(arg, &current.domain().handle)?,
-        VersionOp::Commandline if !privileged => hv.write_guest(arg, DENIED)?,
+        VersionOp::Commandline if !privileged() => hv.write_guest(arg, DENIED)?,
         VersionOp::Commandline => {
             let words = hv.command_line.get().copied().unwrap_or("");
             hv.write_guest(arg, &text::<COMMANDLINE_LEN>(words))?;
         }
-        VersionOp::BuildId if !privileged => return Err(Errno::EPERM.into()),
+        VersionOp::BuildId if !privileged() => return Err(Errno::EPERM.into()),
         VersionOp::BuildId => {
             // A null argument asks for the length.
             if arg != 0 && hv.read_guest::<u32>(arg)? == 0 {

@@ -60,7 +60,13 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Gives some quarantined frames back to the free ones, their TLB debt paid; a bounded number at a time. Returns whether
     /// there were any. The caller holds no lock of rank `REGISTRY` or above.
+    #[inline]
     pub fn drain_quarantine(&self) -> bool {
+        self.mm.has_quarantined() && self.drain_portion()
+    }
+
+    #[inline(never)]
+    fn drain_portion(&self) -> bool {
         let mut drained = ArrayVec::<Drained, DRAIN_PORTION>::new();
         self.mm.pop_quarantined(&self.platform, &mut drained);
         // Frames of one domain mostly come together.

@@ -462,6 +462,12 @@ impl Memory {
         }
     }
 
+    /// Whether a frame waits in quarantine.
+    #[inline]
+    pub fn has_quarantined(&self) -> bool {
+        self.quarantine.load(Ordering::Acquire) != NIL
+    }
+
     /// Takes frames out of quarantine, as many as `drained` has room for, after paying what they owe.
     pub(super) fn pop_quarantined<P: Platform, const MOST: usize>(
         &self,

@@ -96,7 +96,11 @@ impl DomainGuarantee {
 
     /// What is left at `now_ns`; `None` when its domain does not go before others.
     pub fn left(&self, now_ns: u64) -> Option<u64> {
-        self.holds(now_ns).then(|| self.get().left(now_ns))
+        let guarantee = self.get();
+        if guarantee.percent == 0 {
+            return None;
+        }
+        Some(guarantee.left(now_ns)).filter(|left| *left >= SHORTEST_RUN_NS)
     }
 
     /// See [`Guarantee::draw`].

@@ -26,7 +26,7 @@ use policy::Affinity;
 pub use policy::{SLICE_NS, WAKE_BONUS_NS};
 pub use shared::{Published, Sharing};
 
-use crate::domain::VcpuRef;
+use crate::domain::{Vcpu, VcpuRef};
 use crate::platform::{CpuId, CpuSet};
 
 /// Weight of a vCPU that nobody weighted.
@@ -150,7 +150,10 @@ impl RunQueue {
 
     /// Queues a vCPU unless it is queued already, at its standing.
     pub fn push(&mut self, standing: u64, vcpu: VcpuRef) {
-        if !vcpu.sched.queued.swap(true, Ordering::Relaxed) {
+        // Changed under the lock only: no exchange is needed.
+        let queued = &vcpu.sched.queued;
+        if !queued.load(Ordering::Relaxed) {
+            queued.store(true, Ordering::Relaxed);
             self.fair.push(standing, vcpu);
         }
     }
@@ -158,8 +161,9 @@ impl RunQueue {
     /// Takes the next vCPU that may run; those that may not any more leave the queue.
     fn pop(&mut self) -> Option<VcpuRef> {
         while let Some((_, vcpu)) = self.fair.pop() {
-            vcpu.sched.queued.store(false, Ordering::Relaxed);
-            if vcpu.runnable() && vcpu.domain().may_run() {
+            let it: &Vcpu = &vcpu;
+            it.sched.queued.store(false, Ordering::Relaxed);
+            if it.runnable() && vcpu.domain().may_run() {
                 return Some(vcpu);
             }
         }

@@ -9,10 +9,13 @@ use hypercall_abi::{VcpuId, Virq};
 use super::policy::{Affinity, Arrival, Policy, Preempt, View};
 use super::{NO_CPU, RunQueue, wakeup};
 use crate::domain::{Cpu, Current, Domain, DomainError, Vcpu, VcpuRef, block, reason};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{CpuShared, Hypervisor};
 use crate::platform::{CpuId, CpuSet, Platform};
 use crate::sync;
 use crate::time::RunStateKind;
+
+/// Later than anything is due.
+const NEVER: u64 = u64::MAX;
 
 /// The vCPU that runs and may go on.
 #[derive(Clone, Copy)]
@@ -44,6 +47,11 @@ fn take_flag(flag: &AtomicBool) -> bool {
     flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::AcqRel)
 }
 
+/// Whether a vCPU may go on running on `cpu`.
+fn may_stay(cpu: CpuId, domain: &Domain, vcpu: &Vcpu) -> bool {
+    vcpu.runnable() && domain.may_run() && vcpu.sched.affinity().allows(cpu)
+}
+
 impl<P: Platform> Hypervisor<P> {
     /// Makes a vCPU wait for a CPU if it may run and does not yet. Harmless when called too often.
     ///
@@ -57,7 +65,8 @@ impl<P: Platform> Hypervisor<P> {
         let mut placed = false;
         let home = loop {
             let home = CpuId(vcpu.cpu.load(Ordering::SeqCst));
-            let mut queue = self.cpu(home).run_queue.lock();
+            let shared = self.cpu(home);
+            let mut queue = shared.run_queue.lock();
             if vcpu.cpu.load(Ordering::SeqCst) != home.0 {
                 // It moved between the two.
                 continue;
@@ -86,12 +95,15 @@ impl<P: Platform> Hypervisor<P> {
                 }
             }
             vcpu.runstate.lock().change(RunStateKind::Runnable, now);
-            let standing = self.join(home, &mut queue, reference.clone(), now);
+            let standing = self.join(shared, &mut queue, reference.clone(), now);
             drop(queue);
-            if home == self.platform.this_cpu() && self.goes_on(home, standing, now) {
-                return;
+            if home != self.platform.this_cpu() {
+                break home;
             }
-            break home;
+            if !self.goes_on(home, shared, standing, now) {
+                shared.reschedule.store(true, Ordering::Release);
+            }
+            return;
         };
         self.request_reschedule(home);
     }
@@ -178,8 +190,7 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Whether the vCPU that runs on this CPU goes on although one at the standing `waiting` has come: then its slice has an end from now
     /// on. Otherwise the CPU has to choose anew.
-    fn goes_on(&self, me: CpuId, waiting: u64, now: u64) -> bool {
-        let shared = self.cpu(me);
+    fn goes_on(&self, me: CpuId, shared: &CpuShared, waiting: u64, now: u64) -> bool {
         let Some((running, ran)) = shared.view.competitor(now) else { return false };
         let end = match self.policy.preempts(waiting, running, ran) {
             Preempt::Now => return false,
@@ -188,29 +199,28 @@ impl<P: Platform> Hypervisor<P> {
         };
         let before = shared.slice_end_ns.load(Ordering::Relaxed);
         if end != 0 && (before == 0 || end < before) {
-            shared.slice_end_ns.store(end, Ordering::Relaxed);
-            self.program_timer(me);
+            self.end_slice_at(me, shared, end);
         }
         true
     }
 
     /// Queues a vCPU that slept; returns its standing there.
-    fn join(&self, cpu: CpuId, queue: &mut RunQueue, vcpu: VcpuRef, now: u64) -> u64 {
-        let view = &self.cpu(cpu).view;
-        let clock = &vcpu.sched.virtual_ns;
-        let queue_now = view.view(now).among(self.views(now).map(|(_, view)| view));
+    fn join(&self, shared: &CpuShared, queue: &mut RunQueue, vcpu: VcpuRef, now: u64) -> u64 {
+        let it: &Vcpu = &vcpu;
+        let clock = &it.sched.virtual_ns;
+        let queue_now = self.contest(shared, now);
         let at = self.policy.join(clock.load(Ordering::Relaxed), queue_now, Arrival::Woken);
         clock.store(at, Ordering::Relaxed);
-        let standing = self.standing(&vcpu, 0, now);
+        let standing = self.standing(vcpu.domain(), it, 0, now);
         queue.push(standing, vcpu);
-        view.waits(queue);
+        shared.view.waits(queue);
         standing
     }
 
-    /// What a vCPU that has run for `ran` now, or waits, is compared by.
-    fn standing(&self, vcpu: &VcpuRef, ran: u64, now: u64) -> u64 {
+    /// What a vCPU of `domain` that has run for `ran` now, or waits, is compared by.
+    fn standing(&self, domain: &Domain, vcpu: &Vcpu, ran: u64, now: u64) -> u64 {
         let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
-        self.policy.standing(at, vcpu.domain().guarantee.holds(now), ran)
+        self.policy.standing(at, domain.guarantee.holds(now), ran)
     }
 
     /// A domain has guaranteed time again: the first of its vCPUs that wait by their weight goes before others.
@@ -224,12 +234,19 @@ impl<P: Platform> Hypervisor<P> {
             let mut queue = self.cpu(home).run_queue.lock();
             // One that moves meanwhile will be queued by what it has then.
             if vcpu.cpu.load(Ordering::SeqCst) == home.0 && queue.remove(&vcpu) {
-                queue.push(self.standing(&vcpu, 0, now), vcpu);
+                queue.push(self.standing(domain, &vcpu, 0, now), vcpu);
                 self.cpu(home).view.waits(&queue);
                 drop(queue);
                 return self.request_reschedule(home);
             }
         }
+    }
+
+    /// What somebody who comes to a CPU competes with.
+    fn contest(&self, shared: &CpuShared, now: u64) -> View {
+        let here = shared.view.view(now);
+        // Alone, it is all there are.
+        if self.cpus.len() == 1 { here } else { here.among(self.views(now).map(|(_, view)| view)) }
     }
 
     /// What all CPUs show of themselves.
@@ -265,13 +282,21 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Ends the wait of a blocked or polling vCPU and queues it.
     pub fn unblock(&self, vcpu: &VcpuRef) {
-        let was = wakeup::end_sleep(&vcpu.blocked, block::BLOCKED | block::POLLING);
+        let it: &Vcpu = vcpu;
+        let was = wakeup::end_sleep(&it.blocked, block::BLOCKED | block::POLLING);
         if was & block::POLLING != 0 {
-            vcpu.timers.poll_ns.store(0, Ordering::Relaxed);
-            self.arm_timers(vcpu);
+            // Its entry in the timer queue stays: it will find nothing due.
+            it.timers.poll_ns.store(0, Ordering::SeqCst);
         }
         if was != 0 {
             self.wake(vcpu);
+        }
+    }
+
+    /// A deadline of a vCPU, just stored in its timers, is `at_ns` from now on; 0: there is none.
+    pub fn deadline_is(&self, vcpu: &VcpuRef, at_ns: u64) {
+        if !vcpu.timers.sees_to(at_ns) {
+            self.arm_timers(vcpu);
         }
     }
 
@@ -295,12 +320,14 @@ impl<P: Platform> Hypervisor<P> {
             }
             if home != to {
                 // Under the lock of the queue that it leaves.
-                timers.set(vcpu.clone(), None);
+                timers.set(vcpu, || None);
+                self.cpu(home).note_first_timer(&timers);
                 vcpu.timers.set_home(to);
                 continue;
             }
             let before = timers.first();
-            timers.set(vcpu.clone(), vcpu.earliest_deadline(vcpu.domain()));
+            timers.set(vcpu, || vcpu.earliest_deadline(vcpu.domain()));
+            self.cpu(home).note_first_timer(&timers);
             return (home, timers.first() != before);
         }
     }
@@ -315,17 +342,30 @@ impl<P: Platform> Hypervisor<P> {
             self.kick(cpu);
             return;
         }
-        let shared = self.cpu(cpu);
-        let slice_end = match shared.slice_end_ns.load(Ordering::Relaxed) {
-            0 => None,
-            at => Some(at),
-        };
-        let first = shared.timers.lock().first();
-        let due = first.into_iter().chain(slice_end).chain(self.watchdog.wake_ns(cpu)).min();
+        self.program_own_timer(cpu, self.cpu(cpu));
+    }
+
+    /// The slice of what runs here ends at `end_ns`; 0: it does not. All else that the hardware timer is for has set it already, but for the
+    /// watchdog of several CPUs ([`Hypervisor::look_around`]).
+    fn end_slice_at(&self, me: CpuId, shared: &CpuShared, end_ns: u64) {
+        shared.slice_end_ns.store(end_ns, Ordering::Relaxed);
         let armed = shared.armed_ns.load(Ordering::Relaxed);
-        if armed == 0 || due.is_some_and(|due| due < armed) {
-            shared.armed_ns.store(due.unwrap_or(0), Ordering::Relaxed);
-            self.platform.set_timer(due);
+        if armed == 0 || end_ns != 0 && end_ns < armed || self.cpus.len() > 1 {
+            self.program_own_timer(me, shared);
+        }
+    }
+
+    fn program_own_timer(&self, cpu: CpuId, shared: &CpuShared) {
+        let at = |ns: &AtomicU64| match ns.load(Ordering::Acquire) {
+            0 => NEVER,
+            at => at,
+        };
+        let due = at(&shared.first_timer_ns).min(at(&shared.slice_end_ns));
+        let due = due.min(self.watchdog.wake_ns(cpu).unwrap_or(NEVER));
+        let armed = shared.armed_ns.load(Ordering::Relaxed);
+        if armed == 0 || due < armed {
+            shared.armed_ns.store(due, Ordering::Relaxed);
+            self.platform.set_timer(Some(due).filter(|due| *due != NEVER));
         }
     }
 
@@ -342,7 +382,13 @@ impl<P: Platform> Hypervisor<P> {
         let shared = self.cpu(cpu);
         let now = self.platform.now_ns();
         self.look_around(cpu, now);
-        while let Some(vcpu) = { shared.timers.lock().pop_due(now) } {
+        let pop_due = || {
+            let mut timers = shared.timers.lock();
+            let vcpu = timers.pop_due(now);
+            shared.note_first_timer(&timers);
+            vcpu
+        };
+        while let Some(vcpu) = pop_due() {
             self.fire_timers(&vcpu, now);
             let (home, changed) = self.queue_timers(&vcpu);
             if changed && home != cpu {
@@ -361,7 +407,7 @@ impl<P: Platform> Hypervisor<P> {
         let timers = &vcpu.timers;
         let due = |at: u64| at != 0 && at <= now;
         let mut tick = take_due(&timers.single_ns, now);
-        tick |= timers.periodic.lock().take(now);
+        tick |= timers.has_period() && timers.periodic.lock().take(now);
         if tick {
             self.raise_virq(vcpu, Virq::TIMER);
         }
@@ -383,6 +429,7 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Everything between the end of an entry's work and the return to a guest: timers, quarantined frames, the choice of
     /// whom to run (idling when there is nobody), and events to deliver. Afterwards `cpu.current` is what to resume.
+    #[inline(always)]
     pub fn prepare_resume(&self, cpu: &mut Cpu) {
         let shared = self.cpu(cpu.id);
         if let Some(what) = cpu.entry.take() {
@@ -392,6 +439,19 @@ impl<P: Platform> Hypervisor<P> {
                 shared.longest_what.store(what, Ordering::Relaxed);
             }
         }
+        // Most entries leave nothing to do. What others ask of this CPU from here on brings an interrupt.
+        let asked = shared.timer_due.load(Ordering::Acquire) || shared.reschedule.load(Ordering::Acquire);
+        let goes_on = |current: &Current| current.may_run() && !self.has_pending(current);
+        if asked || self.mm.has_quarantined() || !cpu.current.as_ref().is_some_and(goes_on) {
+            return self.work_before_resume(cpu);
+        }
+        sync::none_held();
+        shared.entered.store(0, Ordering::Relaxed);
+    }
+
+    #[inline(never)]
+    fn work_before_resume(&self, cpu: &mut Cpu) {
+        let shared = self.cpu(cpu.id);
         loop {
             if take_flag(&shared.timer_due) {
                 self.run_timers(cpu.id);
@@ -431,39 +491,44 @@ impl<P: Platform> Hypervisor<P> {
     fn switch(&self, cpu: &mut Cpu) {
         let now = self.platform.now_ns();
         let me = cpu.id;
+        let shared = self.cpu(me);
         self.look_around(me, now);
         let mut stays = None;
         if let Some(current) = &cpu.current {
-            let sched = &current.vcpu.sched;
+            let (domain, it): (&Domain, &Vcpu) = (current.domain(), &current.vcpu);
+            let sched = &it.sched;
             // Nobody else writes it: a plain store does.
             let ran = now.saturating_sub(sched.since_ns.load(Ordering::Relaxed));
             sched.since_ns.store(now, Ordering::Relaxed);
-            sched.charge(current.domain().guarantee.draw(ran, now));
+            sched.charge(domain.guarantee.draw(ran, now));
             self.charge_cap(&current.vcpu, ran, now);
-            if self.may_stay(me, &current.vcpu) {
+            if may_stay(me, domain, it) {
                 let ran = now.saturating_sub(sched.put_on_ns.load(Ordering::Relaxed));
                 let yields = sched.yields.swap(false, Ordering::Relaxed);
-                stays = Some(Running { standing: self.standing(&current.vcpu, ran, now), ran, yields });
+                stays = Some(Running { standing: self.standing(domain, it, ran, now), ran, yields });
             }
         }
         if stays.is_none() {
             // Whoever comes does not compete with the one that leaves.
-            self.cpu(me).view.runs(None, now);
+            shared.view.runs(None, now);
         }
-        let mut next = match self.choose(me, stays, now) {
+        let mut next = match self.choose(me, shared, stays, now) {
             Choice::Stay(slice_ns) => {
                 if let Some(current) = &cpu.current {
-                    let standing = self.standing(&current.vcpu, 0, now);
-                    self.cpu(me).view.runs(Some((&current.vcpu.sched, standing)), now);
+                    let it: &Vcpu = &current.vcpu;
+                    let standing = self.standing(current.domain(), it, 0, now);
+                    shared.view.runs(Some((&it.sched, standing)), now);
                 }
-                return self.start_slice(cpu, slice_ns, now);
+                return self.start_slice(cpu, shared, slice_ns, now);
             }
             Choice::Other(next) => next,
         };
         let old = cpu.current.take().map(|current| self.leave(current, now));
+        let mut idles = old.is_none();
         loop {
             let Some(vcpu) = next else {
                 self.go_idle(me, now);
+                idles = true;
                 // Whoever placed a vCPU before that has not seen that this CPU has time.
                 next = self.policy.help(self.views(now), me, None).and_then(|c| self.fetch_vcpu(me, c, now));
                 if next.is_none() {
@@ -471,30 +536,25 @@ impl<P: Platform> Hypervisor<P> {
                 }
                 continue;
             };
-            if self.put_on(cpu, vcpu, now) {
+            if self.put_on(cpu, shared, vcpu, idles, now) {
                 break;
             }
-            next = match self.choose(me, None, now) {
+            next = match self.choose(me, shared, None, now) {
                 Choice::Other(next) => next,
                 Choice::Stay(_) => None,
             };
         }
         if let Some(old) = old {
-            self.park(me, old, stays.is_some(), now);
+            self.park(me, shared, old, stays.is_some(), now);
         }
         if cpu.current.is_some() {
-            self.start_slice(cpu, None, now);
+            self.start_slice(cpu, shared, None, now);
         }
-    }
-
-    fn may_stay(&self, cpu: CpuId, vcpu: &VcpuRef) -> bool {
-        vcpu.runnable() && vcpu.domain().may_run() && vcpu.sched.affinity().allows(cpu)
     }
 
     /// Whom this CPU runs next: the one that runs now (`stays`, if it may), the first of its queue, or one that waits for
     /// another CPU. What is taken from a queue is marked as running here.
-    fn choose(&self, me: CpuId, stays: Option<Running>, now: u64) -> Choice {
-        let shared = self.cpu(me);
+    fn choose(&self, me: CpuId, shared: &CpuShared, stays: Option<Running>, now: u64) -> Choice {
         let mut queue = shared.run_queue.lock();
         if self.cpus.len() > 1 {
             let own = queue.first_runnable();
@@ -508,11 +568,13 @@ impl<P: Platform> Hypervisor<P> {
                 queue = shared.run_queue.lock();
             }
         }
-        let preempt = match (stays, queue.first_runnable()) {
-            (None, _) => Preempt::Now,
-            (Some(_), None) => Preempt::No,
-            (Some(running), Some(_)) if running.yields => Preempt::Now,
-            (Some(running), Some(first)) => self.policy.preempts(first, running.standing, running.ran),
+        let preempt = match stays {
+            None => Preempt::Now,
+            Some(running) => match queue.first_runnable() {
+                None => Preempt::No,
+                Some(_) if running.yields => Preempt::Now,
+                Some(first) => self.policy.preempts(first, running.standing, running.ran),
+            },
         };
         let choice = match preempt {
             Preempt::No => Choice::Stay(None),
@@ -535,8 +597,7 @@ impl<P: Platform> Hypervisor<P> {
         drop(queue);
         if let Some(vcpu) = &vcpu {
             let at = vcpu.sched.virtual_ns.load(Ordering::Relaxed);
-            let here = self.cpu(me).view.view(now).among(self.views(now).map(|(_, view)| view));
-            let at = self.policy.join(at, here, Arrival::Moved);
+            let at = self.policy.join(at, self.contest(self.cpu(me), now), Arrival::Moved);
             vcpu.sched.virtual_ns.store(at, Ordering::Relaxed);
         }
         vcpu
@@ -562,7 +623,7 @@ impl<P: Platform> Hypervisor<P> {
         let shared = self.cpu(me);
         shared.slice_end_ns.store(0, Ordering::Relaxed);
         self.watchdog.idles(me, now);
-        self.program_timer(me);
+        self.program_own_timer(me, shared);
         self.mm.clock().enter(me, None, || self.platform.load_idle_root());
         shared.view.runs(None, now);
         shared.runstate.lock().change(RunStateKind::Blocked, now);
@@ -573,37 +634,39 @@ impl<P: Platform> Hypervisor<P> {
         let Current { vcpu, mut state } = current;
         self.platform.leave_vcpu(&mut state);
         let it: &Vcpu = &vcpu;
+        let domain: &Domain = vcpu.domain();
         let kind = match it.blocked.load(Ordering::Acquire) {
-            0 if it.runnable() && vcpu.domain().is_on() => RunStateKind::Runnable,
-            b if b & (block::BLOCKED | block::POLLING) != 0 && vcpu.domain().is_on() => RunStateKind::Blocked,
+            0 if it.runnable() && domain.is_on() => RunStateKind::Runnable,
+            b if b & (block::BLOCKED | block::POLLING) != 0 && domain.is_on() => RunStateKind::Blocked,
             _ => RunStateKind::Offline,
         };
         it.runstate.lock().change(kind, now);
-        if it.timers.periodic.lock().set_ticking(false) {
+        if it.timers.has_period() && it.timers.periodic.lock().set_ticking(false) {
             self.arm_timers(&vcpu);
         }
-        self.publish_areas(&vcpu, &mut state);
+        self.publish_areas(domain, it, &mut state);
         Current { vcpu, state }
     }
 
     /// Parks a vCPU whose tables are not in force here any more, and queues it again if it may run.
-    fn park(&self, me: CpuId, old: Current, stays: bool, now: u64) {
+    fn park(&self, me: CpuId, shared: &CpuShared, old: Current, stays: bool, now: u64) {
         let Current { vcpu, state } = old;
-        *vcpu.parked.lock() = Some(state);
-        let mut queue = self.cpu(me).run_queue.lock();
+        let it: &Vcpu = &vcpu;
+        *it.parked.lock() = Some(state);
+        let mut queue = shared.run_queue.lock();
         // Asked again under the lock: a wake-up that came while it still counted as running did nothing.
-        if !wakeup::stop_running(&vcpu.running, || vcpu.runnable() && vcpu.domain().may_run()) {
+        if !wakeup::stop_running(&it.running, || it.runnable() && vcpu.domain().may_run()) {
             return;
         }
-        if !vcpu.sched.affinity().allows(me) {
+        if !it.sched.affinity().allows(me) {
             drop(queue);
             return self.wake(&vcpu);
         }
         if stays {
             let by_weight = !vcpu.domain().guarantee.holds(now);
             let domain = vcpu.domain().clone();
-            queue.push(self.standing(&vcpu, 0, now), vcpu);
-            self.cpu(me).view.waits(&queue);
+            queue.push(self.standing(&domain, it, 0, now), vcpu);
+            shared.view.waits(&queue);
             drop(queue);
             if by_weight
                 && domain.guarantee.waits(now)
@@ -614,36 +677,38 @@ impl<P: Platform> Hypervisor<P> {
             return self.call_for_help(me, now);
         }
         // It woke after the choice was made.
-        self.join(me, &mut queue, vcpu, now);
-        self.cpu(me).reschedule.store(true, Ordering::Release);
+        self.join(shared, &mut queue, vcpu, now);
+        shared.reschedule.store(true, Ordering::Release);
     }
 
-    /// Puts a vCPU, marked as running here, on this CPU. False if it cannot run after all.
-    fn put_on(&self, cpu: &mut Cpu, vcpu: VcpuRef, now: u64) -> bool {
-        let parked = vcpu.parked.lock().take();
+    /// Puts a vCPU, marked as running here, on this CPU, which ran another before or `idles`. False if it cannot run after all.
+    fn put_on(&self, cpu: &mut Cpu, shared: &CpuShared, vcpu: VcpuRef, idles: bool, now: u64) -> bool {
+        let (domain, it): (&Domain, &Vcpu) = (vcpu.domain(), &vcpu);
+        let parked = it.parked.lock().take();
         let Some(mut state) = parked else {
             // A vCPU without a context cannot be runnable; be safe and leave it off.
-            vcpu.blocked.fetch_or(block::DOWN, Ordering::AcqRel);
-            vcpu.running.store(false, Ordering::SeqCst);
+            it.blocked.fetch_or(block::DOWN, Ordering::AcqRel);
+            it.running.store(false, Ordering::SeqCst);
             return false;
         };
         let Some(root) = state.current_root() else {
-            *vcpu.parked.lock() = Some(state);
-            vcpu.running.store(false, Ordering::SeqCst);
+            *it.parked.lock() = Some(state);
+            it.running.store(false, Ordering::SeqCst);
             self.crash_domain(vcpu.domain(), "no page tables for the mode it runs in");
             return false;
         };
-        let (shared, it): (_, &Vcpu) = (self.cpu(cpu.id), &vcpu);
         self.watchdog.works(cpu.id);
         it.sched.since_ns.store(now, Ordering::Relaxed);
         it.sched.put_on_ns.store(now, Ordering::Relaxed);
         it.sched.take_weight();
         it.counts.switches.add(1);
         shared.switches.add(1);
-        shared.runstate.lock().change(RunStateKind::Running, now);
-        shared.view.runs(Some((&it.sched, self.standing(&vcpu, 0, now))), now);
+        if idles {
+            shared.runstate.lock().change(RunStateKind::Running, now);
+        }
+        shared.view.runs(Some((&it.sched, self.standing(domain, it, 0, now))), now);
         it.runstate.lock().change(RunStateKind::Running, now);
-        self.mm.clock().enter(cpu.id, Some(vcpu.domain().id), || self.platform.load_root(root));
+        self.mm.clock().enter(cpu.id, Some(domain.id), || self.platform.load_root(root));
         let wanted = state.selectors;
         if self.platform.enter_vcpu(&mut state).is_err() {
             state.failsafe_due = Some(wanted);
@@ -655,8 +720,10 @@ impl<P: Platform> Hypervisor<P> {
             self.update_vcpu_time(it);
             it.time_due.store(true, Ordering::Relaxed);
         }
-        self.publish_areas(&vcpu, &mut state);
-        self.start_ticks(&vcpu, now);
+        self.publish_areas(domain, it, &mut state);
+        if it.timers.has_period() {
+            self.start_ticks(&vcpu, now);
+        }
         cpu.current = Some(Current { vcpu, state });
         true
     }
@@ -677,8 +744,7 @@ impl<P: Platform> Hypervisor<P> {
 
     /// A slice ends only if somebody waits or the domain has a cap: a vCPU alone is not disturbed. `slice_ns` is how long this one
     /// may be, if not as long as the policy's.
-    fn start_slice(&self, cpu: &Cpu, slice_ns: Option<u64>, now: u64) {
-        let shared = self.cpu(cpu.id);
+    fn start_slice(&self, cpu: &Cpu, shared: &CpuShared, slice_ns: Option<u64>, now: u64) {
         let share = cpu.current.as_ref().and_then(|current| {
             let running =
                 || current.domain().vcpus.iter().filter(|v| v.running.load(Ordering::Relaxed)).count();
@@ -691,8 +757,7 @@ impl<P: Platform> Hypervisor<P> {
         let end = |ns: Option<u64>| ns.map_or(0, |ns| now.saturating_add(ns));
         let end_by_slice = slice.filter(|_| shared.view.has_waiting());
         shared.contended_end_ns.store(end(slice), Ordering::Relaxed);
-        shared.slice_end_ns.store(end(end_by_slice.into_iter().chain(share).min()), Ordering::Relaxed);
-        self.program_timer(cpu.id);
+        self.end_slice_at(cpu.id, shared, end(end_by_slice.into_iter().chain(share).min()));
     }
 
     /// Makes room in run queues and timer queues for `total` vCPUs, so that no guest call allocates there.

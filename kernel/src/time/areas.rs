@@ -6,7 +6,7 @@ use core::sync::atomic::{Ordering, fence};
 use hypercall_abi::vcpu::{RUNSTATE_UPDATE, RunstateInfo, VcpuTimeInfo};
 use zerocopy::IntoBytes;
 
-use crate::domain::{Vcpu, VcpuRef, VcpuState};
+use crate::domain::{Domain, Vcpu, VcpuState};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
 
@@ -28,29 +28,28 @@ impl<P: Platform> Hypervisor<P> {
     /// Writes the records of a vCPU whose address space is in force, the copy of the time record only if that has changed. An area that is
     /// not mapped now is left alone: the guest loses the record, nothing else. Areas are addresses of its kernel: while it is in its user
     /// mode they wait.
-    pub fn publish_areas(&self, vcpu: &VcpuRef, state: &mut VcpuState) {
+    #[inline(always)]
+    pub fn publish_areas(&self, domain: &Domain, vcpu: &Vcpu, state: &mut VcpuState) {
         state.areas_due = !state.kernel_mode;
         if !state.kernel_mode {
             return;
         }
-        self.publish_runstate(vcpu);
-        let vcpu: &Vcpu = vcpu;
+        let area = vcpu.runstate_area.load(Ordering::Relaxed);
+        if area != 0 {
+            self.publish_runstate(domain, vcpu, area);
+        }
         if vcpu.time_due.load(Ordering::Relaxed) && vcpu.time_due.swap(false, Ordering::Relaxed) {
             self.publish_time_area(vcpu);
         }
     }
 
-    /// Writes the run-state record to the area registered for it, if any, in the address space that is in force.
+    /// Writes the run-state record to the area registered for it, in the address space that is in force.
     ///
     /// With `vm_assist(runstate_update_flag)` a reader on another vCPU can tell that it read while this wrote: the top bit of
     /// `state_entry_time` is set before the first word changes and cleared after the last did.
-    fn publish_runstate(&self, vcpu: &VcpuRef) {
-        let area = vcpu.runstate.lock().area;
-        if area == 0 {
-            return;
-        }
+    fn publish_runstate(&self, domain: &Domain, vcpu: &Vcpu, area: u64) {
         let mut info = self.runstate_info(vcpu);
-        if vcpu.domain().vm_assist.load(Ordering::Relaxed) & ASSIST_RUNSTATE_UPDATE == 0 {
+        if domain.vm_assist.load(Ordering::Relaxed) & ASSIST_RUNSTATE_UPDATE == 0 {
             let _ = self.platform.copy_to_guest(area, info.as_bytes());
             return;
         }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod areas;
+mod entry;
 mod pvclock;
 mod queue;
 mod runstate;

@@ -1,16 +1,19 @@
 //! The timers of one CPU: an indexed heap with one entry per vCPU, so that re-arming is O(log n) and never allocates.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use super::entry;
 use crate::domain::VcpuRef;
 use crate::platform::CpuId;
-use crate::sync::{RankedMutex, rank};
+use crate::sync::{RankedMutex, atomic as modelled, rank};
 
 /// What a queue needs of its items: a place to note where in the heap they are.
 pub trait HeapItem {
     /// Where the heap keeps this item's position plus one; 0 means not in the heap.
     fn position(&self) -> &AtomicU32;
+    /// When the item is due in its queue; 0 while it is in none (see [`entry`]).
+    fn due(&self) -> &modelled::AtomicU64;
 }
 
 /// Period of the ticks that a new vCPU gets until it says otherwise, as on Xen.
@@ -68,19 +71,24 @@ pub struct VcpuTimers {
     pub periodic: RankedMutex<Periodic, { rank::PERIODIC }>,
     /// End of a poll with timeout.
     pub poll_ns: AtomicU64,
+    /// Whether `periodic` has a period: written under its lock, for those who only ask whether there is something to do.
+    has_period: AtomicBool,
     position: AtomicU32,
+    due: modelled::AtomicU64,
     /// The CPU in whose queue they are or will be; changed under the lock of the queue that it names.
     home: AtomicU32,
 }
 
 impl VcpuTimers {
     /// Nothing armed.
-    pub const fn new() -> VcpuTimers {
+    pub fn new() -> VcpuTimers {
         VcpuTimers {
             single_ns: AtomicU64::new(0),
             periodic: RankedMutex::new(Periodic::new()),
             poll_ns: AtomicU64::new(0),
+            has_period: AtomicBool::new(true),
             position: AtomicU32::new(0),
+            due: modelled::AtomicU64::new(0),
             home: AtomicU32::new(0),
         }
     }
@@ -95,21 +103,38 @@ impl VcpuTimers {
         self.home.store(cpu.0, Ordering::SeqCst);
     }
 
+    /// Sets the period of the periodic timer, 0 for no ticks.
+    pub fn set_period(&self, period_ns: u64) {
+        let mut periodic = self.periodic.lock();
+        periodic.set_period(period_ns);
+        self.has_period.store(period_ns != 0, Ordering::SeqCst);
+    }
+
+    /// Whether the periodic timer has a period. One that is set meanwhile ticks from then on, whatever this says.
+    pub fn has_period(&self) -> bool {
+        self.has_period.load(Ordering::SeqCst)
+    }
+
+    /// Whether a deadline that has just been stored, 0 for none, is seen to in time without a change of the queue.
+    pub fn sees_to(&self, deadline_ns: u64) -> bool {
+        entry::suffices(&self.due, deadline_ns)
+    }
+
     /// Disarms all.
     pub fn stop_all(&self) {
         for timer in [&self.single_ns, &self.poll_ns] {
-            timer.store(0, Ordering::Relaxed);
+            timer.store(0, Ordering::SeqCst);
         }
-        self.periodic.lock().set_period(0);
+        self.set_period(0);
     }
 
     /// The earliest time at which anything is due.
     pub fn earliest(&self) -> Option<u64> {
         [&self.single_ns, &self.poll_ns]
             .into_iter()
-            .map(|t| t.load(Ordering::Relaxed))
+            .map(|t| t.load(Ordering::SeqCst))
             .filter(|t| *t != 0)
-            .chain(self.periodic.lock().next_ns())
+            .chain(if self.has_period() { self.periodic.lock().next_ns() } else { None })
             .min()
     }
 }
@@ -123,6 +148,9 @@ impl Default for VcpuTimers {
 impl HeapItem for VcpuRef {
     fn position(&self) -> &AtomicU32 {
         &self.timers.position
+    }
+    fn due(&self) -> &modelled::AtomicU64 {
+        &self.timers.due
     }
 }
 
@@ -147,8 +175,14 @@ impl<T: HeapItem> TimerQueue<T> {
         self.heap.first().map(|(at, _)| *at)
     }
 
-    /// Arms, moves or (`None`) disarms the timer of `item`.
-    pub fn set(&mut self, item: T, deadline_ns: Option<u64>) {
+    /// Arms, moves or disarms the timer of `item`, as `deadline_ns` says when it is asked.
+    pub fn set(&mut self, item: &T, deadline_ns: impl FnOnce() -> Option<u64>)
+    where
+        T: Clone,
+    {
+        entry::lift(item.due());
+        let deadline_ns = deadline_ns();
+        entry::enter(item.due(), deadline_ns.unwrap_or(0));
         let position = item.position().load(Ordering::Relaxed) as usize;
         match (position.checked_sub(1).filter(|i| *i < self.heap.len()), deadline_ns) {
             (Some(i), Some(at)) => {
@@ -159,7 +193,7 @@ impl<T: HeapItem> TimerQueue<T> {
                 self.take(i);
             }
             (None, Some(at)) => {
-                self.heap.push((at, item));
+                self.heap.push((at, item.clone()));
                 self.settle(self.heap.len() - 1);
             }
             (None, None) => {}
@@ -177,6 +211,7 @@ impl<T: HeapItem> TimerQueue<T> {
     fn take(&mut self, i: usize) -> T {
         let (_, item) = self.heap.swap_remove(i);
         item.position().store(0, Ordering::Relaxed);
+        entry::lift(item.due());
         if i < self.heap.len() {
             self.settle(i);
         }
@@ -244,10 +279,14 @@ mod tests {
     struct Item {
         id: usize,
         position: AtomicU32,
+        due: modelled::AtomicU64,
     }
     impl HeapItem for Rc<Item> {
         fn position(&self) -> &AtomicU32 {
             &self.position
+        }
+        fn due(&self) -> &modelled::AtomicU64 {
+            &self.due
         }
     }
 
@@ -255,12 +294,14 @@ mod tests {
         /// Against the naive model: a table of deadlines.
         #[test]
         fn behaves_as_a_table_of_deadlines(ops in prop::collection::vec((0usize..12, prop::option::of(1u64..100)), 1..300)) {
-            let items: Vec<_> = (0..12).map(|id| Rc::new(Item { id, position: AtomicU32::new(0) })).collect();
+            let items: Vec<_> = (0..12).map(|id| Rc::new(Item { id, position: AtomicU32::new(0), due: modelled::AtomicU64::new(0) })).collect();
             let mut queue = TimerQueue::new();
             let mut model = [None; 12];
             for (i, (who, at)) in ops.into_iter().enumerate() {
-                queue.set(items[who].clone(), at);
+                queue.set(&items[who], || at);
                 model[who] = at;
+                let due = |item: &Rc<Item>| Some(item.due.load(Ordering::Relaxed)).filter(|at| *at != 0);
+                prop_assert!(items.iter().map(due).eq(model));
                 prop_assert_eq!(queue.first(), model.iter().flatten().min().copied());
                 if i % 7 == 0 {
                     while let Some(item) = queue.pop_due(40) {

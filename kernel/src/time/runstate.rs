@@ -23,14 +23,12 @@ pub struct RunState {
     pub entered_ns: u64,
     /// Time spent in each state up to `entered_ns`.
     pub times_ns: [u64; 4],
-    /// Guest virtual address of the registered area, 0 for none.
-    pub area: u64,
 }
 
 impl RunState {
     /// Offline since boot.
     pub const fn new() -> RunState {
-        RunState { state: RunStateKind::Offline, entered_ns: 0, times_ns: [0; 4], area: 0 }
+        RunState { state: RunStateKind::Offline, entered_ns: 0, times_ns: [0; 4] }
     }
 
     /// Enters `state` at `now_ns`.

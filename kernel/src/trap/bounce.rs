@@ -5,8 +5,6 @@
 //! mask as the interrupt flag, and tells kernel from user mode by the privilege bits of cs (public/arch-x86/xen.h,
 //! x86_64 part).
 
-use arrayvec::ArrayVec;
-
 pub use hypercall_abi::segment::{
     FLAT_KERNEL_CS as KERNEL_CS, FLAT_KERNEL_SS as KERNEL_SS, FLAT_RING3_CS32 as USER_CS32,
 };
@@ -89,10 +87,10 @@ impl Delivery {
 pub const MAX_WORDS: usize = 12;
 
 /// A frame to write, and the registers to go on with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
     /// The words, lowest address first.
-    pub words: ArrayVec<u64, MAX_WORDS>,
+    pub words: &'a [u64],
     /// Address of the lowest word, the handler's stack pointer.
     pub rsp: u64,
     /// The handler.
@@ -120,9 +118,15 @@ impl NoFrame {
     }
 }
 
-/// Builds the frame for `delivery`. `kernel_sp` is the stack that the guest's kernel registered for entries from its user
+/// Builds the frame for `delivery` in `room`. `kernel_sp` is the stack that the guest's kernel registered for entries from its user
 /// mode.
-pub fn frame(from: &Interrupted, kernel_sp: u64, delivery: &Delivery) -> Result<Frame, NoFrame> {
+#[inline(always)]
+pub fn frame<'a>(
+    room: &'a mut [u64; MAX_WORDS],
+    from: &Interrupted,
+    kernel_sp: u64,
+    delivery: &Delivery,
+) -> Result<Frame<'a>, NoFrame> {
     if delivery.handler == 0 {
         return Err(NoFrame::NoHandler);
     }
@@ -135,29 +139,36 @@ pub fn frame(from: &Interrupted, kernel_sp: u64, delivery: &Delivery) -> Result<
     }
     pushed |= u64::from(delivery.shown_iopl & 3) << 12;
 
-    let mut words = ArrayVec::new();
-    words.extend([from.rcx, from.r11]);
-    if let Some(selectors) = delivery.selectors {
-        words.extend(selectors.map(u64::from));
-    }
-    words.extend(delivery.error_code.map(u64::from));
-    words.extend([
-        from.rip,
-        u64::from(cs) | u64::from(from.upcall_mask) << 32,
-        pushed,
-        from.rsp,
-        u64::from(from.ss),
-    ]);
-
-    let top = if from.kernel_mode { from.rsp } else { kernel_sp } & !0xf;
-    let size = 8 * words.len() as u64;
-    let rsp = top.checked_sub(size).ok_or(NoFrame::BadStack)?;
-    if !guest_address(rsp) || !guest_address(top - 1) {
-        return Err(NoFrame::BadStack);
-    }
     let mut rflags = from.rflags & !CLEARED.bits();
     if delivery.clear_df {
         rflags &= !Flags::DF.bits();
+    }
+    let cs = u64::from(cs) | u64::from(from.upcall_mask) << 32;
+    // From its end: what differs comes below what does not.
+    let mut first = MAX_WORDS;
+    let mut push = |word: u64| {
+        first = first.saturating_sub(1);
+        if let Some(place) = room.get_mut(first) {
+            *place = word;
+        }
+    };
+    for word in [u64::from(from.ss), from.rsp, pushed, cs, from.rip] {
+        push(word);
+    }
+    if let Some(error_code) = delivery.error_code {
+        push(u64::from(error_code));
+    }
+    for selector in delivery.selectors.iter().flatten().rev() {
+        push(u64::from(*selector));
+    }
+    push(from.r11);
+    push(from.rcx);
+
+    let words = room.get(first..).unwrap_or_default();
+    let top = if from.kernel_mode { from.rsp } else { kernel_sp } & !0xf;
+    let rsp = top.checked_sub(8 * words.len() as u64).ok_or(NoFrame::BadStack)?;
+    if !guest_address(rsp) || !guest_address(top - 1) {
+        return Err(NoFrame::BadStack);
     }
     Ok(Frame { words, rsp, rip: delivery.handler, rflags })
 }
@@ -166,6 +177,11 @@ pub fn frame(from: &Interrupted, kernel_sp: u64, delivery: &Delivery) -> Result<
 mod tests {
     use super::*;
     use crate::x86::layout::HYPERVISOR_START;
+
+    fn frame(from: &Interrupted, kernel_sp: u64, delivery: &Delivery) -> Result<Frame<'static>, NoFrame> {
+        let room = alloc::boxed::Box::leak(alloc::boxed::Box::new([0; MAX_WORDS]));
+        super::frame(room, from, kernel_sp, delivery)
+    }
 
     fn interrupted() -> Interrupted {
         Interrupted {
@@ -185,7 +201,7 @@ mod tests {
     fn an_exception_of_the_kernel_stays_on_its_stack() {
         let delivery = Delivery { error_code: Some(0x10), ..Delivery::to(0x1234, false) };
         let f = frame(&interrupted(), 0x9000, &delivery).unwrap();
-        assert_eq!(f.words.as_slice(), [0xcc, 0x11, 0x10, 0x40_1000, 0xe030, 0x246, 0x7_fff8, 0xe02b]);
+        assert_eq!(f.words, [0xcc, 0x11, 0x10, 0x40_1000, 0xe030, 0x246, 0x7_fff8, 0xe02b]);
         assert_eq!(f.rsp, 0x7_fff0 - 64);
         assert_eq!((f.rip, f.rflags), (0x1234, 0x246));
     }
@@ -194,7 +210,7 @@ mod tests {
     fn an_entry_from_user_mode_uses_the_registered_stack_and_keeps_the_privilege() {
         let from = Interrupted { kernel_mode: false, cs: 0x33, ss: 0x2b, upcall_mask: 1, ..interrupted() };
         let f = frame(&from, 0x9008, &Delivery::to(0x1234, true)).unwrap();
-        assert_eq!(f.words.as_slice(), [0xcc, 0x11, 0x40_1000, 0x1_0000_0033, 0x046, 0x7_fff8, 0x2b]);
+        assert_eq!(f.words, [0xcc, 0x11, 0x40_1000, 0x1_0000_0033, 0x046, 0x7_fff8, 0x2b]);
         assert_eq!(f.rsp, 0x9000 - 56);
     }
 
@@ -202,7 +218,7 @@ mod tests {
     fn the_failsafe_frame_carries_the_data_selectors() {
         let delivery = Delivery { selectors: Some([1, 2, 3, 4]), ..Delivery::to(0x1234, true) };
         let f = frame(&interrupted(), 0, &delivery).unwrap();
-        assert_eq!(f.words.as_slice(), [0xcc, 0x11, 1, 2, 3, 4, 0x40_1000, 0xe030, 0x246, 0x7_fff8, 0xe02b]);
+        assert_eq!(f.words, [0xcc, 0x11, 1, 2, 3, 4, 0x40_1000, 0xe030, 0x246, 0x7_fff8, 0xe02b]);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use zerocopy::IntoBytes;
 
-use super::bounce::{Delivery, Interrupted, KERNEL_CS, KERNEL_SS, frame};
-use crate::domain::{Current, VcpuState};
+use super::bounce::{Delivery, Interrupted, KERNEL_CS, KERNEL_SS, MAX_WORDS, frame};
+use crate::domain::{Current, Vcpu, VcpuState, mask_upcalls};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
 
@@ -93,7 +93,7 @@ impl<P: Platform> Hypervisor<P> {
             self.load_guest_root(root);
         }
         if kernel && state.areas_due {
-            self.publish_areas(&current.vcpu, &mut current.state);
+            self.publish_areas(current.vcpu.domain(), &current.vcpu, &mut current.state);
         }
     }
 
@@ -103,10 +103,12 @@ impl<P: Platform> Hypervisor<P> {
         if self.architectural_iopl(current) {
             delivery.shown_iopl = current.state.iopl;
         }
-        let mask = current.vcpu.info_word(&self.platform, 0);
+        let vcpu: &Vcpu = &current.vcpu;
+        let mask = vcpu.info_word(&self.platform, 0);
         let upcall_mask = mask.map_or(1, |w| (w.load(core::sync::atomic::Ordering::Acquire) >> 8) as u8);
         let from = interrupted(&current.state, upcall_mask);
-        let frame = match frame(&from, current.state.kernel_sp, &delivery) {
+        let mut room = [0; MAX_WORDS];
+        let frame = match frame(&mut room, &from, current.state.kernel_sp, &delivery) {
             Ok(frame) => frame,
             Err(no_frame) => return self.crash_current(current, no_frame.reason()),
         };
@@ -114,8 +116,11 @@ impl<P: Platform> Hypervisor<P> {
         if self.platform.copy_to_guest(frame.rsp, frame.words.as_bytes()).is_err() {
             return self.crash_current(current, "its kernel stack cannot be written");
         }
-        if delivery.mask_events {
-            current.vcpu.set_upcall_mask(&self.platform, true);
+        if let Some(word) = mask
+            && delivery.mask_events
+            && upcall_mask & 1 == 0
+        {
+            mask_upcalls(word);
         }
         let state = &mut current.state;
         state.regs.rip = frame.rip;

@@ -108,6 +108,15 @@ impl<P: Platform> Hypervisor<P> {
         }
     }
 
+    /// Whether there may be something for [`Hypervisor::deliver_pending`] to deliver.
+    #[inline(always)]
+    pub fn has_pending(&self, current: &Current) -> bool {
+        let vcpu: &Vcpu = &current.vcpu;
+        current.state.failsafe_due.is_some()
+            || vcpu.nmi_pending.load(Ordering::Acquire)
+            || vcpu.upcall_due(&self.platform)
+    }
+
     /// Delivers the failsafe callback, a pending NMI or an event upcall to the vCPU that is about to resume. Tells whether there was any:
     /// then the domain may have been crashed.
     pub fn deliver_pending(&self, current: &mut Current) -> bool {
@@ -115,11 +124,7 @@ impl<P: Platform> Hypervisor<P> {
         if current.domain().constant.answer().is_some() {
             return false;
         }
-        let vcpu: &Vcpu = &current.vcpu;
-        if current.state.failsafe_due.is_none()
-            && !vcpu.nmi_pending.load(Ordering::Acquire)
-            && !vcpu.upcall_due(&self.platform)
-        {
+        if !self.has_pending(current) {
             return false;
         }
         let mut delivered = false;

@@ -38,6 +38,26 @@ pub fn may_sysret(regs: &GuestRegs, clobber: bool) -> bool {
         && regs.rflags & IF != 0
 }
 
+/// Flags of which [`sanitize`] changes none and [`may_sysret`] minds none.
+const PLAIN_FLAGS: u64 = GUEST_FLAGS & !(TF | NT | RF);
+
+/// Both: makes registers safe to resume with, and tells whether SYSRET may do it.
+#[inline(always)]
+#[must_use]
+pub fn ready(regs: &mut GuestRegs, clobber: bool) -> bool {
+    let plain = regs.cs == FLAT_CODE && regs.ss == FLAT_STACK && regs.rflags & !PLAIN_FLAGS == IF | 2;
+    if plain && clobber {
+        return is_canonical(regs.rip);
+    }
+    ready_others(regs, clobber)
+}
+
+#[inline(never)]
+fn ready_others(regs: &mut GuestRegs, clobber: bool) -> bool {
+    sanitize(regs);
+    may_sysret(regs, clobber)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +93,24 @@ mod tests {
             (r.rcx, r.r11) = (r.rip, r.rflags);
             assert!(!may_sysret(&r, false), "{r:x?}");
             assert!(!may_sysret(&r, true), "{r:x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_plain_is_as_if_it_were_not() {
+        let each_flag = (0..64).map(|bit| 1u64 << bit);
+        let flags = each_flag.flat_map(|flag| [0x246 | flag, 0x246 & !flag, flag]).chain([0, u64::MAX]);
+        for rflags in flags {
+            for (cs, ss) in [(FLAT_CODE, FLAT_STACK), (0xe023, FLAT_STACK), (FLAT_CODE, 0x2b), (0xe008, 0)] {
+                for rip in [0xffff_ffff_8000_1234, 0x8000_0000_0000] {
+                    for clobber in [false, true] {
+                        let mut regs = GuestRegs { rflags, cs, ss, rip, ..flat() };
+                        let mut other = regs;
+                        let sysret = ready(&mut regs, clobber);
+                        assert_eq!((sysret, regs), (ready_others(&mut other, clobber), other), "{rflags:x}");
+                    }
+                }
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What operations of a hypervisor cost: a row for each, `bench: NAME = TICKS`, read by `cargo xtask bench`.
 //!
-//! It runs as dom0 of either hypervisor, on one vCPU, and asks nothing that only one of them has. Each row is measured behind a first
+//! It runs as dom0 of either hypervisor, on one vCPU but where two take turns, and asks nothing that only one of them has. Each row is measured behind a first
 //! time, so that what is made once is there.
 #![no_std]
 #![no_main]
@@ -12,8 +12,9 @@ mod traps;
 
 use alloc::format;
 use alloc::vec::Vec;
-use conformance::{SELF, TablePage, at, grant, mask, memop, mmuext, pages, pte, take_pending};
-use guest_sdk::abi::evtchn::{EvtchnAllocUnbound, EvtchnSend};
+use conformance::{SELF, TablePage, at, evtchn, grant, mask, memop, mmuext, pages, pte, take_pending};
+use core::sync::atomic::{AtomicU32, Ordering};
+use guest_sdk::abi::evtchn::{EvtchnAllocUnbound, EvtchnBindIpi, EvtchnSend};
 use guest_sdk::abi::grant::{
     GNTCOPY_DEST_GREF, GNTST_OKAY, GnttabCopy, GnttabCopyPtr, GnttabMapGrantRef, GnttabUnmapGrantRef,
     MapFlags,
@@ -23,11 +24,11 @@ use guest_sdk::abi::mmu::{
     MmuCommand, MmuUpdate, MmuextOp, MulticallEntry, UVMF_ALL, UVMF_INVLPG, UVMF_LOCAL, UVMF_TLB_FLUSH,
 };
 use guest_sdk::abi::subops::{EvtchnOp, GnttabOp, MemoryOp, MmuextCmd, SchedOp, VcpuOp};
-use guest_sdk::abi::{DomId, GuestHandle, Hypercall, MachAddr, Mfn};
+use guest_sdk::abi::{DomId, GuestHandle, Hypercall, MachAddr, Mfn, Port};
 use guest_sdk::memory::{self, Access, Page, Range};
 use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq, try_read};
 use guest_sdk::time::now_ns;
-use guest_sdk::{Domain, entry};
+use guest_sdk::{Domain, entry, hypercall, vcpu};
 use stopwatch::{Call, calls, work};
 
 /// Present, writable, user, accessed, dirty.
@@ -44,6 +45,7 @@ fn main(domain: Domain) {
             time_and_turns,
             processor_state,
             events,
+            wake_ups_of_another_vcpu,
             page_table_entries,
             whole_page_tables,
             bases,
@@ -119,6 +121,50 @@ fn events(domain: &mut Domain) -> Verdict {
     calls("send to oneself, masked and pending", &[send], ROUNDS, 1)?;
     check!(take_pending(channel.port()), "it was sent");
     Ok(())
+}
+
+/// The port by which vCPU 1 is woken, and the one by which it wakes vCPU 0.
+static PORTS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
+
+/// Sends through `there`, and sleeps until something has come by `back`.
+fn turn(there: Port, back: Port) -> Verdict {
+    check_eq!(evtchn(EvtchnOp::Send, &mut EvtchnSend { port: there }), Ok(0));
+    while !take_pending(back) {
+        hypercall::poll(&[back], 0)?;
+    }
+    Ok(())
+}
+
+/// vCPU 1: answers each event. It has no console, so it stops where something is refused, and vCPU 0 waits in vain.
+extern "C" fn answer(_id: u32) {
+    let [own, other] = PORTS.each_ref().map(|port| Port::new(port.load(Ordering::SeqCst)));
+    while !take_pending(own) {
+        if hypercall::poll(&[own], 0).is_err() {
+            return;
+        }
+    }
+    while turn(other, own).is_ok() {}
+}
+
+fn wake_ups_of_another_vcpu(_: &mut Domain) -> Verdict {
+    let mut ports = [Port::new(0); 2];
+    for (port, vcpu) in ports.iter_mut().zip([1, 0]) {
+        let mut bind = EvtchnBindIpi { vcpu, port: Port::new(0) };
+        check_eq!(evtchn(EvtchnOp::BindIpi, &mut bind), Ok(0));
+        // Who polls a port is not to be told of it by an upcall too.
+        mask(bind.port);
+        *port = bind.port;
+    }
+    for (to, port) in PORTS.iter().zip(ports) {
+        to.store(port.get(), Ordering::SeqCst);
+    }
+    // Nobody waits for the beat that a vCPU is born with.
+    hypercall::stop_periodic_timer(1)?;
+    // SAFETY: it uses atomics and hypercalls.
+    unsafe { vcpu::start(1, answer)? };
+    let [there, back] = ports;
+    // Nobody sends vCPU 1 anything afterwards: it sleeps for ever.
+    work("wake another vCPU by an event and sleep, each", ROUNDS, 2, || turn(there, back))
 }
 
 fn page_table_entries(_: &mut Domain) -> Verdict {

@@ -37,6 +37,10 @@ static CLOCK: Once<Clock> = Once::new();
 static PLATFORM: Once<PlatformClock> = Once::new();
 /// The clock is another counter than the TSC: the same as whether `PLATFORM` is there, in one byte.
 static EMULATES_TSC: AtomicBool = AtomicBool::new(false);
+/// The time is more than the TSC since [`EPOCH`] by [`SCALE`]: another counter is the clock, or processors' TSCs differ.
+static IS_SPECIAL: AtomicBool = AtomicBool::new(false);
+/// The TSC's scale in one word: `mul`, and above it `shift`. 0, by which all times are 0, before calibration.
+static SCALE: AtomicU64 = AtomicU64::new(0);
 /// What the processors' counters are ahead of the first one's, modulo 2^64.
 static OFFSETS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
@@ -223,6 +227,7 @@ pub fn finish_calibration(
     let since_epoch = scale.ns(tsc().wrapping_sub(EPOCH.load(Ordering::Relaxed)));
     let wallclock_ns = (cmos_seconds(power.century) * 1_000_000_000).saturating_sub(since_epoch);
     CLOCK.call_once(|| Clock { scale, hz: m.hz, wallclock_ns });
+    SCALE.store(u64::from(scale.mul) | u64::from(scale.shift as u8) << 32, Ordering::Release);
     log::info!(
         "TSC {} kHz, APIC timer {} kHz{}: by the {} at {} kHz in {} us, within {} ppm",
         m.hz / 1000,
@@ -286,6 +291,7 @@ pub fn choose(counters: &PlatformCounters, wanted: Option<Source>, facts: TscFac
         scale: Scale::of_frequency(reference.hz),
     });
     EMULATES_TSC.store(true, Ordering::SeqCst);
+    IS_SPECIAL.store(true, Ordering::SeqCst);
     log::info!(
         "clock: {source} at {} kHz, {} bits; guests' TSC is emulated, at 1000000 kHz",
         reference.hz / 1000,
@@ -327,6 +333,7 @@ fn offset() -> u64 {
 pub fn set_offset(cpu: CpuId, ticks: u64) {
     if let Some(offset) = OFFSETS.get(cpu.0 as usize) {
         offset.store(ticks, Ordering::SeqCst);
+        IS_SPECIAL.fetch_or(ticks != 0, Ordering::SeqCst);
     }
 }
 
@@ -349,12 +356,25 @@ pub fn guest_tsc() -> u64 {
 }
 
 /// Nanoseconds since boot; 0 before calibration.
+#[inline]
 pub fn now_ns() -> u64 {
-    if let Some(clock) = platform() {
-        return clock.now_ns();
+    if IS_SPECIAL.load(Ordering::Relaxed) { special_now_ns() } else { scaled(tsc()) }
+}
+
+#[cold]
+fn special_now_ns() -> u64 {
+    match platform() {
+        Some(clock) => clock.now_ns(),
+        None => scaled(tsc().wrapping_sub(offset())),
     }
-    let ticks = tsc().wrapping_sub(offset()).saturating_sub(EPOCH.load(Ordering::Relaxed));
-    CLOCK.get().map_or(0, |clock| clock.scale.ns(ticks))
+}
+
+/// When the first processor's counter is at `tsc`, in nanoseconds since boot.
+#[inline]
+fn scaled(tsc: u64) -> u64 {
+    let scale = SCALE.load(Ordering::Relaxed);
+    let scale = Scale { mul: scale as u32, shift: (scale >> 32) as i8 };
+    scale.ns(tsc.saturating_sub(EPOCH.load(Ordering::Relaxed)))
 }
 
 /// The scale for guests.

@@ -4,7 +4,7 @@
 use super::percpu::CpuInfo;
 use super::{cpu, entry, fpu, msr, paging, percpu, tables};
 use core::arch::{asm, global_asm};
-use hv::domain::{GDT_FRAMES, VcpuState};
+use hv::domain::{DataSelectors, GDT_FRAMES, VcpuState};
 use hv::platform::Fault;
 use hv::x86::layout::{self, PAGE_SIZE, is_canonical};
 use hypercall_abi::Mfn;
@@ -65,19 +65,27 @@ fn base(address: u64) -> u64 {
 
 fn info() -> &'static mut CpuInfo {
     // SAFETY: this CPU's own data; ring 0 is not preempted, and every use ends before the next begins.
-    unsafe { &mut *percpu::this() }
+    unsafe { &mut *percpu::here() }
 }
 
-/// Reads the live selectors and bases into `state`, which runs on this CPU.
-pub fn read_segments(state: &mut VcpuState) {
+fn live_selectors() -> DataSelectors {
     let (ds, es, fs, gs): (u16, u16, u16, u16);
     // SAFETY: reads registers.
     unsafe {
         asm!("mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
             out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs, options(nomem, nostack, preserves_flags));
     }
-    let s = &mut state.selectors;
-    (s.ds, s.es, s.fs, s.gs) = (ds, es, fs, gs);
+    DataSelectors { es, ds, fs, gs }
+}
+
+/// Whether a selector names the same descriptor for every guest: none, or the hypervisor's flat data.
+fn is_everybodys(selector: u16) -> bool {
+    selector & !3 == 0 || selector == tables::GUEST_DATA
+}
+
+/// Reads the live selectors and bases into `state`, which runs on this CPU.
+pub fn read_segments(state: &mut VcpuState) {
+    state.selectors = live_selectors();
     let fast = info().cr4.contains(Cr4Flags::FSGSBASE);
     state.fs_base = msr::fs_base(fast);
     // The base that is not in force changes only by our own writes, which go to `state` first.
@@ -88,8 +96,37 @@ pub fn read_segments(state: &mut VcpuState) {
     }
 }
 
-/// Loads selectors and bases of `state`, which runs on this CPU. Selectors that fault become null.
-pub fn write_segments(state: &mut VcpuState) -> Result<(), Fault> {
+/// The bases of FS, of GS and the other one of GS as the processor holds them for `state`.
+fn bases(state: &VcpuState) -> [u64; 3] {
+    let (live, other) = match state.kernel_mode {
+        true => (state.gs_base_kernel, state.gs_base_user),
+        false => (state.gs_base_user, state.gs_base_kernel),
+    };
+    [state.fs_base, live, other].map(base)
+}
+
+/// Loads selectors and bases of `state`, which is to run on this CPU, unless they are there already. Selectors that fault become
+/// null.
+fn write_segments(state: &mut VcpuState) -> Result<(), Fault> {
+    let wanted = bases(state);
+    let registers = [msr::FS_BASE, msr::GS_BASE, msr::KERNEL_GS_BASE];
+    let write = |register, value| {
+        // SAFETY: canonical, and ring 0 never uses FS or GS.
+        unsafe { msr::write(register, value) };
+    };
+    let known = info().bases.take();
+    let DataSelectors { es, ds, fs, gs } = state.selectors;
+    if let Some(live) = known
+        && live_selectors() == state.selectors
+        && [es, ds, fs, gs].into_iter().all(is_everybodys)
+    {
+        for ((register, live), wanted) in registers.into_iter().zip(live).zip(wanted) {
+            if live != wanted {
+                write(register, wanted);
+            }
+        }
+        return Ok(());
+    }
     let s = &mut state.selectors;
     let mut faulted = false;
     let mut load = |selector: &mut u16, function: unsafe extern "C" fn(u32) -> u32| {
@@ -104,15 +141,8 @@ pub fn write_segments(state: &mut VcpuState) -> Result<(), Fault> {
     // These two also change the base, so bases come after.
     load(&mut s.fs, load_fs);
     load(&mut s.gs, load_gs);
-    let (live, other) = match state.kernel_mode {
-        true => (state.gs_base_kernel, state.gs_base_user),
-        false => (state.gs_base_user, state.gs_base_kernel),
-    };
-    for (register, value) in
-        [(msr::FS_BASE, state.fs_base), (msr::GS_BASE, live), (msr::KERNEL_GS_BASE, other)]
-    {
-        // SAFETY: canonical, and ring 0 never uses FS or GS.
-        unsafe { msr::write(register, base(value)) };
+    for (register, value) in registers.into_iter().zip(wanted) {
+        write(register, value);
     }
     if faulted { Err(Fault) } else { Ok(()) }
 }
@@ -172,15 +202,15 @@ pub fn load_descriptor_tables(state: &VcpuState) {
     // Most guests have a GDT of one page and no LDT: what shows nothing and is to show nothing is not looked at.
     let wanted = state.gdt.frames.iter().take_while(|frame| frame.is_some()).count();
     let shown = core::mem::replace(&mut info.gdt_pages, wanted);
-    for (page, frame) in (0..wanted.max(shown) as u64).zip(state.gdt.frames) {
+    for (page, frame) in (0..wanted.max(shown) as u64).zip(&state.gdt.frames) {
         // SAFETY: 1. this CPU's window. 2. one of the first 14 pages. 3. `GuestGdt` holds a descriptor-page type reference
         // for each frame it names.
         unsafe { paging::set_window(info.window_l1, info.number, page, frame.map(machine)) };
     }
     let entries = state.ldt.entries;
     if core::mem::replace(&mut info.ldt_shown, entries != 0) || entries != 0 {
-        for (page, frame) in (layout::LDT_PAGE..).zip(state.ldt.frames) {
-            let frame = if entries == 0 { None } else { frame };
+        for (page, frame) in (layout::LDT_PAGE..).zip(&state.ldt.frames) {
+            let frame = if entries == 0 { &None } else { frame };
             // SAFETY: as above, for `GuestLdt` and the pages from `LDT_PAGE` on.
             unsafe { paging::set_window(info.window_l1, info.number, page, frame.map(machine)) };
         }
@@ -268,8 +298,17 @@ pub fn set_task_switched(on: bool) {
 }
 
 /// Makes CR4 what `state` wants, if it is not already.
+#[inline(always)]
 pub fn load_cr4(state: &VcpuState) {
+    if info().wanted_cr4 != Some(state.cr4) {
+        change_cr4(state);
+    }
+}
+
+#[cold]
+fn change_cr4(state: &VcpuState) {
     let info = info();
+    info.wanted_cr4 = Some(state.cr4);
     let mut chosen = Cr4Flags::from_bits_truncate(state.cr4) & GUEST_CR4;
     if !cpu::has_fsgsbase() {
         chosen.remove(Cr4Flags::FSGSBASE);
@@ -284,14 +323,17 @@ pub fn load_cr4(state: &VcpuState) {
 
 /// Lets RDTSC of guests trap on this CPU, whatever they want, or leaves it to them.
 pub fn trap_tsc(on: bool) {
+    let info = info();
+    info.base_cr4.set(Cr4Flags::TIMESTAMP_DISABLE, on);
     // CR4 itself follows at the next resume.
-    info().base_cr4.set(Cr4Flags::TIMESTAMP_DISABLE, on);
+    info.wanted_cr4 = None;
 }
 
 /// Saves what this CPU still holds of `state`. Nothing of the vCPU is left in the registers that matter.
 pub fn leave(state: &mut VcpuState) {
     read_segments(state);
     let info = info();
+    info.bases = Some(bases(state));
     fpu::set_xcr0(&mut info.xcr0, fpu::xcr0());
     fpu::save(state.vectors.bytes_mut());
     if info.breakpoints_on {
@@ -332,6 +374,8 @@ pub fn init_syscall() {
     let info = info();
     info.cr4 = Cr4::read();
     info.base_cr4 = info.cr4;
+    info.wanted_cr4 = None;
+    info.bases = None;
     let stub = &raw const entry::guest::syscall_stubs as u64 + info.number as u64 * entry::guest::STUB_STRIDE;
     let star = u64::from(tables::RING0_CODE) << 32 | u64::from(tables::GUEST_CODE32) << 48;
     // IF, DF, TF, AC and NT off at the first instruction.

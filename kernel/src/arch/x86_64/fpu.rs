@@ -42,6 +42,10 @@ pub fn init() {
 pub fn set_xcr0(live: &mut u64, wanted: u64) {
     const SSE: u64 = 1 << 1;
     const AVX: u64 = 1 << 2;
+    // It has been through this.
+    if *live == wanted {
+        return;
+    }
     let all = xcr0();
     if all == 0 {
         return;

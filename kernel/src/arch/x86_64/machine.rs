@@ -209,7 +209,7 @@ impl Platform for Machine {
 
     fn this_cpu(&self) -> CpuId {
         // SAFETY: this CPU's data, set up before any code of policy runs.
-        CpuId(unsafe { (*percpu::this()).number } as u32)
+        CpuId(unsafe { (*percpu::here()).number } as u32)
     }
 
     fn kick(&self, cpu: CpuId) {

@@ -32,6 +32,10 @@ pub struct CpuInfo {
     pub cr4: Cr4Flags,
     /// See `cr4`.
     pub base_cr4: Cr4Flags,
+    /// The guest's wish that `cr4` was made for; `None` when it is to be made anew.
+    pub wanted_cr4: Option<u64>,
+    /// The bases of FS and of GS in force and the other base of GS, as they are while no vCPU runs here; `None` when that is not known.
+    pub bases: Option<[u64; 3]>,
     /// XCR0 as it is; 0 when it was not written yet, or without XSAVE.
     pub xcr0: u64,
     /// TSC_AUX as it is, on a processor that has it.
@@ -61,13 +65,23 @@ pub fn block(cpu: usize) -> u64 {
     CPU_BLOCKS + cpu as u64 * CPU_BLOCK_SIZE
 }
 
-/// The data of the CPU this runs on; null while booting on the first stack.
-pub fn this() -> *mut CpuInfo {
+fn stack_pointer() -> u64 {
     let rsp: u64;
     // SAFETY: reads a register.
     unsafe { core::arch::asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack, preserves_flags)) };
-    if rsp >> 32 != CPU_BLOCKS >> 32 {
+    rsp
+}
+
+/// The data of the CPU this runs on; null while booting on the first stack.
+pub fn this() -> *mut CpuInfo {
+    if stack_pointer() >> 32 != CPU_BLOCKS >> 32 {
         return core::ptr::null_mut();
     }
-    ((rsp & !(CPU_BLOCK_SIZE - 1)) + INFO_OFFSET) as *mut CpuInfo
+    here()
+}
+
+/// As [`this`], for what never runs on the first stack of boot: there it names no data.
+#[inline(always)]
+pub fn here() -> *mut CpuInfo {
+    ((stack_pointer() & !(CPU_BLOCK_SIZE - 1)) + INFO_OFFSET) as *mut CpuInfo
 }

@@ -3,11 +3,13 @@
 pub mod guest;
 mod vectors;
 
+use super::machine::Machine;
 use super::{context, epitaph, interrupts, percpu};
 use hv::domain::{
     Cpu, ENTRY_IRET_FAULT, ENTRY_IRET_FAULT_LAST, ENTRY_SYSCALL, ENTRY_SYSCALL32, ENTRY_SYSENTER, GuestRegs,
     VcpuState,
 };
+use hv::hypervisor::Hypervisor;
 use hv::x86::exit;
 use x86_64::registers::control::Cr2;
 
@@ -39,39 +41,38 @@ fn fixup(rip: u64) -> Option<u64> {
 
 /// An entry from a guest, its registers in `state`. Returns what to resume.
 extern "C" fn guest_entry(_state: *mut VcpuState) -> *mut VcpuState {
-    // First, before a copy to or from a guest faults and changes it.
-    let fault_address = Cr2::read_raw();
-    let cpu = policy();
+    let (hv, cpu) = (crate::hypervisor(), policy());
     let vector = cpu.current.as_mut().map_or(u64::MAX, |current| {
         // It held for the resume before: an interrupt must not cost the guest its rcx and r11.
         current.state.sysret_ok = false;
         current.state.regs.vector
     });
     match vector {
-        ENTRY_SYSCALL | ENTRY_SYSCALL32 | ENTRY_SYSENTER => crate::hypervisor().on_syscall(cpu),
-        1 => crate::hypervisor().on_exception(cpu, context::take_debug_status()),
+        ENTRY_SYSCALL | ENTRY_SYSCALL32 | ENTRY_SYSENTER => hv.on_syscall(cpu),
+        1 => hv.on_exception(cpu, context::take_debug_status()),
         // Vector 0x80 has a gate that guests may use, and no device.
         0..32 | SOFTWARE_SYSCALL | ENTRY_IRET_FAULT..=ENTRY_IRET_FAULT_LAST => {
-            crate::hypervisor().on_exception(cpu, fault_address)
+            // Read before a copy to or from a guest faults and changes it.
+            hv.on_exception(cpu, Cr2::read_raw())
         }
         _ => crate::on_interrupt(interrupts::acknowledge(vector as u8)),
     }
-    resume(cpu)
+    resume(hv, cpu)
 }
 
 /// What policy keeps for this CPU.
 fn policy() -> &'static mut Cpu {
     // SAFETY: this CPU's own data. Ring 0 is entered once at a time on a CPU: the entries that may nest (an interrupt in the
     // idle loop, a fault of a guest copy, NMI) do not come here.
-    unsafe { (*percpu::this()).cpu.as_mut() }.expect("set before the first guest runs")
+    unsafe { (*percpu::here()).cpu.as_mut() }.expect("set before the first guest runs")
 }
 
 /// The way back: policy chooses, mechanism makes sure that nothing it chose resumes with more than ring 3.
-fn resume(cpu: &mut Cpu) -> *mut VcpuState {
-    crate::hypervisor().prepare_resume(cpu);
+#[inline(always)]
+fn resume(hv: &Hypervisor<Machine>, cpu: &mut Cpu) -> *mut VcpuState {
+    hv.prepare_resume(cpu);
     let state = &mut *cpu.current.as_mut().expect("prepare_resume returns with a vCPU").state;
-    exit::sanitize(&mut state.regs);
-    state.sysret_ok = exit::may_sysret(&state.regs, state.sysret_ok);
+    state.sysret_ok = exit::ready(&mut state.regs, state.sysret_ok);
     context::load_cr4(state);
     state
 }
@@ -81,7 +82,7 @@ pub fn run_guests(cpu: Cpu) -> ! {
     // SAFETY: this CPU's own data, of which no reference exists here.
     unsafe { (*percpu::this()).cpu = Some(cpu) };
     context::trap_tsc(super::clock::emulates_tsc());
-    let state = resume(policy());
+    let state = resume(crate::hypervisor(), policy());
     // SAFETY: `resume_guest` takes a state that `enter_vcpu` prepared; it leaves this stack for good.
     unsafe { core::arch::asm!("jmp resume_guest", in("rax") state, options(noreturn)) }
 }

@@ -12,6 +12,7 @@ use crate::domain::{Domain, VcpuState};
 use crate::hypercall::{Budget, Preempted};
 use crate::hypervisor::Hypervisor;
 use crate::platform::Platform;
+use crate::sync;
 
 /// Quarantined frames drained at a time.
 const DRAIN_PORTION: usize = 32;
@@ -88,7 +89,10 @@ impl<P: Platform> Hypervisor<P> {
                 return Some(mfn);
             }
             if !self.drain_quarantine() {
-                return None;
+                if !self.mm.others_scrub() {
+                    return None;
+                }
+                sync::relax();
             }
         }
     }

@@ -19,15 +19,18 @@
 //! * ALLOCATED stands for one general reference: the owner's, whether it maps the frame or not.
 //! * A frame is charged to its owner until it is drained: giving memory back while keeping it mapped gains nothing.
 //! * Free frames are unowned. DIRTY says that somebody has used a frame: it is scrubbed before the next owner sees it. So
-//!   is all RAM at boot: firmware and loader leave things in what they say is free.
+//!   is all RAM at boot: firmware and loader leave things in what they say is free. Idle CPUs do that ahead of time.
 //! * What one domain did with a frame comes before what the next one does: `models` shows which orders of accesses that takes.
 //! * Dropping a reference is constant work and takes no lock: the quarantine is a chain that anybody may push to, linked
 //!   through the type words, which nobody can step while there is no reference. Draining it is done in bounded portions.
+
+use core::ops::Range;
 
 use arrayvec::ArrayVec;
 use hypercall_abi::memory::E820Entry;
 use hypercall_abi::{DomId, Mfn};
 
+use super::firmware_ram::{FirmwareRam, Full};
 use super::m2p::{self, M2p};
 use super::mutants::{Mutant, Mutants};
 use super::page_info::{Effects, Event, Refusal, Stamp, TypeWord, step, step_of_known};
@@ -48,6 +51,10 @@ const NIL: u32 = u32::MAX;
 /// may be (`conf-bounds`).
 const SIFTED: usize = 24;
 const SEARCHED: usize = 256;
+/// Frames that an idle CPU scrubs before it looks whether it is wanted; a power of two.
+const SCRUBBED_IDLY: u64 = 16;
+/// Frames that nobody has had yet and that come to the free lists together; a power of two.
+const BROUGHT_IN: u64 = 64;
 /// Frames that teardown has taken and not yet freed.
 pub(super) type Retired = ArrayVec<Mfn, SIFTED>;
 
@@ -121,6 +128,8 @@ pub struct Memory {
     /// free lists pops.
     quarantine: AtomicU32,
     quarantined: AtomicUsize,
+    /// Frames that are free and not on the free lists: nobody has had them since power-on. Changed under the lock of those.
+    unused: AtomicUsize,
     machine_map: spin::Once<&'static [E820Entry]>,
     m2p_frame: spin::Once<Mfn>,
     mutants: Mutants,
@@ -129,6 +138,9 @@ pub struct Memory {
 struct FreeLists {
     heads: [u32; ORDERS],
     frames: usize,
+    firmware_ram: FirmwareRam,
+    /// Frames that idle CPUs have taken out of `firmware_ram` and not yet put on the lists.
+    being_scrubbed: usize,
 }
 
 /// Who owns a frame.
@@ -151,9 +163,15 @@ impl Memory {
             records,
             m2p: M2p::new(m2p),
             clock: TlbClock::new(),
-            free: RankedMutex::new(FreeLists { heads: [NIL; ORDERS], frames: 0 }),
+            free: RankedMutex::new(FreeLists {
+                heads: [NIL; ORDERS],
+                frames: 0,
+                firmware_ram: FirmwareRam::default(),
+                being_scrubbed: 0,
+            }),
             quarantine: AtomicU32::new(NIL),
             quarantined: AtomicUsize::new(0),
+            unused: AtomicUsize::new(0),
             machine_map: spin::Once::new(),
             m2p_frame: spin::Once::new(),
             mutants: Mutants::default(),
@@ -199,18 +217,52 @@ impl Memory {
         }
     }
 
-    /// Puts declared RAM on the free lists, to be scrubbed before its first owner sees it: firmware and loader have written
-    /// to some of it.
+    /// Makes declared RAM free, to be scrubbed before its first owner sees it: firmware and loader have written to some of it.
     ///
     /// Each frame may be given once.
     pub fn add_free(&self, first: Mfn, count: u64) {
         let end = first.get().saturating_add(count).min(self.records.len() as u64);
-        for mfn in first.get()..end {
-            if let Some(record) = self.records.get(mfn as usize) {
-                record.owner.fetch_or(DIRTY, Ordering::Release);
-            }
+        let frames = first.get()..end;
+        let count = end.saturating_sub(first.get()) as usize;
+        let mut free = self.free.lock();
+        match free.firmware_ram.add(frames.clone()) {
+            Ok(()) => _ = self.unused.fetch_add(count, Ordering::Relaxed),
+            Err(Full) => self.insert_dirty(&mut free, frames),
         }
-        self.insert_range(&mut self.free.lock(), first.get(), end.saturating_sub(first.get()));
+    }
+
+    /// Puts frames on the free lists, to be scrubbed when they are given out.
+    fn insert_dirty(&self, free: &mut FreeLists, frames: Range<u64>) {
+        for mfn in frames.clone() {
+            self.record(Mfn::new(mfn)).owner.fetch_or(DIRTY, Ordering::Release);
+        }
+        self.insert_range(free, frames.start, frames.end - frames.start);
+    }
+
+    /// Scrubs a few frames that nobody has had yet and puts them on the free lists: for a CPU that has nothing else to do. False if there
+    /// are none.
+    pub fn scrub_idly<P: Platform>(&self, platform: &P) -> bool {
+        if self.unused.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let mut free = self.free.lock();
+        let Some(frames) = free.firmware_ram.take_some(SCRUBBED_IDLY, u64::MAX) else { return false };
+        let count = (frames.end - frames.start) as usize;
+        free.being_scrubbed += count;
+        drop(free);
+        for mfn in frames.clone() {
+            platform.zero_frame(Mfn::new(mfn));
+        }
+        let mut free = self.free.lock();
+        self.insert_range(&mut free, frames.start, count as u64);
+        free.being_scrubbed -= count;
+        self.unused.fetch_sub(count, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether another CPU has free frames that it puts on the free lists in a moment.
+    pub(super) fn others_scrub(&self) -> bool {
+        self.free.lock().being_scrubbed > 0
     }
 
     /// The machine-to-physical table.
@@ -241,7 +293,7 @@ impl Memory {
     /// Frames that can be given out: free, or waiting in quarantine for their TLB debt.
     pub fn free_frames(&self) -> usize {
         let free = self.free.lock();
-        free.frames + self.quarantined.load(Ordering::Acquire)
+        free.frames + self.unused.load(Ordering::Relaxed) + self.quarantined.load(Ordering::Acquire)
     }
 
     /// Who owns `mfn`. Without a reference to the frame the answer may be out of date at once.
@@ -720,17 +772,23 @@ impl Memory {
             return None;
         }
         let mut free = self.free.lock();
-        for have in order..=MAX_ORDER {
-            let Some(mfn) = self.first_below(&free, have, order, limit) else { continue };
-            self.unlink_block(&mut free, mfn, have);
-            // Give the upper halves back until the block is as small as asked for.
-            for split in (order..have).rev() {
-                self.link_block(&mut free, mfn + (1 << split), split);
+        loop {
+            let have = (order..=MAX_ORDER)
+                .find_map(|have| self.first_below(&free, have, order, limit).map(|mfn| (have, mfn)));
+            if let Some((have, mfn)) = have {
+                self.unlink_block(&mut free, mfn, have);
+                // Give the upper halves back until the block is as small as asked for.
+                for split in (order..have).rev() {
+                    self.link_block(&mut free, mfn + (1 << split), split);
+                }
+                free.frames -= 1 << order;
+                return Some(mfn);
             }
-            free.frames -= 1 << order;
-            return Some(mfn);
+            let block = free.firmware_ram.take_block(BROUGHT_IN.max(1 << order), limit);
+            let unused = block.or_else(|| free.firmware_ram.take_some(BROUGHT_IN, limit))?;
+            self.unused.fetch_sub((unused.end - unused.start) as usize, Ordering::Relaxed);
+            self.insert_dirty(&mut free, unused);
         }
-        None
     }
 
     /// A block of order `have` whose first 2^order frames are below `limit`. The search is cut after 64 blocks.

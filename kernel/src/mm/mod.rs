@@ -35,6 +35,7 @@
 //!
 //! * [`page_kind`], [`page_info`]: kinds, and the type word as a pure state machine.
 //! * [`frames`]: all records, who owns what, what is free; quarantine and scrubbing.
+//! * `firmware_ram`: what nobody has had since power-on.
 //! * [`pte`]: bits a guest may set, and what it reads back.
 //! * [`validate`]: tables becoming tables and ceasing to be. [`update`]: changes of single entries, pins, roots.
 //! * [`tlb_debt`]: flushes owed. [`m2p`]: the table guests read.
@@ -43,6 +44,7 @@
 #![forbid(unsafe_code)]
 
 pub mod domain_memory;
+mod firmware_ram;
 pub mod frames;
 pub mod m2p;
 #[cfg(all(loom, test))]

@@ -631,6 +631,26 @@ fn frames_are_scrubbed_before_somebody_gets_them() {
 }
 
 #[test]
+fn idle_processors_scrub_what_nobody_has_had() {
+    let g = Guest::new(u32::MAX, Verbs::empty());
+    let free = g.hv.free_frames();
+    assert!(g.hv.mm.scrub_idly(&g.hv.platform));
+    assert_eq!(g.hv.free_frames(), free);
+    let clean = || {
+        let frames = (0..FRAMES as u64).map(Mfn::new).filter(|m| g.hv.mm.owner(*m) == super::Owner::Nobody);
+        frames.filter(|m| (0..512).all(|word| g.word(*m, word) == 0)).count()
+    };
+    let portion = clean();
+    assert!((1..=16).contains(&portion), "up to the next multiple of 16");
+    while g.hv.mm.scrub_idly(&g.hv.platform) {}
+    assert_eq!(g.hv.free_frames(), free);
+    assert!(clean() > free - 64, "all but what came to the free lists before");
+    assert!(!g.hv.mm.scrub_idly(&g.hv.platform));
+    let block = g.hv.allocate_frames(6, u64::MAX).expect("they have come together as blocks");
+    assert_eq!(block.get() % 64, 0);
+}
+
+#[test]
 fn blocks_merge_again_when_all_comes_back() {
     let g = Guest::new(u32::MAX, Verbs::empty());
     let mut taken = Vec::new();

@@ -466,7 +466,9 @@ impl<P: Platform> Hypervisor<P> {
                     sync::none_held();
                     // Whatever wakes it notes that it has entered ring 0 again.
                     shared.entered.store(0, Ordering::Relaxed);
-                    self.platform.wait_for_interrupt();
+                    if !self.mm.scrub_idly(&self.platform) || self.platform.interrupt_pending() {
+                        self.platform.wait_for_interrupt();
+                    }
                 }
                 continue;
             };

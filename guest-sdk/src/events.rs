@@ -351,8 +351,8 @@ pub(crate) fn is_intact() -> bool {
     !LISTENERS.is_locked() && !OPEN.is_locked() && !fifo::COUNT.is_locked()
 }
 
-/// The domain's event channels: makes [`Channel`]s.
-#[derive(Debug)]
+/// The domain's event channels: makes [`Channel`]s. Clones are the same.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Events {}
 

@@ -28,7 +28,7 @@ mod slots;
 mod tests;
 
 pub use interrupts::{Msi, Msix, MsixTable};
-pub use slots::{Slot, SlotEvents, slots};
+pub use slots::{NoRoom, Slot, SlotEvents, slots};
 
 use alloc::vec::Vec;
 use core::fmt;

@@ -250,11 +250,89 @@ fn a_slot_tells_once_that_its_card_is_wanted_out_and_loses_its_power() {
     assert_eq!(found.iter().map(Slot::port).collect::<Vec<_>>(), [at(0, 1, 0)]);
     let slot = found[0];
     assert_eq!(slot.bus(&bus), 5);
-    assert_eq!(slot.take_events(&bus), SlotEvents { button: true, present: true });
+    assert_eq!(slot.take_events(&bus), SlotEvents { button: true, changed: false, present: true });
     let (offset, cleared) = *bus.writes.borrow().last().unwrap();
     assert_eq!((offset, cleared >> 16), (0x58, 1), "of status only what was seen is cleared");
     bus.functions.borrow_mut().get_mut(&at(0, 1, 0)).unwrap().words[22] &= 0x0040_ffff;
-    assert_eq!(slot.take_events(&bus), SlotEvents { button: false, present: true });
+    assert_eq!(slot.take_events(&bus), SlotEvents { button: false, changed: false, present: true });
     slot.power_off(&bus);
     assert_eq!(bus.word(at(0, 1, 0), 0x58) as u16, 0x700);
+}
+
+/// The bus behind a port at 00:01.0 with windows of memory and of memory that may be read ahead, and a card there.
+fn with_windows(plain: u32, ahead: [u32; 3], card: Fake) -> (Bus, Slot) {
+    let mut port = fake(0x000c_1b36, 1);
+    (port.words[1], port.words[6], port.words[13]) = (1 << 20, 5 << 8, 0x40);
+    (port.words[16], port.words[21]) = (0x10 | 0x14 << 20, 1 << 6);
+    (port.words[8], port.words[9], port.words[10], port.words[11]) = (plain, ahead[0], ahead[1], ahead[2]);
+    // No card so far: no power.
+    port.words[22] = 0x700;
+    port.writable[22] = 0xffff;
+    let bus = Bus::with(&[(Address::new(0, 1, 0), port), (Address::new(5, 0, 0), card)]);
+    let slot = slots(&bus)[0];
+    (bus, slot)
+}
+
+/// A card as it comes: 4 KiB of memory, 16 KiB of memory with 64 bits that may be read ahead, 32 ports.
+fn put_in() -> Fake {
+    let mut card = fake(0x1042_1af4, 0);
+    for (index, word, writable) in
+        [(5, 0, 0xffff_f000), (8, 0xc, 0xffff_c000), (9, 0, u32::MAX), (4, 1, 0xffff_ffe0)]
+    {
+        (card.words[index], card.writable[index]) = (word, writable);
+    }
+    card
+}
+
+#[test]
+fn a_card_that_is_put_in_gets_power_and_places_behind_its_port() {
+    const CARD: Address = Address::new(5, 0, 0);
+    let read_ahead = [0x0011_0001, 0x8, 0x8];
+    let (bus, slot) = with_windows(0xfe90_fe80, read_ahead, put_in());
+    assert!(!slot.has_power(&bus));
+    slot.power_on(&bus);
+    assert!(slot.has_power(&bus));
+    assert_eq!(bus.word(Address::new(0, 1, 0), 0x58) as u16, 0x100, "its light is on");
+    let functions = slot.functions(&bus);
+    assert_eq!(functions.len(), 1);
+    bus.writes.borrow_mut().clear();
+    assert_eq!(slot.place(&bus, &functions), Ok(()));
+    let bar = |index| functions[0].bar(&bus, index);
+    assert_eq!(bar(1), Some(Bar::Memory { address: 0xfe80_0000, bytes: 0x1000 }));
+    assert_eq!(bar(4), Some(Bar::Memory { address: 0x8_0000_0000, bytes: 0x4000 }));
+    assert_eq!(bar(0), Some(Bar::Ports { first: 0, count: 32 }), "ports get no place");
+    assert_eq!(bus.word(CARD, 4) & 7, 0, "it answers nowhere and reaches nothing");
+    assert_eq!(bus.word(Address::new(0, 1, 0), 4) & 6, 6, "its port lets it through");
+}
+
+#[test]
+fn places_are_inside_the_windows_or_refused() {
+    let closed = [0x0001_fff1, 0, 0];
+    // All in the one window, the larger first, each at a multiple of its size.
+    let (bus, slot) = with_windows(0xfe80_fe80, closed, put_in());
+    let functions = slot.functions(&bus);
+    assert_eq!(slot.place(&bus, &functions), Ok(()));
+    let bar = |index| functions[0].bar(&bus, index);
+    assert_eq!(bar(4), Some(Bar::Memory { address: 0xfe80_0000, bytes: 0x4000 }));
+    assert_eq!(bar(1), Some(Bar::Memory { address: 0xfe80_4000, bytes: 0x1000 }));
+    // A register of 32 bits gets nothing above 4 GiB, one that may not be read ahead nothing in the other window.
+    for (word, room) in [(0x8, false), (0x4, false), (0xc, true)] {
+        let mut card = put_in();
+        (card.words[5], card.writable[5]) = (0, 0);
+        card.words[8] = word;
+        let (bus, slot) = with_windows(0x0000_fff0, [0x0011_0001, 8, 8], card);
+        assert_eq!(slot.place(&bus, &slot.functions(&bus)).is_ok(), room, "{word:#x}");
+    }
+    // Larger than the window.
+    let mut card = put_in();
+    card.writable[5] = 0xffe0_0000;
+    let (bus, slot) = with_windows(0xfe80_fe80, closed, card);
+    assert_eq!(slot.place(&bus, &slot.functions(&bus)), Err(NoRoom));
+    // Closed windows, and one that begins at address 0.
+    for plain in [0x0000_fff0, 0x0000_0000] {
+        let mut card = put_in();
+        card.writable[5] = 0xfff0_0000;
+        let (bus, slot) = with_windows(plain, closed, card);
+        assert_eq!(slot.place(&bus, &slot.functions(&bus)), Err(NoRoom));
+    }
 }

@@ -12,7 +12,7 @@ use crate::waiting::Bell;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use blkback::disk::{Action as JobAction, Disk, DiskError, Done, GuestPage as _, Job, Properties};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -278,7 +278,7 @@ impl Device {
         let asked = Arc::clone(&device);
         interrupts.listen(events, move || asked.driver.lock().block.device().transport().cause() != 0);
         executor::spawn(serve(Arc::clone(&device), interrupts));
-        executor::spawn(watch(Arc::clone(&device)));
+        executor::spawn(watch(Arc::downgrade(&device)));
         Ok(device)
     }
 
@@ -398,10 +398,11 @@ async fn serve(device: Arc<Device>, mut interrupts: Interrupts) {
 }
 
 /// Has a disk reset that does not answer.
-async fn watch(device: Arc<Device>) {
+async fn watch(device: Weak<Device>) {
     let mut beat = time::Ticker::every(BEAT);
-    while !device.is_broken() {
+    loop {
         beat.tick().await;
+        let Some(device) = device.upgrade().filter(|device| !device.is_broken()) else { return };
         let mut driver = device.driver.lock();
         let before = driver.block.device().revivals();
         driver.block.tick(PATIENCE);

@@ -22,10 +22,11 @@ pub use net::NetDevice;
 use crate::say;
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use guest_sdk::events::Events;
-use machine::machine;
+use machine::{Machine, machine};
+use pci::Function;
 use spin::Mutex;
 use virtio::{Kind, Platform as _, Transport};
 
@@ -49,9 +50,48 @@ impl Device {
             Device::Console(console) => console.place(),
         }
     }
+
+    fn name(&self) -> &str {
+        match self {
+            Device::Disk(disk) => disk.name(),
+            Device::Net(card) => card.name(),
+            Device::Console(console) => console.name(),
+        }
+    }
 }
 
 static DEVICES: Mutex<Vec<Device>> = Mutex::new(Vec::new());
+
+/// Who else has names: disks and cards that were taken out, as long as somebody uses them, and what could not be brought up.
+static GONE: Mutex<Vec<Gone>> = Mutex::new(Vec::new());
+
+/// One that is not used, and has a name.
+enum Gone {
+    /// Taken out.
+    Disk(Weak<DiskDevice>),
+    Net(Weak<NetDevice>),
+    /// Not brought up: others are called as if it had been, as long as nothing else is in its place.
+    Failed(pci::Address, String),
+}
+
+impl Gone {
+    /// Whether its name is free for what is at `place`.
+    fn is_forgotten(&self, place: pci::Address) -> bool {
+        match self {
+            Gone::Disk(disk) => disk.strong_count() == 0,
+            Gone::Net(card) => card.strong_count() == 0,
+            Gone::Failed(at, _) => *at == place,
+        }
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        match self {
+            Gone::Disk(disk) => disk.upgrade().is_some_and(|disk| disk.name() == name),
+            Gone::Net(card) => card.upgrade().is_some_and(|card| card.name() == name),
+            Gone::Failed(_, its) => its == name,
+        }
+    }
+}
 
 /// Finds the machine's devices and brings them up; says what came of each.
 pub fn start(events: &Events) {
@@ -59,42 +99,65 @@ pub fn start(events: &Events) {
         Ok(machine) => machine,
         Err(errno) => return say!("dom0: no devices: its ports are not for us ({errno})"),
     };
-    let mut numbers = [0u8; 3];
-    let mut next = |kind: usize, name_of: &str| {
-        let number =
-            numbers.get_mut(kind).map_or(0, |number| core::mem::replace(number, number.saturating_add(1)));
-        name(name_of, number)
-    };
     for (function, kind) in virtio::find(machine.config()) {
-        let at = function.address;
-        let open = || Transport::open(machine, function);
-        let started = match kind {
-            Kind::Block => {
-                let name = next(0, "vd");
-                let started = open().and_then(|transport| DiskDevice::start(&name, transport, events));
-                started.map(|disk| (format!("disk {name}: {}", disk.about()), Device::Disk(disk)))
-            }
-            Kind::Net => {
-                let name = next(1, "net");
-                let started = open().and_then(|transport| NetDevice::start(&name, transport, events));
-                started.map(|card| (format!("network card {name}: {}", card.about()), Device::Net(card)))
-            }
-            Kind::Console => {
-                let name = next(2, "console");
-                let started = open().and_then(|transport| ConsoleDevice::start(&name, transport, events));
-                started.map(|console| (format!("{name}: {}", console.about()), Device::Console(console)))
-            }
-            Kind::Other(_) => continue,
-        };
-        match started {
-            Ok((line, device)) => {
-                say!("{line}");
-                DEVICES.lock().push(device);
-            }
-            Err(error) => say!("{kind} at {at} is not used: {error}"),
+        bring_up(machine, function, &kind, events);
+    }
+    hotplug::start(machine, events);
+}
+
+/// Brings a device up; says what came of it.
+fn bring_up(machine: &'static Machine, function: Function, kind: &Kind, events: &Events) {
+    let kind_name = match kind {
+        Kind::Block => "vd",
+        Kind::Net => "net",
+        Kind::Console => "console",
+        Kind::Other(_) => return,
+    };
+    let name = free_name(kind_name, function.address);
+    let started = Transport::open(machine, function).and_then(|transport| match kind {
+        Kind::Block => {
+            let disk = DiskDevice::start(&name, transport, events)?;
+            Ok(Some((format!("disk {name}: {}", disk.about()), Device::Disk(disk))))
+        }
+        Kind::Net => {
+            let card = NetDevice::start(&name, transport, events)?;
+            Ok(Some((format!("network card {name}: {}", card.about()), Device::Net(card))))
+        }
+        Kind::Console => {
+            let console = ConsoleDevice::start(&name, transport, events)?;
+            Ok(Some((format!("{name}: {}", console.about()), Device::Console(console))))
+        }
+        Kind::Other(_) => Ok(None),
+    });
+    match started {
+        Ok(Some((line, device))) => {
+            say!("{line}");
+            DEVICES.lock().push(device);
+        }
+        Ok(None) => {}
+        Err(error) => {
+            say!("{kind} at {} is not used: {error}", function.address);
+            GONE.lock().push(Gone::Failed(function.address, name));
         }
     }
-    hotplug::start(machine);
+}
+
+/// The first name of its kind that no device has, for the one at `place`.
+fn free_name(kind: &str, place: pci::Address) -> String {
+    let devices = all();
+    let mut gone = GONE.lock();
+    gone.retain(|gone| !gone.is_forgotten(place));
+    let is_taken = |name: &str| {
+        devices.iter().any(|device| device.name() == name) || gone.iter().any(|gone| gone.is_called(name))
+    };
+    let mut number = 0;
+    loop {
+        let name = name(kind, number);
+        if number == u8::MAX || !is_taken(&name) {
+            return name;
+        }
+        number += 1;
+    }
 }
 
 /// The name of a device of its kind: disks have letters, as long as there are some.

@@ -4,6 +4,7 @@
 
 use crate::hypercall::stub;
 use crate::memory;
+use crate::ring::SharedPage;
 use alloc::vec;
 use alloc::vec::Vec;
 use hypercall_abi::grant::{GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GNTST_OKAY, GnttabCopy, GnttabCopyPtr};
@@ -47,6 +48,17 @@ pub trait Copier {
 
     /// Does a copy if that takes no hypercall; false, and nothing is copied, when it would, or when it cannot be done.
     fn copy_at_hand(&mut self, _: &Copy) -> bool {
+        false
+    }
+
+    /// Brings bytes of a page of ours, from byte `at` on, to a page that a domain has granted, as [`copy_at_hand`](Self::copy_at_hand).
+    fn bring_at_hand(&mut self, _page: &dyn SharedPage, _at: usize, _to: Place, _bytes: usize) -> bool {
+        false
+    }
+
+    /// Fetches bytes of a page that a domain has granted into a page of ours, from byte `at` on, as
+    /// [`copy_at_hand`](Self::copy_at_hand).
+    fn fetch_at_hand(&mut self, _from: Place, _page: &dyn SharedPage, _at: usize, _bytes: usize) -> bool {
         false
     }
 

@@ -603,6 +603,22 @@ impl Shared {
         assert!(end.is_some_and(|end| end <= self.bytes), "{length} bytes at {offset} of {}", self.bytes);
         self.address + offset as u64
     }
+
+    /// Copies bytes into other memory of this kind.
+    ///
+    /// # Panics
+    /// When `bytes` from either offset on are not inside.
+    pub fn copy_to(&self, offset: usize, to: &Shared, to_offset: usize, bytes: usize) {
+        let (from, to) = (self.check(offset, bytes), to.check(to_offset, bytes));
+        let (source, target) = (from as *const u8, to as *mut u8);
+        if from.abs_diff(to) < bytes as u64 {
+            // SAFETY: both are checked; assembly, so the compiler assumes nothing about memory that others write.
+            unsafe { crate::rt::bytes::copy_overlapping(target, source, bytes) };
+        } else {
+            // SAFETY: as above, and they do not overlap.
+            unsafe { hypercall::copy_volatile(target, source, bytes) };
+        }
+    }
 }
 
 impl crate::ring::SharedPage for Shared {
@@ -627,6 +643,10 @@ impl crate::ring::SharedPage for Shared {
         let address = self.check(offset, 4);
         // SAFETY: mapped while self lives, aligned, and only ever accessed as this says.
         unsafe { AtomicU32::from_ptr(address as *mut u32) }
+    }
+
+    fn memory(&self) -> Option<&Shared> {
+        Some(self)
     }
 }
 

@@ -11,6 +11,7 @@
 #[cfg(any(test, feature = "host-pages"))]
 pub mod host;
 
+use crate::memory::Shared;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 use hypercall_abi::io::ring::{
@@ -40,6 +41,27 @@ pub trait SharedPage {
     /// # Panics
     /// When `offset` is no multiple of 4 or not inside.
     fn word(&self, offset: usize) -> &AtomicU32;
+
+    /// The memory that it is, if it is nothing but that: then bytes go from one to another without a stop.
+    fn memory(&self) -> Option<&Shared> {
+        None
+    }
+}
+
+/// Copies bytes of one page into another, as they are now.
+///
+/// # Panics
+/// When `bytes` from either offset on are not inside.
+pub fn copy_between(from: &dyn SharedPage, at: usize, to: &dyn SharedPage, to_at: usize, bytes: usize) {
+    if let (Some(from), Some(to)) = (from.memory(), to.memory()) {
+        return from.copy_to(at, to, to_at, bytes);
+    }
+    let mut between = [0; 256];
+    for done in (0..bytes).step_by(between.len()) {
+        let part = &mut between[..(bytes - done).min(256)];
+        from.read_bytes(at + done, part);
+        to.write_bytes(to_at + done, part);
+    }
 }
 
 /// Makes a type a [`SharedPage`] through its field `shared`: values that differ in what their end gives back.
@@ -58,6 +80,9 @@ macro_rules! shared_by_field {
             fn word(&self, offset: usize) -> &::core::sync::atomic::AtomicU32 {
                 $crate::ring::SharedPage::word(&self.shared, offset)
             }
+            fn memory(&self) -> Option<&$crate::memory::Shared> {
+                $crate::ring::SharedPage::memory(&self.shared)
+            }
         }
     };
 }
@@ -75,6 +100,9 @@ impl<T: SharedPage + ?Sized> SharedPage for &T {
     }
     fn word(&self, offset: usize) -> &AtomicU32 {
         (**self).word(offset)
+    }
+    fn memory(&self) -> Option<&Shared> {
+        (**self).memory()
     }
 }
 

@@ -3,7 +3,7 @@
 //! What dom0 itself does with a frame, done to the end: a router's answer goes back to the switch that its question came from, what it passes
 //! on goes to the switch outside, and from there to the wire. Nothing waits in here, and nothing is called again from what it has called.
 
-use crate::network::{Features, Network, Turn, Unfinished};
+use crate::network::{Arrived, Beyond, Carried, Features, Network, Turn, Unfinished};
 use alloc::vec::Vec;
 use guest_sdk::copy::Copier;
 use guest_sdk::ring::SharedPage;
@@ -19,6 +19,12 @@ pub trait Wire {
 
     /// Sends a frame; one that it has no room for is lost, as on any network.
     fn send(&mut self, frame: &[u8], unfinished: Unfinished);
+
+    /// Sends a frame out of memory of its own, which the frame is written to; false when it has none for that, or not all of the frame is at
+    /// hand: then nothing was sent.
+    fn carry(&mut self, _frame: &mut dyn Carried, _unfinished: Unfinished) -> bool {
+        false
+    }
 
     /// Tells it of all that was to be sent, once for many.
     fn flush(&mut self);
@@ -120,28 +126,47 @@ impl<M: SharedPage, W: Wire> Default for Fabric<M, W> {
     }
 }
 
-/// Takes what comes to a port of dom0's own on one switch.
-fn taker<'a, W: Wire>(
+/// Takes what comes to ports of dom0's own on one switch.
+struct Taker<'a, W> {
     now_ns: u64,
     behind: &'a [(PortId, Behind)],
     routers: &'a mut [Router],
     cables: &'a mut [Cable<W>],
     onward: &'a mut Vec<Onward>,
-) -> impl FnMut(PortId, &mut [u8], Unfinished) + 'a {
-    move |to, frame, unfinished| match behind.iter().find(|(port, _)| *port == to) {
-        Some(&(_, Behind::Gateway(gateway, side))) => {
-            let Some(router) = routers.get_mut(gateway) else { return };
-            router.gateway.handle(now_ns, side, frame, unfinished.checksum, &mut |side, frame| {
-                onward.push(Onward { gateway, side, frame: frame.to_vec() });
-            });
+}
+
+impl<W> Taker<'_, W> {
+    fn behind(&self, port: PortId) -> Option<Behind> {
+        self.behind.iter().find(|(other, _)| *other == port).map(|(_, behind)| *behind)
+    }
+}
+
+impl<W: Wire> Beyond for Taker<'_, W> {
+    fn take(&mut self, to: PortId, frame: &mut [u8], unfinished: Unfinished) {
+        match self.behind(to) {
+            Some(Behind::Gateway(gateway, side)) => {
+                let Some(router) = self.routers.get_mut(gateway) else { return };
+                let onward = &mut *self.onward;
+                router.gateway.handle(self.now_ns, side, frame, unfinished.checksum, &mut |side, frame| {
+                    onward.push(Onward { gateway, side, frame: frame.to_vec() });
+                });
+            }
+            Some(Behind::Wire(wire)) => {
+                let Some(cable) = self.cables.get_mut(wire) else { return };
+                cable.wire.send(frame, unfinished);
+                cable.used = true;
+            }
+            // A guest's port without a guest.
+            None => {}
         }
-        Some(&(_, Behind::Wire(wire))) => {
-            let Some(cable) = cables.get_mut(wire) else { return };
-            cable.wire.send(frame, unfinished);
-            cable.used = true;
-        }
-        // A guest's port without a guest.
-        None => {}
+    }
+
+    fn carry(&mut self, to: PortId, unfinished: Unfinished, frame: &mut dyn Carried) -> bool {
+        let Some(Behind::Wire(wire)) = self.behind(to) else { return false };
+        let Some(cable) = self.cables.get_mut(wire) else { return false };
+        let carried = cable.wire.carry(frame, unfinished);
+        cable.used |= carried;
+        carried
     }
 }
 
@@ -272,7 +297,7 @@ impl<M: SharedPage, W: Wire> Fabric<M, W> {
         let Self { lanes, routers, cables, onward } = self;
         let Some(Some(lane)) = lanes.get_mut(switch.0) else { return Turn::default() };
         let turn = {
-            let mut taker = taker(now_ns, &lane.behind, routers, cables, onward);
+            let mut taker = Taker { now_ns, behind: &lane.behind, routers, cables, onward };
             lane.network.turn(now_ns, port, queue, copier, &mut taker)
         };
         let (more, closed, until_ns) = (turn.more, turn.closed, turn.until_ns);
@@ -296,20 +321,25 @@ impl<M: SharedPage, W: Wire> Fabric<M, W> {
         Outcome::of(switch, turn.unwrap_or_default())
     }
 
-    /// Brings frames that came in from outside where they go.
-    pub fn arrived<F: AsRef<[u8]>>(
+    /// Brings frames that came in from outside where they go; whom that notifies is added to the outcome.
+    pub fn arrived<'a>(
         &mut self,
         now_ns: u64,
         wire: WireId,
-        frames: &[F],
+        frames: impl IntoIterator<Item = Arrived<'a>>,
         copier: &mut impl Copier,
-    ) -> Outcome {
-        let mut outcome = Outcome::default();
-        if let Some((switch, port)) = self.cables.get(wire.0).and_then(|cable| cable.at) {
-            self.send(now_ns, (switch, port), frames, copier, &mut outcome);
-            self.finish(now_ns, copier, &mut outcome);
-        }
-        outcome
+        outcome: &mut Outcome,
+    ) {
+        let Self { lanes, routers, cables, onward } = self;
+        let Some((switch, port)) = cables.get(wire.0).and_then(|cable| cable.at) else { return };
+        let Some(Some(lane)) = lanes.get_mut(switch) else { return };
+        let turn = {
+            let mut taker = Taker { now_ns, behind: &lane.behind, routers, cables, onward };
+            lane.network.arrive(now_ns, port, frames, copier, &mut taker)
+        };
+        outcome.add(switch, &turn);
+        lane.network.reuse(turn);
+        self.finish(now_ns, copier, outcome);
     }
 
     /// Does what time brings to routers; also says when to call again at the latest, ns.
@@ -336,7 +366,7 @@ impl<M: SharedPage, W: Wire> Fabric<M, W> {
     ) {
         let Self { lanes, routers, cables, onward } = self;
         let Some(Some(lane)) = lanes.get_mut(switch) else { return };
-        let mut taker = taker(now_ns, &lane.behind, routers, cables, onward);
+        let mut taker = Taker { now_ns, behind: &lane.behind, routers, cables, onward };
         let turn = lane.network.send(now_ns, port, frames, copier, &mut taker);
         outcome.add(switch, &turn);
         lane.network.reuse(turn);

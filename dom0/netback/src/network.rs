@@ -8,12 +8,19 @@
 //! [`PATIENCE_NS`] loses all that waits for it, and until it puts up some nothing waits any more. No more than [`WAITING_SLOTS`] of a ring
 //! wait at a time: the others are there for frames to others. Frames for several, and those of dom0's own, do not wait.
 //!
-//! Most frames are short, in one page, and for one guest that has room and takes them as they are. As long as pages are at hand, mapped
-//! for good, such frames are brought one by one, on the short way ([`Network::relay`]); the first that is otherwise goes the long way, and
-//! all that come behind it in that turn.
+//! Most frames are in one page, and for one guest that has room and takes them as they are, or for a card of the machine's. As long as
+//! pages are at hand, mapped for good, such frames are brought one by one, on the short way ([`Network::relay`]); the first that is
+//! otherwise goes the long way, and all that come behind it in that turn.
 //!
 //! What a receiver does not take as it is (segments to be cut, a checksum to be filled in, and it is too long to have been read whole) is
 //! put together in a workshop, a frame at a time, with calls of its own.
+
+mod own;
+mod short;
+mod waiting;
+
+pub use own::Arrived;
+use waiting::Waiting;
 
 use crate::receive::Receive;
 use crate::transmit::{Frame, Transmit};
@@ -21,7 +28,6 @@ use crate::{Closed, Fault};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use arrayvec::ArrayVec;
 use core::ops::Range;
 use guest_sdk::copy::{Copier, Copy, Place};
 use guest_sdk::ring::SharedPage;
@@ -94,20 +100,6 @@ struct Queue<M> {
     held: usize,
 }
 
-/// A frame that waits in its sender's ring.
-struct Waiting {
-    /// The queue that it was sent by.
-    from: (PortId, usize),
-    frame: Frame,
-    /// Its first bytes.
-    head: ArrayVec<u8, KEPT>,
-    parcel: Parcel,
-    segments: Option<Segments>,
-    /// The first segment that has not been brought.
-    next: usize,
-    until_ns: u64,
-}
-
 struct Card<M> {
     domain: DomId,
     queues: Vec<Queue<M>>,
@@ -149,11 +141,37 @@ pub struct Unfinished {
     pub segment: Option<u16>,
 }
 
-/// Its checksum is there, and it is as long as it is.
-const FINISHED: Unfinished = Unfinished { checksum: Checksum::Complete, segment: None };
+/// What is behind dom0's own ports.
+pub trait Beyond {
+    /// Takes a frame that was read whole.
+    fn take(&mut self, to: PortId, frame: &mut [u8], unfinished: Unfinished);
 
-/// A frame for one of dom0's own ports.
-pub type Local<'a> = &'a mut dyn FnMut(PortId, &mut [u8], Unfinished);
+    /// Takes a frame from where it is; false when it wants it read whole.
+    fn carry(&mut self, _to: PortId, _unfinished: Unfinished, _frame: &mut dyn Carried) -> bool {
+        false
+    }
+}
+
+impl<F: FnMut(PortId, &mut [u8], Unfinished)> Beyond for F {
+    fn take(&mut self, to: PortId, frame: &mut [u8], unfinished: Unfinished) {
+        self(to, frame, unfinished);
+    }
+}
+
+/// A frame that is still where its sender has it.
+pub trait Carried {
+    /// Its bytes.
+    fn bytes(&self) -> usize;
+
+    /// Its first bytes, [`HEAD`](netswitch::HEAD) at least: those by which it was decided where it goes.
+    fn head(&mut self) -> &[u8];
+
+    /// Writes it to the beginning of a page, its head as it was read; false when not all of it is at hand.
+    fn write(&mut self, page: &dyn SharedPage) -> bool;
+}
+
+/// Who takes frames for dom0's own ports.
+pub type Local<'a> = &'a mut dyn Beyond;
 
 /// One copy of a frame, to one queue.
 struct Delivery {
@@ -193,6 +211,11 @@ impl Parcel {
             segment: frame.segment,
             hash: 0,
         }
+    }
+
+    /// A frame that is all in the staging area, with its checksum.
+    fn complete(at: usize, bytes: u16) -> Self {
+        Self { at, staged: bytes.into(), bytes, blank: false, validated: false, segment: None, hash: 0 }
     }
 
     /// What its receiver is told of its checksum.
@@ -564,107 +587,6 @@ impl<M: SharedPage> Network<M> {
         turn
     }
 
-    /// When something is to be done about frames of a queue's that wait.
-    fn until_ns(&mut self, from: (PortId, usize)) -> Option<u64> {
-        let expires_ns = self.expires_ns;
-        self.queue_mut(from).filter(|queue| queue.held > 0).map(|_| expires_ns)
-    }
-
-    /// Takes frames of a queue and brings each at once, by copies that are at hand, to the one guest that gets it. Ends with the first frame
-    /// that has to go the long way, which is then the only one of `frames`.
-    fn relay(
-        &mut self,
-        now_ns: u64,
-        from: Sender,
-        limit: &mut usize,
-        frames: &mut Vec<Frame>,
-        copier: &mut impl Copier,
-        local: Local<'_>,
-    ) -> Result<Relayed, Closed> {
-        // Where it stays: it is large.
-        frames.push(Frame::default());
-        for _ in 0..FRAMES {
-            let card = self.card_mut(from.queue.0);
-            if card.as_ref().is_some_and(|card| card.broken) {
-                frames.clear();
-                return Err(Closed);
-            }
-            let queue = card.and_then(|card| card.queues.get_mut(from.queue.1));
-            let (Some(queue), Some(frame)) = (queue, frames.first_mut()) else {
-                frames.clear();
-                return Ok(Relayed::All { more: false });
-            };
-            let there = queue.transmit.next(limit, frame);
-            if there != Ok(true) {
-                frames.clear();
-                return there.map(|_| Relayed::All { more: *limit == 0 });
-            }
-            let [piece] = *frame.pieces.as_slice() else { return Ok(Relayed::Left { decided: false }) };
-            let bytes = usize::from(frame.bytes);
-            let read = Copy {
-                from: Place::Granted { domain: from.domain, gref: piece.gref, offset: piece.offset },
-                to: Place::Staging(0),
-                bytes: frame.bytes,
-                done: false,
-            };
-            if bytes > WHOLE || frame.segment.is_some() || !copier.copy_at_hand(&read) {
-                return Ok(Relayed::Left { decided: false });
-            }
-            let parcel = Parcel::of(frame, 0);
-            let head = copier.staging().get(..bytes).unwrap_or_default();
-            self.route(now_ns, from.queue.0, head, bytes);
-            if let [to] = *self.ports.as_slice()
-                && self.hand_over(&parcel, to, copier)
-            {
-                if let (Some(Queue { transmit, .. }), Some(frame)) =
-                    (self.queue_mut(from.queue), frames.first_mut())
-                {
-                    transmit.answer(frame, true);
-                    frame.clear();
-                }
-                continue;
-            }
-            let job = Job { sender: from.domain, index: 0, segments: None, parcel };
-            self.deliver(now_ns, from, job, frames, copier, local);
-            self.bring(frames, copier);
-            return Ok(Relayed::Left { decided: true });
-        }
-        frames.clear();
-        Ok(Relayed::All { more: true })
-    }
-
-    /// Brings a frame that was read whole to a guest, if it takes it as it is, has room, and the copy is at hand.
-    fn hand_over(&mut self, parcel: &Parcel, to: PortId, copier: &mut impl Copier) -> bool {
-        let slot = self.slots.get_mut(to.index()).and_then(Option::as_mut).filter(|slot| slot.port == to);
-        let Some(Slot { card: Some(card), .. }) = slot else { return false };
-        let Card { domain, queues, features, .. } = card;
-        // By which of several queues it goes is found out on the long way.
-        let [queue] = queues.as_mut_slice() else { return false };
-        // What waits was sent first.
-        if parcel.blank && !features.blank_checksums || !queue.waiting.is_empty() {
-            return false;
-        }
-        if queue.receive.take(parcel.bytes, false, &mut self.pages) != Ok(true) {
-            return false;
-        }
-        let gref = self.pages.first().map_or(GrantRef::new(0), |slot| slot.gref);
-        let write = Copy {
-            from: Place::Staging(parcel.at),
-            to: Place::Granted { domain: *domain, gref, offset: 0 },
-            bytes: parcel.bytes,
-            done: false,
-        };
-        if !copier.copy_at_hand(&write) {
-            queue.receive.put_back(&mut self.pages);
-            return false;
-        }
-        queue.receive.fill(&self.pages, parcel.bytes, parcel.flags(), None);
-        queue.stalled = false;
-        self.pages.clear();
-        self.touch((to, 0));
-        true
-    }
-
     /// Takes frames of a queue for the long way; whether there may be more.
     fn take(
         &mut self,
@@ -863,145 +785,6 @@ impl<M: SharedPage> Network<M> {
         self.bring(frames, copier);
         let failed = frames.get(*index).is_none_or(|frame| frame.failed.is_some());
         if failed || next + room == count { Passed::Done } else { Passed::Left(next + room) }
-    }
-
-    /// Leaves a frame in its sender's ring until its receiver has room, unless it would be in vain, or too much waits already.
-    #[expect(clippy::too_many_arguments, reason = "all that there is to know of a frame")]
-    fn hold(
-        &mut self,
-        now_ns: u64,
-        from: (PortId, usize),
-        to: (PortId, usize),
-        job: &Job,
-        next: usize,
-        frames: &mut [Frame],
-        copier: &mut impl Copier,
-    ) {
-        let Some(frame) = frames.get_mut(job.index) else { return };
-        let slots = frame.slots();
-        let parcel = Parcel { staged: job.parcel.staged.min(KEPT), ..job.parcel };
-        let mut head = ArrayVec::new();
-        let kept = copier.staging().get(parcel.at..parcel.at + parcel.staged).unwrap_or_default();
-        // There is room for all of it.
-        let _ = head.try_extend_from_slice(kept);
-        let there = self.queue_mut(to).is_some_and(|queue| !queue.stalled);
-        let held = self.queue_mut(from).map(|queue| &mut queue.held);
-        match held.filter(|held| there && **held + slots <= WAITING_SLOTS) {
-            Some(held) => *held += slots,
-            None => {
-                self.miss(to.0, job.segments, next);
-                return;
-            }
-        }
-        let until_ns = now_ns.saturating_add(PATIENCE_NS);
-        self.expires_ns = self.expires_ns.min(until_ns);
-        // What is left in its place has nothing to be answered.
-        let frame = core::mem::take(frame);
-        let waiting = Waiting { from, frame, head, parcel, segments: job.segments, next, until_ns };
-        if let Some(queue) = self.queue_mut(to) {
-            queue.waiting.push_back(Box::new(waiting));
-        }
-    }
-
-    /// Counts what a guest has missed for want of room: a frame, or its segments from one on.
-    fn miss(&mut self, to: PortId, segments: Option<Segments>, next: usize) {
-        let cut = segments.filter(|_| !self.takes(to).segments);
-        if let Some(slot) = self.slot_mut(to) {
-            slot.missed.no_room += cut.map_or(1, |cut| cut.count() - next) as u64;
-        }
-    }
-
-    /// Brings what waits for a queue as far as it has room, in order; what has waited too long, for whomever, is lost.
-    fn bring_waiting(&mut self, now_ns: u64, to: (PortId, usize), copier: &mut impl Copier) {
-        if now_ns >= self.expires_ns {
-            self.expire(now_ns);
-        }
-        loop {
-            // A turn's frames at a time: that many heads fit. Of those no more than there are pages for, if each takes one.
-            let mut some: Vec<Box<Waiting>> = match self.queue_mut(to) {
-                Some(Queue { waiting, receive, .. }) if !waiting.is_empty() => {
-                    let most = waiting.len().min(FRAMES);
-                    // Who has broken its ring is told by the first.
-                    let most = receive.room(1, false, most).unwrap_or(1);
-                    waiting.drain(..most).collect()
-                }
-                _ => return,
-            };
-            if some.is_empty() {
-                return;
-            }
-            let mut frames: Vec<Frame> =
-                some.iter_mut().map(|waiting| core::mem::take(&mut waiting.frame)).collect();
-            let mut left = None;
-            for (index, waiting) in some.iter_mut().enumerate() {
-                // Its sender is there, or it would not wait.
-                let Some(sender) = self.card(waiting.from.0).map(|card| card.domain) else { continue };
-                waiting.parcel.at = index * WHOLE;
-                let place = copier.staging().get_mut(index * WHOLE..index * WHOLE + waiting.head.len());
-                if let Some(place) = place {
-                    place.copy_from_slice(&waiting.head);
-                }
-                let job = Job { sender, index, segments: waiting.segments, parcel: waiting.parcel };
-                if let Passed::Left(next) = self.pass(&job, waiting.next, to, &mut frames, copier) {
-                    waiting.next = next;
-                    left = Some(index);
-                    break;
-                }
-            }
-            self.bring(&mut frames, copier);
-            let (all, left) = (left.is_none(), left.unwrap_or(some.len()));
-            let mut rest: Vec<Box<Waiting>> = Vec::new();
-            for (index, (mut waiting, frame)) in some.into_iter().zip(frames).enumerate() {
-                if index < left {
-                    self.answer(waiting.from, frame);
-                } else {
-                    waiting.frame = frame;
-                    rest.push(waiting);
-                }
-            }
-            if let Some(queue) = self.queue_mut(to) {
-                rest.into_iter().rev().for_each(|waiting| queue.waiting.push_front(waiting));
-            }
-            if !all {
-                return;
-            }
-        }
-    }
-
-    /// Gives up what has waited too long, and what waits behind it.
-    fn expire(&mut self, now_ns: u64) {
-        let mut given_up = Vec::new();
-        let mut next = u64::MAX;
-        for slot in self.slots.iter_mut().flatten() {
-            let Slot { port, card: Some(card), .. } = slot else { continue };
-            for queue in &mut card.queues {
-                match queue.waiting.front() {
-                    Some(first) if first.until_ns <= now_ns => {
-                        queue.stalled = true;
-                        given_up.extend(queue.waiting.drain(..).map(|waiting| (*port, waiting)));
-                    }
-                    Some(first) => next = next.min(first.until_ns),
-                    None => {}
-                }
-            }
-        }
-        self.expires_ns = next;
-        for (to, waiting) in given_up {
-            let Waiting { from, frame, segments, next, .. } = *waiting;
-            self.miss(to, segments, next);
-            self.answer(from, frame);
-        }
-    }
-
-    /// Answers a frame that has waited.
-    fn answer(&mut self, from: (PortId, usize), frame: Frame) {
-        let Some(queue) = self.queue_mut(from) else { return };
-        queue.held -= frame.slots();
-        if let Some(fault) = frame.failed {
-            queue.transmit.blame(fault);
-        }
-        queue.transmit.answer(&frame, frame.failed.is_none());
-        self.touch(from);
     }
 
     fn touch(&mut self, queue: (PortId, usize)) {
@@ -1204,64 +987,6 @@ impl<M: SharedPage> Network<M> {
         self.pages.clear();
     }
 
-    /// Frames of dom0's own, from one of its ports. Those that are longer than [`WHOLE`] are not sent.
-    pub fn send<F: AsRef<[u8]>>(
-        &mut self,
-        now_ns: u64,
-        port: PortId,
-        frames: &[F],
-        copier: &mut impl Copier,
-        local: Local<'_>,
-    ) -> Turn {
-        for frames in frames.chunks(FRAMES) {
-            for (index, frame) in frames.iter().enumerate() {
-                self.send_one(now_ns, port, index, frame.as_ref(), copier, &mut *local);
-            }
-            self.bring(&mut [], copier);
-        }
-        let mut turn = Turn::default();
-        self.publish(&mut turn);
-        turn
-    }
-
-    fn send_one(
-        &mut self,
-        now_ns: u64,
-        port: PortId,
-        index: usize,
-        frame: &[u8],
-        copier: &mut impl Copier,
-        local: Local<'_>,
-    ) {
-        let at = index * WHOLE;
-        let place = copier.staging().get_mut(at..at + frame.len()).filter(|place| place.len() <= WHOLE);
-        let Some(place) = place else { return };
-        place.copy_from_slice(frame);
-        let mut ports = core::mem::take(&mut self.ports);
-        ports.clear();
-        let _ = self.switch.forward(now_ns, port, frame, frame.len(), |to| ports.push(to));
-        let several = ports.iter().any(|to| self.card(*to).is_some_and(|card| card.queues.len() > 1));
-        let parcel = Parcel {
-            at,
-            staged: frame.len(),
-            // At most 2048.
-            bytes: frame.len() as u16,
-            blank: false,
-            validated: false,
-            segment: None,
-            hash: if several { flow_hash(frame) } else { 0 },
-        };
-        let alone = ports.len() == 1;
-        for to in &ports {
-            if self.card(*to).is_some() {
-                self.reserve_or_miss(index, &parcel, *to, None, None);
-            } else if let Some(frame) = copier.staging().get_mut(at..at + frame.len()) {
-                give(local, *to, frame, FINISHED, alone);
-            }
-        }
-        self.ports = ports;
-    }
-
     /// Takes the memory of a turn that was dealt with.
     pub(crate) fn reuse(&mut self, turn: Turn) {
         self.notify = turn.notify;
@@ -1300,9 +1025,9 @@ fn unfinished(parcel: &Parcel) -> Unfinished {
 /// Gives a frame to one of dom0's ports. Others still get it, unless it is `alone`, so what dom0 does to it is done to a copy then.
 fn give(local: Local<'_>, to: PortId, frame: &mut [u8], unfinished: Unfinished, alone: bool) {
     if alone {
-        local(to, frame, unfinished);
+        local.take(to, frame, unfinished);
     } else {
-        local(to, &mut Vec::from(&*frame), unfinished);
+        local.take(to, &mut Vec::from(&*frame), unfinished);
     }
 }
 

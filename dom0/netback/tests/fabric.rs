@@ -4,10 +4,12 @@
 mod memory;
 
 use guest_sdk::net::{Checksum, Offload, Receive, Transmit};
+use guest_sdk::ring::SharedPage;
+use guest_sdk::ring::host::HostPages;
 use hypercall_abi::DomId;
 use memory::{Granted, Host};
 use netback::fabric::{Fabric, Outcome, SwitchId, Wire, WireId};
-use netback::network::{Features, Unfinished};
+use netback::network::{Arrived, Carried, Features, Unfinished};
 use netswitch::{
     EthernetAddress, Forward, Gateway, Ipv4Address, Ipv4Cidr, Outside, Place as Uplink, Port, PortId,
     Transport,
@@ -41,6 +43,16 @@ impl Wire for Cable {
     }
     fn send(&mut self, frame: &[u8], unfinished: Unfinished) {
         self.sent.borrow_mut().push((frame.to_vec(), unfinished));
+    }
+    /// Long frames, by a page of its own.
+    fn carry(&mut self, frame: &mut dyn Carried, unfinished: Unfinished) -> bool {
+        let (page, mut bytes) = (HostPages::new(1, 0), vec![0; frame.bytes()]);
+        let carried = frame.write(&page);
+        if carried {
+            page.read_bytes(0, &mut bytes);
+            self.send(&bytes, unfinished);
+        }
+        carried
     }
     fn flush(&mut self) {
         *self.flushed.borrow_mut() += 1;
@@ -111,7 +123,13 @@ impl World {
     }
 
     fn arrive(&mut self, frame: &[u8]) -> usize {
-        self.fabric.arrived(self.now, self.wire, &[frame], &mut self.host).notify.len()
+        // Somewhere in a page, as a card puts it there.
+        let page = HostPages::new(1, 0);
+        page.write_bytes(12, frame);
+        let arrived = Arrived { page: &page, at: 12, bytes: frame.len(), blank: false, validated: false };
+        let mut outcome = Outcome::default();
+        self.fabric.arrived(self.now, self.wire, [arrived], &mut self.host, &mut outcome);
+        outcome.notify.len()
     }
 
     fn got(&mut self, guest: usize) -> Vec<Vec<u8>> {

@@ -13,7 +13,7 @@ use hypercall_abi::io::ring::RingHeader;
 use hypercall_abi::{DomId, PAGE_SIZE};
 use memory::{Granted, Host};
 use netback::Fault;
-use netback::network::{Features, Network, PATIENCE_NS, WAITING_SLOTS};
+use netback::network::{Features, Network, PATIENCE_NS, Unfinished, WAITING_SLOTS};
 use netswitch::{EthernetAddress, Port, PortId};
 use proptest::prelude::*;
 use std::sync::atomic::Ordering;
@@ -100,7 +100,7 @@ impl World {
         let port = self.guests[guest].port;
         let mut notify = Vec::new();
         loop {
-            let turn = self.network.turn(self.now, port, 0, &mut self.host, &mut |_, _, _| {});
+            let turn = self.network.turn(self.now, port, 0, &mut self.host, &mut nobody);
             assert!(!turn.closed && turn.broken.is_empty());
             self.until = turn.until_ns;
             notify.extend(turn.notify.into_iter().map(|(port, _)| port));
@@ -115,6 +115,9 @@ impl World {
 fn mac(last: u16) -> EthernetAddress {
     EthernetAddress([2, 0, 0, 0, 0, last as u8])
 }
+
+/// Behind dom0's own ports.
+fn nobody(_: PortId, _: &mut [u8], _: Unfinished) {}
 
 /// A frame whose bytes tell where they belong.
 fn frame(to: u16, from: u16, bytes: usize, number: u32) -> Vec<u8> {
@@ -310,7 +313,7 @@ fn pages_that_cannot_be_used_are_counted_and_used_again() {
         assert_eq!(world.guests[0].transmit.push(&frame), Ok(true));
         let _ = world.guests[0].transmit.publish();
         let port = world.guests[0].port;
-        let _ = world.network.turn(0, port, 0, &mut world.host, &mut |_, _, _| {});
+        let _ = world.network.turn(0, port, 0, &mut world.host, &mut nobody);
         let _ = world.network.prepare_to_wait(port, 0);
         frame
     };
@@ -665,7 +668,7 @@ fn what_is_taken_back_while_it_waits_is_its_senders_fault() {
     while world.guests[1].take_any() {}
     let _ = world.guests[1].receive.publish();
     let port = world.guests[1].port;
-    let turn = world.network.turn(0, port, 0, &mut world.host, &mut |_, _, _| {});
+    let turn = world.network.turn(0, port, 0, &mut world.host, &mut nobody);
     assert!(!turn.closed && turn.notify.iter().all(|(notified, _)| *notified != port), "nothing came");
     assert_eq!(world.network.take_fault(world.guests[0].port), Some(Fault::Grant));
     assert_eq!(world.network.take_fault(port), None);

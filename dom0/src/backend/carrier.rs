@@ -1,12 +1,11 @@
 //! Bytes of guests, copied: by ourselves where their pages are mapped, by the hypervisor where they are not.
 
-use alloc::vec;
 use alloc::vec::Vec;
 use guest_sdk::compartment::Fuse;
 use guest_sdk::copy::{Copier, Copy, Place, Staging};
 use guest_sdk::grants::{Lease, MapPool, MappedPage};
 use guest_sdk::memory::Access;
-use guest_sdk::ring::SharedPage;
+use guest_sdk::ring::{SharedPage, copy_between};
 use hypercall_abi::io::netif::{CTRL_GREF_READONLY, ControlGref};
 use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
 use netback::control::Keeper;
@@ -106,8 +105,6 @@ impl Pages {
 pub struct Carrier {
     staging: Staging,
     kept: Pages,
-    /// For what goes from one guest's page to another's.
-    between: Vec<u8>,
     // Kept for its memory: what the hypervisor is to do, and where each was in the list.
     rest: Vec<Copy>,
     places: Vec<usize>,
@@ -121,7 +118,6 @@ impl Carrier {
         Self {
             staging: Staging::new(pages),
             kept: Pages::default(),
-            between: vec![0; PAGE_SIZE],
             rest: Vec::new(),
             places: Vec::new(),
             fuse: Fuse::new(),
@@ -129,6 +125,7 @@ impl Carrier {
     }
 
     /// A page to be read; `None` when it is not mapped.
+    #[inline]
     fn mapped(&self, place: Place, bytes: usize, write: bool) -> Option<(&MappedPage, usize)> {
         let Place::Granted { domain, gref, offset } = place else { return None };
         let offset = usize::from(offset);
@@ -163,20 +160,13 @@ impl Carrier {
                     _ => false,
                 }
             }
-            (from, to) => {
-                let mut between = core::mem::take(&mut self.between);
-                let pages = self.mapped(from, bytes, false).zip(self.mapped(to, bytes, true));
-                let done = match (pages, between.get_mut(..bytes)) {
-                    (Some(((source, from), (dest, to))), Some(between)) => {
-                        source.read_bytes(from, between);
-                        dest.write_bytes(to, between);
-                        true
-                    }
-                    _ => false,
-                };
-                self.between = between;
-                done
-            }
+            (from, to) => match self.mapped(from, bytes, false).zip(self.mapped(to, bytes, true)) {
+                Some(((source, from), (dest, to))) => {
+                    copy_between(source, from, dest, to, bytes);
+                    true
+                }
+                None => false,
+            },
         }
     }
 }
@@ -209,6 +199,20 @@ impl Copier for Carrier {
     fn copy_at_hand(&mut self, copy: &Copy) -> bool {
         self.fuse.reached();
         self.copy_here(copy)
+    }
+
+    fn bring_at_hand(&mut self, page: &dyn SharedPage, at: usize, to: Place, bytes: usize) -> bool {
+        self.fuse.reached();
+        let Some((dest, to)) = self.mapped(to, bytes, true) else { return false };
+        copy_between(page, at, dest, to, bytes);
+        true
+    }
+
+    fn fetch_at_hand(&mut self, from: Place, page: &dyn SharedPage, at: usize, bytes: usize) -> bool {
+        self.fuse.reached();
+        let Some((source, from)) = self.mapped(from, bytes, false) else { return false };
+        copy_between(source, from, page, at, bytes);
+        true
     }
 
     fn staging(&mut self) -> &mut [u8] {

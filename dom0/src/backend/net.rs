@@ -24,6 +24,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use guest_sdk::compartment::{self, Fuse, Panicked};
 use guest_sdk::events::{Channel, Notifier};
 use guest_sdk::grants::{Lease, Mapping};
+use guest_sdk::hardware::DmaPage;
 use guest_sdk::{control, executor, time};
 use hashbrown::HashMap;
 use hypercall_abi::io::netif::keys;
@@ -31,13 +32,13 @@ use hypercall_abi::{GrantRef, PAGE_SIZE, Port as EventPort};
 use netback::Fault;
 use netback::control::{Control, KEPT};
 use netback::fabric::{Fabric, Outcome, SwitchId, Wire, WireId};
-use netback::network::{Features, Missed, Network, QUEUES, STAGING_BYTES, Unfinished};
+use netback::network::{Arrived, Carried, Features, Missed, Network, QUEUES, STAGING_BYTES, Unfinished};
 use netswitch::{
     AttachError, Bucket, Checksum, Connection, Counters, Drops, EthernetAddress, Filter, Forward, Gateway,
     Ipv4Address, Outside, Place, Port, PortId,
 };
 use spin::{Mutex, Once};
-use virtio::net::{About, Checksum as CardChecksum};
+use virtio::net::{About, Checksum as CardChecksum, Frame as CardFrame, HEADER};
 
 /// A virtual network card.
 pub type Vif = Device<Card>;
@@ -61,13 +62,26 @@ impl Wire for Cable {
     }
 
     fn send(&mut self, frame: &[u8], unfinished: Unfinished) {
-        let mut about = About::default();
-        if unfinished.checksum == Checksum::Blank {
-            let Some((start, offset)) = netswitch::checksum_place(frame) else { return };
-            about.checksum = CardChecksum::Blank { start, offset };
+        if let Some(about) = about(frame, unfinished) {
+            // What it has no room for is lost.
+            let _ = self.0.send(about, frame);
         }
-        // What it has no room for is lost.
-        let _ = self.0.send(about, frame);
+    }
+
+    fn carry(&mut self, frame: &mut dyn Carried, unfinished: Unfinished) -> bool {
+        // What cannot be finished and what there is no room for is lost.
+        let Some(about) = about(frame.head(), unfinished) else { return true };
+        if frame.bytes() > PAGE_SIZE {
+            return false;
+        }
+        let Some(page) = self.0.page() else { return true };
+        if !frame.write(&page) {
+            self.0.keep(page);
+            return false;
+        }
+        // At most a page.
+        self.0.send_page(about, page, frame.bytes() as u16);
+        true
     }
 
     fn flush(&mut self) {
@@ -75,8 +89,29 @@ impl Wire for Cable {
     }
 }
 
+/// What a card is told of a frame, by its head; `None` for one whose checksum is missing, and nobody knows where.
+fn about(head: &[u8], unfinished: Unfinished) -> Option<About> {
+    let mut about = About::default();
+    if unfinished.checksum == Checksum::Blank {
+        let (start, offset) = netswitch::checksum_place(head)?;
+        about.checksum = CardChecksum::Blank { start, offset };
+    }
+    Some(about)
+}
+
 /// Panics in a row, with nothing done between them, after which a task is not worth another try.
 const MOST_FUTILE: u32 = 3;
+
+/// A frame that a card has received, for a switch.
+fn arrived(frame: &CardFrame<DmaPage>) -> Arrived<'_> {
+    Arrived {
+        page: &frame.page,
+        at: HEADER,
+        bytes: frame.bytes,
+        blank: matches!(frame.about.checksum, CardChecksum::Blank { .. }),
+        validated: frame.about.checksum == CardChecksum::Right,
+    }
+}
 
 /// Brings what comes in by a card of the machine's where it goes. `number` is its place among the wires.
 async fn hear(card: Arc<NetDevice>, number: usize) {
@@ -85,24 +120,25 @@ async fn hear(card: Arc<NetDevice>, number: usize) {
     loop {
         card.frames(AT_ONCE, &mut came).await;
         let frames = core::mem::take(&mut came);
+        let count = frames.len();
         let turn = move |net: &mut Net| {
-            let finish = |(mut frame, about): (Vec<u8>, About)| {
-                if matches!(about.checksum, CardChecksum::Blank { .. }) {
-                    netswitch::complete_checksum(&mut frame);
-                }
-                frame
-            };
-            let frames: Vec<Vec<u8>> = frames.into_iter().map(finish).collect();
-            let Net { fabric, staging, wires, .. } = net;
-            let wire = wires.get(number).map(|(_, wire, _)| *wire);
-            wire.map(|wire| fabric.arrived(time::now_ns(), wire, &frames, staging)).unwrap_or_default()
+            let Net { fabric, staging, wires, links, outcome, .. } = net;
+            if let Some((_, wire, _)) = wires.get(number) {
+                fabric.arrived(time::now_ns(), *wire, frames.iter().map(arrived), staging, outcome);
+            }
+            tell(links, outcome);
+            outcome.clear();
+            frames
         };
         match guarded(turn) {
-            Ok(outcome) => {
+            Ok(frames) => {
                 panics = 0;
-                with(|net| tell(&net.links, &outcome));
+                came = frames;
+                card.give_all_back(&mut came);
             }
             Err(panic) => {
+                // Its pages are lost with it.
+                card.replace(count);
                 panics += 1;
                 say!("network card {}: what takes its frames panicked: {panic}", card.name());
                 if panics == MOST_FUTILE {

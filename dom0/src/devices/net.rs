@@ -28,6 +28,7 @@ struct Driver {
     net: Net<&'static Machine, DmaPage>,
     /// Pages that frames to send are copied to.
     pool: Vec<DmaPage>,
+    /// How many there are, in the pool and with the card.
     made: usize,
 }
 
@@ -61,16 +62,33 @@ impl Driver {
         }
     }
 
-    /// A page to send from.
+    /// A page to send from, which does not count while it is neither sent nor kept.
     fn page(&mut self) -> Option<DmaPage> {
+        if self.pool.is_empty() {
+            self.reap();
+        }
         if let Some(page) = self.pool.pop() {
+            self.made -= 1;
             return Some(page);
         }
-        if self.made == POOL {
-            return None;
-        }
+        if self.made >= POOL { None } else { DmaPage::new().ok() }
+    }
+
+    fn keep(&mut self, page: DmaPage) {
         self.made += 1;
-        DmaPage::new().ok()
+        self.pool.push(page);
+    }
+
+    fn send(&mut self, about: About, page: DmaPage, bytes: u16) -> bool {
+        let segment = Segment::of(&page, 0, bytes);
+        match self.net.send(about, &[segment], page) {
+            Ok(()) => self.made += 1,
+            Err((_, page)) => {
+                self.keep(page);
+                return false;
+            }
+        }
+        true
     }
 }
 
@@ -177,21 +195,29 @@ impl NetDevice {
     /// Sends a frame of up to a page, copied; false when there is no room for it.
     pub fn send(&self, about: About, frame: &[u8]) -> bool {
         let mut driver = self.driver.lock();
-        driver.reap();
         let Ok(bytes) = u16::try_from(frame.len()) else { return false };
         if usize::from(bytes) > 4096 {
             return false;
         }
         let Some(page) = driver.page() else { return false };
         page.write_bytes(0, frame);
-        let segment = Segment::of(&page, 0, bytes);
-        match driver.net.send(about, &[segment], page) {
-            Ok(()) => true,
-            Err((_, page)) => {
-                driver.pool.push(page);
-                false
-            }
-        }
+        driver.send(about, page, bytes)
+    }
+
+    /// A page to write a frame to, for [`send_page`](Self::send_page); none when there is no room for another frame. It is the caller's
+    /// until then: one that is lost is made anew.
+    pub fn page(&self) -> Option<DmaPage> {
+        self.driver.lock().page()
+    }
+
+    /// Takes back a page that nothing is sent from.
+    pub fn keep(&self, page: DmaPage) {
+        self.driver.lock().keep(page);
+    }
+
+    /// Sends the first bytes of a page; what there is no room for is dropped.
+    pub fn send_page(&self, about: About, page: DmaPage, bytes: u16) {
+        self.driver.lock().send(about, page, bytes);
     }
 
     /// Tells the card of all that was to be sent, and of pages that were given back.
@@ -205,30 +231,47 @@ impl NetDevice {
         let _ = self.driver.lock().net.post(page);
     }
 
+    /// Gives pages of frames back to receive into, and tells the card.
+    pub fn give_all_back(&self, frames: &mut Vec<Frame<DmaPage>>) {
+        let mut driver = self.driver.lock();
+        for frame in frames.drain(..) {
+            // A card that is broken wants none: it is freed.
+            let _ = driver.net.post(frame.page);
+        }
+        driver.net.kick();
+    }
+
+    /// Gives the card new pages to receive into for so many that were lost.
+    pub fn replace(&self, pages: usize) {
+        let mut driver = self.driver.lock();
+        for page in (0..pages).map_while(|_| DmaPage::new().ok()) {
+            let _ = driver.net.post(page);
+        }
+        driver.net.kick();
+    }
+
     /// Keeps frames from whoever takes them by [`NetDevice::frames`], as long as the value lives.
     pub fn lend(&self) -> Lent<'_> {
         self.lent.fetch_add(1, Ordering::AcqRel);
         Lent(self)
     }
 
-    /// Waits for frames, and copies as many as there are, up to `most`: for the one whose card it is.
-    pub async fn frames(&self, most: usize, frames: &mut Vec<(Vec<u8>, About)>) {
+    /// Waits for frames, and takes as many as there are, up to `most`: for the one whose card it is. Their bytes begin at [`HEADER`] of their
+    /// pages, which go back by [`NetDevice::give_all_back`].
+    pub async fn frames(&self, most: usize, frames: &mut Vec<Frame<DmaPage>>) {
         loop {
             let rings = self.bell.rings();
             if self.lent.load(Ordering::Acquire) == 0 {
                 let mut driver = self.driver.lock();
                 while frames.len() < most {
                     let Some(frame) = driver.net.received() else { break };
-                    let mut bytes = alloc::vec![0; frame.bytes];
-                    frame.page.read_bytes(HEADER, &mut bytes);
-                    frames.push((bytes, frame.about));
-                    // A card that is broken wants none: it is freed.
-                    let _ = driver.net.post(frame.page);
+                    frames.push(frame);
                 }
-                driver.net.kick();
                 if !frames.is_empty() {
                     return;
                 }
+                // Of pages that who had it lent gave back.
+                driver.net.kick();
                 if driver.net.listen(false) {
                     continue;
                 }

@@ -1,4 +1,6 @@
-use super::{FRAMES, Features, Missed, Network, STAGING_BYTES, Turn, Unfinished, WHOLE};
+use super::{
+    Arrived, Beyond, Carried, FRAMES, Features, Missed, Network, STAGING_BYTES, Turn, Unfinished, WHOLE,
+};
 use crate::{Closed, Fault};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,7 +14,7 @@ use hypercall_abi::io::netif::{
     NetifTxResponse, RSP_ERROR, RSP_NULL, RSP_OKAY, RxFlags, TxFlags,
 };
 use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
-use netswitch::{Checksum, EthernetAddress, Port, PortId, SEGMENT_HEAD};
+use netswitch::{Checksum, EthernetAddress, HEAD, Port, PortId};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -83,6 +85,28 @@ impl Copier for Host {
         copies[0].done
     }
 
+    fn bring_at_hand(&mut self, page: &dyn SharedPage, at: usize, to: Place, bytes: usize) -> bool {
+        let Place::Granted { domain, gref, offset } = to else { panic!("{to:?}") };
+        match self.pages.get_mut(&(domain.get(), gref.get())) {
+            Some((to, true)) if self.at_hand.contains(&domain.get()) => {
+                page.read_bytes(at, &mut to[offset.into()..][..bytes]);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn fetch_at_hand(&mut self, from: Place, page: &dyn SharedPage, at: usize, bytes: usize) -> bool {
+        let Place::Granted { domain, gref, offset } = from else { panic!("{from:?}") };
+        match self.pages.get(&(domain.get(), gref.get())) {
+            Some((from, _)) if self.at_hand.contains(&domain.get()) => {
+                page.write_bytes(at, &from[offset.into()..][..bytes]);
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn staging(&mut self) -> &mut [u8] {
         &mut self.staging
     }
@@ -108,6 +132,9 @@ fn mac(last: u16) -> EthernetAddress {
 }
 
 const ALL: EthernetAddress = EthernetAddress::BROADCAST;
+
+/// Behind dom0's own ports.
+fn nobody(_: PortId, _: &mut [u8], _: Unfinished) {}
 
 /// A frame of so many bytes whose content tells where a byte belongs.
 fn frame(to: EthernetAddress, from: EthernetAddress, bytes: usize) -> Vec<u8> {
@@ -209,9 +236,15 @@ impl World {
 
     fn turn(&mut self, guest: usize) -> Result<Turn, Closed> {
         let (local, port) = (&mut self.local, self.guests[guest].port);
-        let turn = self.network.turn(0, port, 0, &mut self.host, &mut |port, frame, unfinished| {
-            local.push((port, frame.to_vec(), unfinished));
-        });
+        let turn = self.network.turn(
+            0,
+            port,
+            0,
+            &mut self.host,
+            &mut |port: PortId, frame: &mut [u8], unfinished: Unfinished| {
+                local.push((port, frame.to_vec(), unfinished));
+            },
+        );
         if turn.closed { Err(Closed) } else { Ok(turn) }
     }
 
@@ -474,18 +507,125 @@ fn checksums_are_left_to_whom_can_do_without() {
 
 #[test]
 fn what_was_decided_on_is_what_arrives() {
-    let mut world = World::new(&[PLAIN, PLAIN, PLAIN]);
-    world.put_up(1, 1);
-    let sent = frame(mac(2), mac(1), 3000);
-    world.send(0, &sent, &[], TxFlags::empty());
-    let mut page = vec![0; 40];
-    // In another's name, to another, once it was looked at.
-    page.extend(frame(mac(3), mac(2), SEGMENT_HEAD));
-    world.host.later = Some(((1, world.guests[0].grants), page));
-    world.turn(0).unwrap();
-    let got = world.got(1);
-    let Ok((got, _)) = &got[0] else { panic!("{got:?}") };
-    assert_eq!(got[..], sent[..]);
+    // By the hypervisor, and by copies of our own.
+    for (at_hand, bytes) in [(vec![], 3000), (vec![1, 2], 1514), (vec![1, 2], 60), (vec![1], 1514)] {
+        let mut world = World::new(&[PLAIN, PLAIN, PLAIN]);
+        world.host.at_hand = at_hand;
+        world.put_up(1, 1);
+        let sent = frame(mac(2), mac(1), bytes);
+        world.send(0, &sent, &[], TxFlags::empty());
+        let mut page = vec![0; 40];
+        // In another's name, to another, once it was looked at.
+        page.extend(frame(mac(3), mac(2), HEAD.min(bytes)));
+        world.host.later = Some(((1, world.guests[0].grants), page));
+        world.turn(0).unwrap();
+        let got = world.got(1);
+        let Ok((got, _)) = &got[0] else { panic!("{got:?}") };
+        assert_eq!(got[..], sent[..]);
+    }
+}
+
+/// A card of the machine's: a page for each frame.
+#[derive(Default)]
+struct Machine {
+    /// It has pages of its own.
+    pages: bool,
+    carried: Vec<Vec<u8>>,
+    taken: Vec<Vec<u8>>,
+}
+
+impl Beyond for Machine {
+    fn take(&mut self, _: PortId, frame: &mut [u8], unfinished: Unfinished) {
+        assert_eq!(unfinished, DONE);
+        self.taken.push(frame.to_vec());
+    }
+    fn carry(&mut self, _: PortId, unfinished: Unfinished, frame: &mut dyn Carried) -> bool {
+        assert_eq!(unfinished, DONE);
+        let (page, mut bytes) = (HostPages::new(1, 0xdddd_dddd), vec![0; frame.bytes()]);
+        let carried = self.pages && frame.write(&page);
+        if carried {
+            page.read_bytes(0, &mut bytes);
+            let head = frame.head();
+            assert_eq!(head, &bytes[..head.len()]);
+            self.carried.push(bytes);
+        }
+        carried
+    }
+}
+
+#[test]
+fn frames_reach_a_card_of_the_machines_in_one_copy_or_whole() {
+    for (at_hand, pages) in [(vec![1], true), (vec![], true), (vec![1], false)] {
+        let mut world = World::new(&[PLAIN]);
+        let trunk = world.network.attach(Port::trunk()).unwrap();
+        let port = world.guests[0].port;
+        world.host.at_hand = at_hand.clone();
+        let frames = [60, 257, 1514, WHOLE].map(|bytes| frame(mac(9), mac(1), bytes));
+        frames.iter().for_each(|frame| world.send(0, frame, &[], TxFlags::empty()));
+        // One that is not checked as it says, to somebody who does not take that.
+        world.send(0, &frames[1], &[], TxFlags::CSUM_BLANK);
+        let mut machine = Machine { pages, ..Machine::default() };
+        let turn = world.network.turn(0, port, 0, &mut world.host, &mut machine);
+        assert!(!turn.closed);
+        assert_eq!(world.answers(0), [RSP_OKAY; 5]);
+        let short = pages && !at_hand.is_empty();
+        let (carried, taken) = frames.split_at(if short { 4 } else { 0 });
+        assert_eq!(machine.carried, carried);
+        assert_eq!(machine.taken, [taken, &frames[1..2]].concat());
+        assert_eq!(
+            world.host.calls,
+            usize::from(at_hand.is_empty()),
+            "calls only for pages that are not at hand"
+        );
+        let counters = world.network.switch().counters(trunk).unwrap();
+        assert_eq!(counters.received_frames, 5, "each is counted once");
+    }
+}
+
+#[test]
+fn frames_from_a_card_of_the_machines_arrive_in_one_copy_or_whole() {
+    for at_hand in [vec![1], vec![], vec![2]] {
+        let mut world = World::new(&[PLAIN, FULL]);
+        let trunk = world.network.attach(Port::trunk()).unwrap();
+        world.host.at_hand = at_hand.clone();
+        (0..2).for_each(|guest| world.put_up(guest, 8));
+        let sent: Vec<(u16, Vec<u8>)> = [(1, 60), (2, 300), (1, 1514), (1, WHOLE), (2, 257)]
+            .map(|(to, bytes)| (to, frame(mac(to), mac(9), bytes)))
+            .into();
+        let pages: Vec<HostPages> = sent.iter().map(|_| HostPages::new(1, 0)).collect();
+        let arrived: Vec<Arrived<'_>> = pages
+            .iter()
+            .zip(&sent)
+            .map(|(page, (_, frame))| {
+                page.write_bytes(12, frame);
+                Arrived { page, at: 12, bytes: frame.len(), blank: false, validated: true }
+            })
+            .collect();
+        let too_long = Arrived { bytes: WHOLE + 1, ..arrived[0] };
+        let frames = arrived.into_iter().chain([too_long]);
+        let turn = world.network.arrive(0, trunk, frames, &mut world.host, &mut nobody);
+        assert_eq!(turn.notify.len(), 2);
+        for guest in 0..2 {
+            let own = sent.iter().filter(|(to, _)| usize::from(*to) == guest + 1);
+            let expected: Vec<_> =
+                own.map(|(_, frame)| Ok((frame.clone(), RxFlags::DATA_VALIDATED))).collect();
+            assert_eq!(world.got(guest), expected, "{at_hand:?}");
+        }
+    }
+    // A checksum that is left out is left out for who takes that, and made for who does not.
+    for (features, flags) in
+        [(FULL, RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED), (PLAIN, RxFlags::DATA_VALIDATED)]
+    {
+        let mut world = World::new(&[features]);
+        let trunk = world.network.attach(Port::trunk()).unwrap();
+        world.host.at_hand = vec![1];
+        world.put_up(0, 1);
+        let (page, sent) = (HostPages::new(1, 0), frame(mac(1), mac(9), 600));
+        page.write_bytes(0, &sent);
+        let arrived = Arrived { page: &page, at: 0, bytes: 600, blank: true, validated: false };
+        world.network.arrive(0, trunk, [arrived], &mut world.host, &mut nobody);
+        assert_eq!(world.got(0), [Ok((sent, flags))]);
+    }
 }
 
 #[test]
@@ -696,9 +836,13 @@ fn ports_of_dom0_get_whole_frames_and_send_some() {
     // From dom0.
     let mut local = Vec::new();
     let sent = frame(ALL, mac(9), 1514);
-    let turn = world.network.send(0, trunk, &[&sent, &sent], &mut world.host, &mut |port, frame, _| {
-        local.push((port, frame.to_vec()))
-    });
+    let turn = world.network.send(
+        0,
+        trunk,
+        &[&sent, &sent],
+        &mut world.host,
+        &mut |port: PortId, frame: &mut [u8], _: Unfinished| local.push((port, frame.to_vec())),
+    );
     assert_eq!(world.got(0), [plain(sent.clone()), plain(sent.clone())]);
     assert_eq!(world.got(1), [plain(sent.clone()), plain(sent.clone())]);
     assert_eq!(local, [(other, sent.clone()), (other, sent.clone())]);
@@ -712,7 +856,7 @@ fn ports_of_dom0_get_whole_frames_and_send_some() {
     }
     let _ = world.guests[1].receive.publish();
     let sent = vec![sent; 4];
-    world.network.send(0, trunk, &sent, &mut world.host, &mut |_, _, _| {});
+    world.network.send(0, trunk, &sent, &mut world.host, &mut nobody);
     assert_eq!(world.network.take_fault(world.guests[1].port), Some(Fault::Grant));
 }
 
@@ -896,11 +1040,11 @@ fn flows_are_spread_over_queues_and_keep_their_order() {
         sender.push(NetifTxRequest { gref, offset: 0, flags: 0, id: 5, size: 60 + queue as u16 }).unwrap();
         let _ = sender.publish();
         assert!(world.network.prepare_to_wait(port, queue));
-        let turn = world.network.turn(0, port, queue, &mut world.host, &mut |_, _, _| {});
+        let turn = world.network.turn(0, port, queue, &mut world.host, &mut nobody);
         assert!(!turn.closed && turn.notify.contains(&(port, queue)));
         assert_eq!(world.got(0), [plain(frame(mac(1), mac(2), 60 + queue))]);
     }
-    assert_eq!(world.network.turn(0, port, 3, &mut world.host, &mut |_, _, _| {}), Turn::default());
+    assert_eq!(world.network.turn(0, port, 3, &mut world.host, &mut nobody), Turn::default());
 }
 
 #[test]
@@ -926,7 +1070,7 @@ fn a_hostile_queue_ends_its_own_connection_only() {
         } {}
         assert_eq!(told, if receiving { vec![port] } else { vec![] });
         assert_eq!(world.got(2).len(), 40, "the other one gets all");
-        let turn = world.network.turn(0, port, queue, &mut world.host, &mut |_, _, _| {});
+        let turn = world.network.turn(0, port, queue, &mut world.host, &mut nobody);
         assert!(turn.closed);
         // All that waited for its other queues is answered.
         let _ = world.network.disconnect(port);

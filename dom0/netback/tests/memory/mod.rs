@@ -2,8 +2,8 @@
 
 use guest_sdk::copy::{Copier, Copy, Place};
 use guest_sdk::net::Pages;
-use guest_sdk::ring::SharedPage;
 use guest_sdk::ring::host::HostPages;
+use guest_sdk::ring::{SharedPage, copy_between};
 use hypercall_abi::{DomId, GrantRef, PAGE_SIZE};
 use netback::network::STAGING_BYTES;
 use std::cell::Cell;
@@ -129,6 +129,28 @@ impl Copier for Host {
             self.copy(&mut copies);
         }
         copies[0].done
+    }
+
+    fn bring_at_hand(&mut self, page: &dyn SharedPage, at: usize, to: Place, bytes: usize) -> bool {
+        self.asked += 1;
+        let Place::Granted { domain, gref, offset } = to else { return false };
+        let Some((to, number, true)) = self.page(domain, gref) else { return false };
+        if self.asked.is_multiple_of(3) {
+            return false;
+        }
+        copy_between(page, at, to, number * PAGE_SIZE + usize::from(offset), bytes);
+        true
+    }
+
+    fn fetch_at_hand(&mut self, from: Place, page: &dyn SharedPage, at: usize, bytes: usize) -> bool {
+        self.asked += 1;
+        let Place::Granted { domain, gref, offset } = from else { return false };
+        let Some((from, number, _)) = self.page(domain, gref) else { return false };
+        if self.asked.is_multiple_of(3) {
+            return false;
+        }
+        copy_between(from, number * PAGE_SIZE + usize::from(offset), page, at, bytes);
+        true
     }
 
     fn staging(&mut self) -> &mut [u8] {

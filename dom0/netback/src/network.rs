@@ -318,6 +318,8 @@ pub struct Network<M> {
     slots: Vec<Option<Slot<M>>>,
     /// Some card has, or had, several queues: only then is it asked of which flow a frame is.
     several: bool,
+    /// It has, or had, a port with the network outside behind it: frames may be for a card of the machine's.
+    leads_out: bool,
     /// Queues that got something which they have not been shown.
     touched: Vec<(PortId, usize)>,
     /// Cards that turned out to be broken in this turn.
@@ -392,6 +394,7 @@ impl<M: SharedPage> Network<M> {
             switch: Switch::new(),
             slots: Vec::new(),
             several: false,
+            leads_out: false,
             touched: Vec::new(),
             broken: Vec::new(),
             expires_ns: u64::MAX,
@@ -409,7 +412,9 @@ impl<M: SharedPage> Network<M> {
     /// # Errors
     /// [`AttachError`].
     pub fn attach(&mut self, port: Port) -> Result<PortId, AttachError> {
+        let trunk = port.address.is_none();
         let port = self.switch.attach(port)?;
+        self.leads_out |= trunk;
         if self.slots.len() <= port.index() {
             self.slots.resize_with(port.index() + 1, || None);
         }

@@ -106,7 +106,7 @@ impl<M: SharedPage> Network<M> {
         {
             return false;
         }
-        if !source.read_rest(bytes, at, copier) {
+        if !source.read_rest(&parcel, copier) {
             return false;
         }
         parcel.staged = bytes;

@@ -1,7 +1,8 @@
 //! The short way: one by one, without lists, by copies that are at hand.
 //!
-//! Of a frame its head is read first. When it turns out to be for one guest, or for a card of the machine's, the rest goes in one copy from
-//! where it is to where it belongs. Whoever gets it gets the head that was read, so that nobody gets another one than was decided on.
+//! Where a card of the machine's is on the switch, the head of a frame is read first. When it turns out to be for that card, or for one guest,
+//! the rest goes in one copy from where it is to where it belongs. Whoever gets it gets the head that was read, so that nobody gets another
+//! one than was decided on. Between guests alone, two copies cost less than a head and the rest of so short a frame.
 
 use super::{
     Card, Carried, FRAMES, Job, Local, Network, Parcel, Queue, Relayed, Sender, Slot, WHOLE, unfinished,
@@ -60,10 +61,10 @@ impl Source<'_> {
         }
     }
 
-    /// Reads what is left of a frame of `bytes` behind its head, whose place in the staging area is `at`; false when it cannot be read.
-    pub(super) fn read_rest(&self, bytes: usize, at: usize, copier: &mut impl Copier) -> bool {
-        let rest = first(bytes)..bytes;
-        let to = Place::Staging(at + rest.start);
+    /// Reads what was not read of a frame to behind its head in the staging area; false when it cannot be read.
+    pub(super) fn read_rest(&self, parcel: &Parcel, copier: &mut impl Copier) -> bool {
+        let rest = parcel.staged..parcel.bytes.into();
+        let to = Place::Staging(parcel.at + rest.start);
         rest.is_empty()
             || self.bring(rest.clone(), to, copier)
             || self.copy(&rest, to).is_some_and(|copy| {
@@ -117,6 +118,7 @@ impl<M: SharedPage> Network<M> {
     ) -> Result<Relayed, Closed> {
         // Where it stays: it is large.
         frames.push(Frame::default());
+        let leads_out = self.leads_out;
         for _ in 0..FRAMES {
             let card = self.card_mut(from.queue.0);
             if card.as_ref().is_some_and(|card| card.broken) {
@@ -136,13 +138,12 @@ impl<M: SharedPage> Network<M> {
             let [piece] = *frame.pieces.as_slice() else { return Ok(Relayed::Left { decided: false }) };
             let bytes = usize::from(frame.bytes);
             let source = Source::Guest { domain: from.domain, gref: piece.gref, offset: piece.offset };
-            if bytes > WHOLE
-                || frame.segment.is_some()
-                || !source.bring(0..first(bytes), Place::Staging(0), copier)
+            let staged = if leads_out { first(bytes) } else { bytes };
+            if bytes > WHOLE || frame.segment.is_some() || !source.bring(0..staged, Place::Staging(0), copier)
             {
                 return Ok(Relayed::Left { decided: false });
             }
-            let mut parcel = Parcel { staged: first(bytes), ..Parcel::of(frame, 0) };
+            let mut parcel = Parcel { staged, ..Parcel::of(frame, 0) };
             let head = copier.staging().get(..parcel.staged).unwrap_or_default();
             self.route(now_ns, from.queue.0, head, bytes);
             if let [to] = *self.ports.as_slice()
@@ -151,7 +152,7 @@ impl<M: SharedPage> Network<M> {
                 self.sent(from, frames);
                 continue;
             }
-            if !source.read_rest(bytes, 0, copier) {
+            if !source.read_rest(&parcel, copier) {
                 frames.iter_mut().for_each(|frame| frame.failed = Some(Fault::Grant));
                 return Ok(Relayed::Left { decided: true });
             }

@@ -508,8 +508,15 @@ fn checksums_are_left_to_whom_can_do_without() {
 #[test]
 fn what_was_decided_on_is_what_arrives() {
     // By the hypervisor, and by copies of our own.
-    for (at_hand, bytes) in [(vec![], 3000), (vec![1, 2], 1514), (vec![1, 2], 60), (vec![1], 1514)] {
+    let ways = [(vec![], 3000), (vec![1, 2], 1514), (vec![1, 2], 60), (vec![1], 1514)];
+    let ways = ways
+        .into_iter()
+        .flat_map(|(at_hand, bytes)| [(at_hand.clone(), bytes, false), (at_hand, bytes, true)]);
+    for (at_hand, bytes, leads_out) in ways {
         let mut world = World::new(&[PLAIN, PLAIN, PLAIN]);
+        if leads_out {
+            world.network.attach(Port::trunk()).unwrap();
+        }
         world.host.at_hand = at_hand;
         world.put_up(1, 1);
         let sent = frame(mac(2), mac(1), bytes);

@@ -317,7 +317,8 @@ fn read<T: Entry>(page: &impl SharedPage, offset: usize, to: &mut T) {
 #[cfg(test)]
 mod tests {
     use super::host::HostPages;
-    use super::{Back, Corrupt, Front, REQ_PROD, RSP_PROD, SharedPage};
+    use super::{Back, Corrupt, Front, REQ_PROD, RSP_PROD, SharedPage, copy_between};
+    use crate::memory::Shared;
     use alloc::vec::Vec;
     use core::sync::atomic::Ordering;
 
@@ -467,5 +468,47 @@ mod tests {
         assert_eq!(back.pop(), Err(Corrupt));
         page.word(RSP_PROD).store(1, Ordering::Relaxed);
         assert_eq!(front.pop(), Err(Corrupt));
+    }
+
+    #[test]
+    fn bytes_go_from_page_to_page_whatever_pages_are() {
+        const BYTES: usize = 700;
+        let content: Vec<u8> = (0..BYTES).map(|at| (at ^ at >> 8) as u8).collect();
+        let (mut one, mut two) = (alloc::vec![0u8; 1024], alloc::vec![0u8; 1024]);
+        // SAFETY: as long as the vectors, which are not used until these are.
+        let (from, to) = unsafe {
+            (Shared::new(one.as_mut_ptr() as u64, 1024), Shared::new(two.as_mut_ptr() as u64, 1024))
+        };
+        let (host, other) = (HostPages::new(1, FILL), HostPages::new(1, FILL));
+        let pages: [&dyn SharedPage; 4] = [&from, &to, &host, &other];
+        for (number, source) in pages.into_iter().enumerate() {
+            for (_, dest) in pages.into_iter().enumerate().filter(|(other, _)| *other != number) {
+                source.write_bytes(5, &content);
+                dest.write_bytes(0, &[0xee; 1024]);
+                copy_between(source, 5, dest, 9, BYTES);
+                let mut got = [0; 1024];
+                dest.read_bytes(0, &mut got);
+                assert_eq!((&got[..9], &got[9 + BYTES..]), (&[0xee; 9][..], &[0xee; 1024 - 9 - BYTES][..]));
+                assert_eq!(got[9..9 + BYTES], content);
+            }
+        }
+        // Within one, the ranges may overlap.
+        for (at, to_at) in [(5, 9), (9, 5), (7, 7)] {
+            from.write_bytes(at, &content);
+            copy_between(&from, at, &from, to_at, BYTES);
+            let mut got = [0; BYTES];
+            from.read_bytes(to_at, &mut got);
+            assert_eq!(got[..], content);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "700 bytes at 400 of 1024")]
+    fn nothing_is_copied_behind_the_end_of_a_page() {
+        let mut memory = alloc::vec![0u8; 2048];
+        let at = memory.as_mut_ptr() as u64;
+        // SAFETY: both are in the vector, which is not used until they are.
+        let (one, two) = unsafe { (Shared::new(at, 1024), Shared::new(at + 1024, 1024)) };
+        copy_between(&one, 0, &two, 400, 700);
     }
 }

@@ -35,6 +35,8 @@ pub use crate::rt::start::fault_address;
 pub use crate::rt::trap::{TrapFrame, set_handler, try_read, try_write};
 pub use crate::user;
 pub use crate::{case, cases, check, check_eq, probe};
+/// Random numbers that can be had again from their seed, `Random::with_seed(seed)`. A guest prints the seed that it takes.
+pub use fastrand::Rng as Random;
 
 /// Has events of a channel stay pending: nobody collects them, and who polls the port finds it pending each time.
 pub fn mask(channel: &crate::events::Channel) {

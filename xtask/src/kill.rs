@@ -75,13 +75,10 @@ pub fn rounds(workspace: &Workspace, built: &Built, count: u32, seed: u64, loud:
     let said = bench.boot(&["disk format vda".into()], None)?;
     ensure!(said.text.contains("formatted"), "dom0 does not make a file system:\n{}", said.text);
 
-    let (mut acked, mut random) = (BTreeMap::new(), seed | 1);
+    let (mut acked, mut random) = (BTreeMap::new(), fastrand::Rng::with_seed(seed));
     let mut flushes = 0;
     for round in 1..=count {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let delay = LONGEST.mul_f64((random % 1000) as f64 / 1000.0);
+        let delay = LONGEST.mul_f64(random.f64());
         let restarts = round % 2 == 0;
         let said = bench.boot(&recording(&acked, restarts), Some(delay))?;
         let before: u64 = acked.values().sum();

@@ -4,6 +4,7 @@
 //! `FUZZ_SEED=N` repeats one run, `FUZZ_RUNS=N` makes so many.
 #![allow(clippy::octal_escapes, reason = "a zero byte and a digit are meant")]
 
+use fastrand::Rng;
 use hypercall_abi::DomId;
 use hypercall_abi::io::xenstore::{MessageHeader, MessageType, PAYLOAD_MAX};
 use std::collections::BTreeMap;
@@ -18,22 +19,18 @@ const DOMAINS: u16 = 5;
 const SECRET: &str = "not-for-you";
 const TYPES: u64 = 24;
 
-/// SplitMix64: a run can be repeated from its seed.
-struct Random(u64);
+/// A run can be repeated from its seed.
+struct Random(Rng);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        self.0.u64(..)
     }
     fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.0.u64(..end)
     }
     fn of<T: Copy>(&mut self, items: &[T]) -> T {
-        items[self.below(items.len() as u64) as usize]
+        items[self.0.usize(..items.len())]
     }
 }
 
@@ -60,7 +57,13 @@ impl World {
     fn new(seed: u64) -> World {
         let mut store = Store::new();
         let control = store.connect();
-        let mut world = World { random: Random(seed), store, control, streams: BTreeMap::new(), now_ns: 0 };
+        let mut world = World {
+            random: Random(Rng::with_seed(seed)),
+            store,
+            control,
+            streams: BTreeMap::new(),
+            now_ns: 0,
+        };
         for path in ["/private", &format!("/private/{SECRET}"), "/open"] {
             world.rule(MessageType::Write, &format!("{path}\0{SECRET}"));
         }
@@ -158,12 +161,13 @@ impl World {
     }
 
     fn send(&mut self, number: u16) {
+        let any = self.random.below(TYPES) as u32;
         let kind = self.random.of(&[
             MessageType::Write.number(),
             MessageType::Mkdir.number(),
             MessageType::Rm.number(),
             MessageType::Watch.number(),
-            self.random.0 as u32 % TYPES as u32,
+            any,
         ]);
         let payload = self.payload(kind);
         let tx_id = if self.random.below(3) == 0 { self.random.below(4) as u32 } else { 0 };

@@ -4,6 +4,7 @@
 
 use crate::harness::{Mapped, SECTOR};
 use blkback::disk::{Action, Disk, DiskError, Done, Job, Properties};
+use fastrand::Rng;
 use guest_sdk::ring::SharedPage;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,18 +17,6 @@ mod shared;
 use shared::{Port, Shared};
 
 pub type Sector = [u8; SECTOR];
-
-/// Numbers that look random and are the same each time.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end.max(1)
-    }
-}
 
 /// A version of a sector, and when it was finished.
 struct Version {
@@ -47,7 +36,7 @@ struct State {
     volatile: BTreeMap<u64, Vec<Version>>,
     flying: Vec<Flying>,
     clock: u64,
-    random: Random,
+    random: Rng,
     /// So many writes more, then all fail.
     writes_left: Option<u32>,
     flushes: u32,
@@ -101,7 +90,7 @@ impl Lossy {
             volatile: BTreeMap::new(),
             flying: Vec::new(),
             clock: 1,
-            random: Random(seed | 1),
+            random: Rng::with_seed(seed),
             writes_left: None,
             flushes: 0,
         })))
@@ -122,7 +111,7 @@ impl Lossy {
         }
         state.flying.clear();
         for (sector, versions) in core::mem::take(&mut state.volatile) {
-            let choice = state.random.below(versions.len() as u64 + 1) as usize;
+            let choice = state.random.usize(..=versions.len());
             if let Some(version) = versions.get(choice) {
                 state.durable[sector as usize] = version.content;
             }
@@ -215,10 +204,10 @@ impl Disk<Mapped> for Lossy {
         let mut state = self.0.borrow_mut();
         let count = state.flying.len() as u64;
         // It takes its time.
-        if count == 0 || state.random.below(2) == 0 {
+        if count == 0 || state.random.bool() {
             return Poll::Pending;
         }
-        let which = state.random.below(count) as usize;
+        let which = state.random.usize(..count);
         let flying = state.flying.swap_remove(which);
         let result = state.finish(&flying);
         Poll::Ready(Done { job: flying.job, result })

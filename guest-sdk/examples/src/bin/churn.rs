@@ -20,7 +20,7 @@ use guest_sdk::abi::subops::{GnttabOp, MemoryOp, MmuextCmd, VcpuOp};
 use guest_sdk::abi::{DomId, Errno, GrantRef, GuestHandle, Hypercall, Mfn};
 use guest_sdk::grants::Grant;
 use guest_sdk::memory::{Access, Page, Range};
-use guest_sdk::testkit::{try_read, try_write};
+use guest_sdk::testkit::{Random, try_read, try_write};
 use guest_sdk::{Domain, entry, hypercall, println, shutdown, vcpu};
 
 /// Pages that are mapped, retyped, and given away.
@@ -122,18 +122,15 @@ fn start_others(run: extern "C" fn(u32)) -> Result<u64, Errno> {
 }
 
 /// A source of numbers for one vCPU.
-struct Dice(u64);
+struct Dice(Random);
 
 impl Dice {
     fn new(id: u32) -> Dice {
-        Dice((SEED.load(Ordering::Relaxed) << 8 | u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Dice(Random::with_seed(SEED.load(Ordering::Relaxed) << 8 | u64::from(id)))
     }
     /// A number below `end`.
     fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % end
+        self.0.u64(..end)
     }
     fn slot(&mut self) -> (usize, u64) {
         let slot = self.below(SLOTS as u64) as usize;

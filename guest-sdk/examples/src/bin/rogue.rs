@@ -25,6 +25,7 @@ use guest_sdk::grants::GrantedPages;
 use guest_sdk::hypercall::stub;
 use guest_sdk::memory::Access;
 use guest_sdk::ring::SharedPage;
+use guest_sdk::testkit::Random;
 use guest_sdk::{Domain, entry, events, executor, println, time};
 
 #[entry]
@@ -124,8 +125,8 @@ const SHORT_LIVED: [u64; 10] = [0, 2, 3, 4, 6, 13, 23, 25, 29, 30];
 /// Hypercalls with random numbers and arguments, until something ends it.
 fn random(seed: u64) {
     println!("random hypercalls from seed {seed}");
-    let mut random = Random(seed | 1);
-    let mut next = || random.next();
+    let mut random = Random::with_seed(seed);
+    let mut next = || random.u64(..);
     let mut memory = [0u64; 64];
     loop {
         let mut argument = || match next() % 5 {
@@ -159,36 +160,12 @@ fn random(seed: u64) {
     }
 }
 
-/// Numbers that are always the same for a seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        bytes.iter_mut().for_each(|byte| *byte = (self.next() >> 32) as u8);
-    }
-
-    fn one_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-}
-
 /// Bytes of a ring page that its requests begin at (public io/ring.h).
 const REQUESTS: usize = 64;
 
 /// Front ends that say and do whatever comes to their minds: nodes, states, rings, events. Much of it is right, so that it gets far.
 async fn devices(mut domain: Domain, seed: u64) -> Result<(), Errno> {
-    let mut random = Random(seed | 1);
+    let mut random = Random::with_seed(seed);
     let Some(mut store) = domain.xenstore() else { return Ok(()) };
     let mut fronts = Vec::new();
     for class in ["vbd", "vif"] {
@@ -207,28 +184,28 @@ async fn devices(mut domain: Domain, seed: u64) -> Result<(), Errno> {
                 // It may refuse: too long, or the device is gone.
                 let _ = store.write(&format!("{front}/{name}"), &value).await;
             }
-            let state = match random.below(16) {
+            let state = match random.u64(..16) {
                 0 => b"".to_vec(),
                 1 => b"99999999999999999999".to_vec(),
                 2 => alloc::vec![0xff; 200],
-                3..6 => random.below(10).to_string().into_bytes(),
+                3..6 => random.u64(..10).to_string().into_bytes(),
                 6..8 => b"3".to_vec(),
                 _ => b"4".to_vec(),
             };
             let _ = store.write(&format!("{front}/state"), &state).await;
         }
-        for _ in 0..random.below(200) {
+        for _ in 0..random.u64(..200) {
             scribble(&pages, &mut random);
-            let channel = &channels[random.below(2) as usize];
+            let channel = &channels[random.usize(..2)];
             connected += u64::from(channel.notify().is_ok() && channel.is_connected());
-            if random.one_in(8) {
-                time::after(Duration::from_micros(random.below(2000))).await;
+            if random.u64(..8) == 0 {
+                time::after(Duration::from_micros(random.u64(..2000))).await;
             }
         }
         for (_, front) in &fronts {
             // Half-way through, in any order, or in the right one: the back end is to be there again next time.
             for state in ["5", "6", "1"] {
-                if !random.one_in(5) {
+                if random.u64(..5) != 0 {
                     let _ = store.write(&format!("{front}/state"), state.as_bytes()).await;
                     time::after(Duration::from_micros(500)).await;
                 }
@@ -252,30 +229,30 @@ fn nodes(
     let mut say = |name: &str, value: String| nodes.push((name.into(), value));
     let ports = [channels[0].port().to_string(), channels[1].port().to_string()];
     if class == "vbd" {
-        let order = random.below(3);
+        let order = random.u64(..3);
         say("ring-page-order", order.to_string());
         say("ring-ref", page(0));
         (0..1 << order).for_each(|number| say(&format!("ring-ref{number}"), page(number)));
         say("event-channel", ports[0].clone());
         say("protocol", "x86_64-abi".into());
-        say("feature-persistent", random.below(2).to_string());
+        say("feature-persistent", random.u64(..2).to_string());
     } else {
         say("tx-ring-ref", page(4));
         say("rx-ring-ref", page(5));
         say("event-channel", ports[1].clone());
         say("request-rx-copy", "1".into());
-        say("feature-sg", random.below(2).to_string());
-        say("feature-gso-tcpv4", random.below(2).to_string());
-        say("feature-no-csum-offload", random.below(2).to_string());
+        say("feature-sg", random.u64(..2).to_string());
+        say("feature-gso-tcpv4", random.u64(..2).to_string());
+        say("feature-no-csum-offload", random.u64(..2).to_string());
     }
     let spoil = |(name, value): (String, String)| {
-        let value = match random.below(40) {
+        let value = match random.u64(..40) {
             0 => b"4294967295".to_vec(),
             1 => b"-1".to_vec(),
             2 => alloc::vec![0xc3; 60],
             3 => alloc::vec![b'7'; 1500],
             4 => Vec::new(),
-            5 => random.below(64).to_string().into_bytes(),
+            5 => random.u64(..64).to_string().into_bytes(),
             _ => value.into_bytes(),
         };
         (name, value)
@@ -285,26 +262,26 @@ fn nodes(
 
 /// Writes into a ring: requests of small numbers, so that some of them make sense, and indexes a little further or anywhere.
 fn scribble(pages: &GrantedPages, random: &mut Random) {
-    let page = random.below(8) as usize * 4096;
-    for _ in 0..random.below(24) {
-        let at = REQUESTS + random.below((4096 - REQUESTS as u64) / 4) as usize * 4;
-        let value = match random.below(4) {
-            0 => pages.references().get(random.below(8) as usize).map_or(0, |gref| gref.get()),
-            1 => random.below(16) as u32,
-            2 => random.below(4096) as u32,
-            _ => random.next() as u32,
+    let page = random.usize(..8) * 4096;
+    for _ in 0..random.u64(..24) {
+        let at = REQUESTS + random.usize(..(4096 - REQUESTS) / 4) * 4;
+        let value = match random.u64(..4) {
+            0 => pages.references().get(random.usize(..8)).map_or(0, |gref| gref.get()),
+            1 => random.u32(..16),
+            2 => random.u32(..4096),
+            _ => random.u32(..),
         };
         pages.write_bytes(page + at, &value.to_le_bytes());
     }
     // The producer of requests, or both ends' event indexes.
-    let index = random.below(4) as usize * 4;
+    let index = random.usize(..4) * 4;
     let mut old = [0; 4];
     pages.read_bytes(page + index, &mut old);
     let old = u32::from_le_bytes(old);
-    let new = match random.below(64) {
-        0 => random.next() as u32,
+    let new = match random.u64(..64) {
+        0 => random.u32(..),
         1 => old.wrapping_sub(1),
-        _ => old.wrapping_add(random.below(8) as u32),
+        _ => old.wrapping_add(random.u32(..8)),
     };
     pages.write_bytes(page + index, &new.to_le_bytes());
 }

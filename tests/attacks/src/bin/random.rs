@@ -9,28 +9,12 @@ extern crate alloc;
 
 use guest_sdk::abi::{Errno, Hypercall};
 use guest_sdk::memory::{self, Page};
-use guest_sdk::testkit::{self, Verdict, cases, check, check_eq, try_read};
+use guest_sdk::testkit::{self, Random, Verdict, cases, check, check_eq, try_read};
 use guest_sdk::{Domain, entry, println};
 
 #[entry]
 fn main(domain: Domain) {
     testkit::run(domain, &cases![random_hypercalls, still_whole])
-}
-
-/// xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
 }
 
 /// Whether a call would end or stop this guest by design.
@@ -68,34 +52,34 @@ fn random_hypercalls(domain: &mut Domain) -> Verdict {
     let seed: u64 = domain.command_line.number("seed").unwrap_or(1);
     let count: u64 = domain.command_line.number("count").unwrap_or(200_000);
     println!("seed {seed}, {count} calls");
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::with_seed(seed);
     // What arguments point to: pages of its own, filled anew before each call.
     let mut target = Page::new()?;
     let spare = Page::new()?;
     let (mut done, mut refused, mut unknown) = (0u64, 0u64, 0u64);
     for _ in 0..count {
         for word in target.bytes_mut().chunks_exact_mut(8).take(16) {
-            let value = match random.below(6) {
-                0 => random.below(8),
-                1 => random.below(5000),
+            let value = match random.u64(..6) {
+                0 => random.u64(..8),
+                1 => random.u64(..5000),
                 2 => spare.mfn().get(),
-                3 => spare.mfn().address().get() | random.below(4096),
-                4 => 0x7ff0 + random.below(5),
-                _ => random.next(),
+                3 => spare.mfn().address().get() | random.u64(..4096),
+                4 => 0x7ff0 + random.u64(..5),
+                _ => random.u64(..),
             };
             word.copy_from_slice(&value.to_le_bytes());
         }
-        let mut argument = || match random.below(8) {
-            0 => random.below(8),
-            1 => random.below(64),
-            2 => random.below(5000),
-            3 | 4 => target.address() + random.below(8) * 8,
+        let mut argument = || match random.u64(..8) {
+            0 => random.u64(..8),
+            1 => random.u64(..64),
+            2 => random.u64(..5000),
+            3 | 4 => target.address() + random.u64(..8) * 8,
             5 => 0x7ff0,
-            6 => 0xffff_8000_0000_0000 | random.next() >> 17,
-            _ => random.next(),
+            6 => 0xffff_8000_0000_0000 | random.u64(..) >> 17,
+            _ => random.u64(..),
         };
         let arguments = [argument(), argument(), argument(), argument(), argument()];
-        let number = random.below(64);
+        let number = random.u64(..64);
         if ends_this_guest(number, &arguments) {
             continue;
         }

@@ -12,7 +12,7 @@ use guest_sdk::abi::evtchn::{EvtchnBindIpi, EvtchnBindVirq, EvtchnClose, EvtchnS
 use guest_sdk::abi::subops::{EvtchnOp, VcpuOp};
 use guest_sdk::abi::{Errno, Hypercall, Port, Virq};
 use guest_sdk::hypercall::{poll, runstate, set_singleshot_timer, stop_periodic_timer};
-use guest_sdk::testkit::{self, Stop, Verdict, cases, check, check_eq};
+use guest_sdk::testkit::{self, Random, Stop, Verdict, cases, check, check_eq};
 use guest_sdk::time::now_ns;
 use guest_sdk::{Domain, entry, println, vcpu};
 
@@ -318,12 +318,9 @@ fn clocks_of_all_never_step_back(_: &mut Domain) -> Verdict {
 fn down_and_up_under_load(_: &mut Domain) -> Verdict {
     gather()?;
     order(COUNT)?;
-    let mut seed = 0x2545_f491_4f6c_dd1du64;
+    let mut random = Random::with_seed(1);
     for round in 0..100 {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        let id = (1 + seed % (VCPUS as u64 - 1)) as usize;
+        let id = random.usize(1..VCPUS);
         check_eq!(vcpu::down(id as u32), Ok(()));
         check_eq!(vcpu::is_up(id as u32), Ok(false));
         // It may run for a moment yet, on another processor.

@@ -467,7 +467,7 @@ async fn nodes(front: &mut Front<'_>, domain: &Domain) {
 
 /// Frames with others' addresses, of all lengths, to everybody; signals without an end; requests that change while they are looked at.
 async fn everything(front: &mut Front<'_>, seed: u64) {
-    let mut random = Random(seed | 1);
+    let mut random = Random::with_seed(seed);
     let gref = front.gref(DATA);
     for length in [14, 15, 59, 60, 1514, 1515, 4096] {
         let mut frame = vec![0; length];
@@ -484,7 +484,7 @@ async fn everything(front: &mut Front<'_>, seed: u64) {
         random.fill(&mut frame);
         let group = [0xff, 0x01, 0x33][round as usize % 3];
         frame[0] = group;
-        frame[6..12].copy_from_slice(&[0, 0x16, 0x3e, random.next() as u8, 0, 1]);
+        frame[6..12].copy_from_slice(&[0, 0x16, 0x3e, random.u8(..), 0, 1]);
         front.pages.write_bytes(DATA * PAGE, &frame);
         front.send(&[request(gref, 0, TxFlags::empty(), 60)]);
         let answers = front.answers(1).await;
@@ -497,15 +497,15 @@ async fn everything(front: &mut Front<'_>, seed: u64) {
     for _ in 0..20 {
         // Until the back end has enough of it.
         for _ in 0..100 {
-            let slots: Vec<Slot> = (0..1 + random.below(8)).map(|_| any(front, &mut random)).collect();
+            let slots: Vec<Slot> = (0..1 + random.u64(..8)).map(|_| any(front, &mut random)).collect();
             front.send(&slots);
-            for _ in 0..random.below(40) {
-                let at = front.sent.wrapping_sub(random.below(8) as u32);
+            for _ in 0..random.u64(..40) {
+                let at = front.sent.wrapping_sub(random.u32(..8));
                 let changed = any(front, &mut random);
                 front.put(at, &[changed]);
             }
-            if random.one_in(16) {
-                time::after(Duration::from_micros(random.below(200))).await;
+            if random.u64(..16) == 0 {
+                time::after(Duration::from_micros(random.u64(..200))).await;
             }
         }
         front.works("requests that change").await;
@@ -514,12 +514,12 @@ async fn everything(front: &mut Front<'_>, seed: u64) {
 
 /// A slot that may make sense.
 fn any(front: &Front<'_>, random: &mut Random) -> Slot {
-    if random.one_in(4) {
+    if random.u64(..4) == 0 {
         let mut slot = [0; TX_SLOT];
         random.fill(&mut slot);
         return slot;
     }
-    let gref = front.gref(DATA + random.below(4) as usize);
-    let flags = TxFlags::from_bits_retain(random.below(16) as u16);
-    request(gref, random.below(4096) as u16, flags, random.below(2000) as u16)
+    let gref = front.gref(DATA + random.usize(..4));
+    let flags = TxFlags::from_bits_retain(random.u16(..16));
+    request(gref, random.u16(..4096), flags, random.u16(..2000))
 }

@@ -15,8 +15,9 @@ use crate::platform::{CpuId, CpuSet};
 pub const SLICE_NS: u64 = 10_000_000;
 /// Shortest time a vCPU runs before one that woke takes its CPU away.
 pub const SHORTEST_RUN_NS: u64 = 500_000;
-/// How far behind its competitors a vCPU that slept may start: it is served soon and cannot save up time.
-pub const WAKE_BONUS_NS: u64 = 5_000_000;
+/// How far behind its competitors a vCPU that slept may start: it is served soon and cannot save up more. Less than a slice, and one
+/// that wants hardly more than it is due loses what it did not use while it happened to sleep longer.
+pub const WAKE_BONUS_NS: u64 = SLICE_NS;
 /// How far behind its new competitors a vCPU that comes from another CPU may be: of many that come, each goes before them for as
 /// long.
 pub const CLAIM_NS: u64 = 20_000_000;
@@ -243,10 +244,15 @@ impl Policy for Fair {
         first: u64,
         affinity: Affinity,
     ) -> Option<CpuId> {
+        // Only one that would take it: whoever has somebody waiting that is as far behind looks around in vain and asks in turn, so that two
+        // ask each other until one of them may put off what it runs.
         let ahead = |view: &View| match view.running {
             None if view.waiting == 0 => Some(u64::MAX),
             None => None,
-            Some(running) => Some(running).filter(|at| first.saturating_add(STEAL_NS) < *at),
+            Some(running) => {
+                let own = view.first.map_or(running, |its| its.min(running));
+                Some(own).filter(|at| first.saturating_add(STEAL_NS) < *at)
+            }
         };
         cpus.filter(|(cpu, _)| *cpu != here && affinity.allows(*cpu))
             .filter_map(|(cpu, view)| ahead(&view).map(|at| (at, affinity.prefers(cpu), cpu)))

@@ -4,11 +4,15 @@ use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
+use fastrand::Rng;
+
 use super::policy::{Affinity, Arrival, Fair, LIMIT_NS, Null, Policy, Preempt, SHORTEST_RUN_NS, View};
 use super::{Cap, DEFAULT_WEIGHT, FairQueue, Guarantee, SLICE_NS, WAKE_BONUS_NS};
 use crate::platform::{CpuId, CpuSet};
 
 const MS: u64 = 1_000_000;
+/// Events at one moment that are not plausible: with so few vCPUs, CPUs ask each other for help without end.
+const AT_ONCE: u32 = 1000;
 
 /// What a simulated vCPU does all the time.
 #[derive(Clone, Copy)]
@@ -70,7 +74,7 @@ struct Simulation<P> {
     tasks: Vec<Task>,
     now: u64,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
-    random: u64,
+    random: Rng,
     serial: u64,
     /// What a switch takes of the CPU's time.
     switch_ns: u64,
@@ -93,7 +97,7 @@ impl<P: Policy> Simulation<P> {
             tasks: Vec::new(),
             now: 0,
             events: BinaryHeap::new(),
-            random: 0x9e37_79b9_7f4a_7c15,
+            random: Rng::with_seed(1),
             serial: 0,
             switch_ns: 0,
         }
@@ -129,10 +133,7 @@ impl<P: Policy> Simulation<P> {
     }
 
     fn between(&mut self, (low, high): (u64, u64)) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        low + self.random % (high - low + 1)
+        self.random.u64(low..=high)
     }
 
     fn view(&self, cpu: &Cpu) -> View {
@@ -325,11 +326,14 @@ impl<P: Policy> Simulation<P> {
 
     fn run(&mut self, total_ns: u64) -> &mut Self {
         let end = self.now + total_ns;
+        let mut at_once = 0;
         while let Some(Reverse((time, ..))) = self.events.peek() {
             if *time > end {
                 break;
             }
             let Some(Reverse((time, _, event))) = self.events.pop() else { break };
+            at_once = if time > self.now { 0 } else { at_once + 1 };
+            assert!(at_once < AT_ONCE, "CPUs ask each other without end: {:?}", self.views());
             self.now = self.now.max(time);
             match event {
                 Event::Wake(task) => self.wake(task),
@@ -410,6 +414,30 @@ fn sleepers_on_several_cpus_get_their_weight() {
     for (task, weight) in weights.into_iter().enumerate() {
         simulation.assert_share(task, 240_000 * MS * weight / 36, "four of eight doze");
     }
+}
+
+#[test]
+fn sleepers_due_nearly_what_they_want_get_it() {
+    // Half a CPU each, and 0.44 are due.
+    let doze = Habit::Doze { run: (MS / 10, 43 * MS / 10), sleep: (MS / 10, 43 * MS / 10) };
+    let mut simulation = Simulation::new(Fair, 4);
+    for task in 0..8 {
+        simulation.add(if task < 4 { 4 } else { 5 }, if task < 4 { doze } else { Habit::Spin });
+    }
+    simulation.run(60_000 * MS);
+    for task in 0..8 {
+        simulation.assert_share(task, 240_000 * MS * if task < 4 { 4 } else { 5 } / 36, "four of eight doze");
+    }
+}
+
+#[test]
+fn cpus_do_not_ask_each_other_in_vain() {
+    let doze = Habit::Doze { run: (MS / 10, 43 * MS / 10), sleep: (MS / 10, 43 * MS / 10) };
+    let mut simulation = Simulation::new(Fair, 4);
+    for task in 0..8 {
+        simulation.add(4, if task < 4 { doze } else { Habit::Spin });
+    }
+    simulation.run(300_000 * MS);
 }
 
 #[test]

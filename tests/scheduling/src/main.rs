@@ -48,6 +48,7 @@ fn main(domain: Domain) {
             weights_on_several_cpus,
             weights_beyond_a_cpu_on_several_cpus,
             sleepers_on_several_cpus,
+            sleepers_due_nearly_what_they_want,
             alone_without_a_tick,
             idle_cpus_hardly_wake,
             soft_affinity_is_preferred,
@@ -234,6 +235,13 @@ fn sleepers_on_several_cpus(_: &mut Domain) -> Verdict {
     wants_icount()?;
     // The light half wants half a CPU each, which is more than its weight leaves it.
     shares_of_all_cpus(&[1, 1, 2, 2, 7, 7, 8, 8], 4, 3)
+}
+
+fn sleepers_due_nearly_what_they_want(_: &mut Domain) -> Verdict {
+    wants_cpus(4)?;
+    wants_icount()?;
+    // Half a CPU each, and 0.44 are due.
+    shares_of_all_cpus(&[4, 4, 4, 4, 5, 5, 5, 5], 4, 5)
 }
 
 fn weights_change_at_run_time(_: &mut Domain) -> Verdict {

@@ -329,6 +329,12 @@ pub(crate) fn mask(port: Port) {
     mask_word(word).fetch_or(bit, Ordering::AcqRel);
 }
 
+/// How many ports this domain has open by way of this module, all its vCPUs together.
+#[must_use]
+pub fn open_ports() -> usize {
+    OPEN.lock().len()
+}
+
 /// The highest port that this domain can have in the form that is in force. The hypervisor may allow fewer.
 #[must_use]
 pub fn highest_port() -> u32 {

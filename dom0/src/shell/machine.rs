@@ -84,7 +84,8 @@ impl Shell {
         if let Some(own) = info.own {
             row("dropped interrupts", own.dropped_interrupts.to_string());
         }
-        row("dom0's ports", format!("up to {}", guest_sdk::events::highest_port()));
+        let (open, highest) = (guest_sdk::events::open_ports(), guest_sdk::events::highest_port());
+        row("dom0's ports", format!("{open} in use, up to {highest}"));
         print_block(table.to_string().trim_start_matches('\n'));
         Ok(Next::Go)
     }

@@ -202,7 +202,7 @@ impl Disk<Mapped> for Lossy {
 
     fn poll_done(&mut self, _: &mut Context<'_>) -> Poll<Done<Mapped>> {
         let mut state = self.0.borrow_mut();
-        let count = state.flying.len() as u64;
+        let count = state.flying.len();
         // It takes its time.
         if count == 0 || state.random.bool() {
             return Poll::Pending;

@@ -237,6 +237,7 @@ fn bad_requests_are_answered(domain: &mut Domain) -> Verdict {
         ("65535 indirect segments", indirect(0, 65535, list), RSP_ERROR),
         ("an indirect discard", indirect(5, 1, list), RSP_EOPNOTSUPP),
         ("a discard beyond the end", discard(0, 1 << 50), RSP_ERROR),
+        ("a discard whose sum overflows", discard(u64::MAX - 1, 8), RSP_ERROR),
         ("a discard of nothing", discard(0, 0), RSP_ERROR),
     ];
     for (about, request, status) in &bad {

@@ -17,7 +17,7 @@ use guest_sdk::net::stack::{self, Device};
 use guest_sdk::net::{Card, NetError};
 use guest_sdk::sync::{First, first};
 use guest_sdk::{Domain, entry, println, time};
-use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{dhcpv4, icmp};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
@@ -26,6 +26,8 @@ use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, 
 const IDENT: u16 = 0x22b;
 /// How long an echo may take.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a peer may take to be there.
+const SEARCH: Duration = Duration::from_secs(4);
 /// Bytes of the heads of IP and of an echo message (RFC 791, RFC 792).
 const HEADS: usize = 20 + ECHO_HEAD;
 const ECHO_HEAD: usize = 8;
@@ -141,7 +143,8 @@ impl Host {
         }
     }
 
-    /// Asks for echoes of packets of `bytes` with their heads, one after the other; how many came back as they were sent.
+    /// Asks for echoes of packets of `bytes` with their heads, one after the other; how many came back as they were sent. One that is not
+    /// counted goes before them: a peer that has just been made may not be there yet, and is looked for once a second.
     async fn ask(
         &mut self,
         peer: Ipv4Address,
@@ -156,28 +159,15 @@ impl Host {
         }
         let echoes = self.sockets.add(socket);
         let mut content: Vec<u8> = (0..bytes - HEADS).map(|at| at as u8).collect();
+        self.echo(echoes, peer, count, &content, SEARCH).await?;
         let (mut came, mut spent) = (0, 0);
         for number in 0..count {
             // Each is another, not by its number alone.
             content.iter_mut().zip(number.to_be_bytes()).for_each(|(to, byte)| *to = byte);
             let begun = time::now_ns();
-            let until_ns = begun + PATIENCE.as_nanos() as u64;
-            let socket = self.sockets.get_mut::<icmp::Socket<'_>>(echoes);
-            match socket.send(ECHO_HEAD + content.len(), IpAddress::Ipv4(peer)) {
-                Ok(place) => write_request(place, number, &content),
-                Err(_) => println!("no room to ask for an echo"),
-            }
-            self.poll();
-            'waiting: while time::now_ns() < until_ns {
-                self.turn(until_ns).await?;
-                let socket = self.sockets.get_mut::<icmp::Socket<'_>>(echoes);
-                while let Ok((message, from)) = socket.recv() {
-                    if from == IpAddress::Ipv4(peer) && is_answer(message, number, &content) {
-                        came += 1;
-                        spent += time::now_ns() - begun;
-                        break 'waiting;
-                    }
-                }
+            if self.echo(echoes, peer, number, &content, PATIENCE).await? {
+                came += 1;
+                spent += time::now_ns() - begun;
             }
             // Others' requests are answered meanwhile.
             let next_ns = begun + interval.as_nanos() as u64;
@@ -190,6 +180,34 @@ impl Host {
         let each = spent / u64::from(came.max(1));
         println!("{bytes} bytes to {peer}: {came} of {count} came back, {each} ns each");
         Ok(came)
+    }
+
+    /// Asks for one echo; whether it came in time, as it was sent.
+    async fn echo(
+        &mut self,
+        echoes: SocketHandle,
+        peer: Ipv4Address,
+        number: u16,
+        content: &[u8],
+        patience: Duration,
+    ) -> Result<bool, NetError> {
+        let until_ns = time::now_ns() + patience.as_nanos() as u64;
+        let socket = self.sockets.get_mut::<icmp::Socket<'_>>(echoes);
+        match socket.send(ECHO_HEAD + content.len(), IpAddress::Ipv4(peer)) {
+            Ok(place) => write_request(place, number, content),
+            Err(_) => println!("no room to ask for an echo"),
+        }
+        self.poll();
+        while time::now_ns() < until_ns {
+            self.turn(until_ns).await?;
+            let socket = self.sockets.get_mut::<icmp::Socket<'_>>(echoes);
+            while let Ok((message, from)) = socket.recv() {
+                if from == IpAddress::Ipv4(peer) && is_answer(message, number, content) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -6,7 +6,14 @@ use core::ptr::{NonNull, null_mut};
 use linked_list_allocator::Heap;
 use spin::Mutex;
 
-/// The allocator of large blocks, and small blocks that were given back.
+/// The unit of what is taken from the list of holes, bytes.
+///
+/// All blocks there are whole grains, and begin on one. So are all holes between them, and each is good for something again: for a
+/// portion of small blocks at least. With blocks of any size, what is left between long-lived ones is too small for whatever comes,
+/// and every search walks over it.
+const GRAIN: usize = 1024;
+
+/// Large blocks, and small blocks that were given back.
 ///
 /// A search for the first hole that fits takes longer, the more holes there are; what a program mostly asks for is small. So small
 /// blocks come from lists, one for each of some sizes, and go back there: constant work, whatever else the heap holds.
@@ -18,51 +25,88 @@ struct Blocks {
     listed: usize,
 }
 
-static HEAP: Mutex<Blocks> = Mutex::new(Blocks { heap: Heap::empty(), free: [0; CLASSES], listed: 0 });
+static HEAP: Mutex<Blocks> = Mutex::new(Blocks::empty());
 
 /// Sizes of small blocks: steps of 16 up to 128, of 64 up to 512, of 256 up to 2048.
 const CLASSES: usize = 20;
-/// Alignment of small blocks.
-const SMALL_ALIGN: usize = 16;
-/// Bytes that are taken from the heap for small blocks at a time, if they are so small.
-const PORTION: usize = 1024;
+/// Small blocks are aligned as their size allows, at most so.
+const SMALL_ALIGN: usize = 512;
 
 /// The class of a small block and the bytes of its blocks; `None` for what is large, or aligned more than small blocks are.
 const fn class_of(layout: Layout) -> Option<(usize, usize)> {
-    let size = layout.size();
-    if layout.align() > SMALL_ALIGN || size == 0 {
+    if layout.size() == 0 || layout.size() > 2048 || layout.align() > SMALL_ALIGN {
         return None;
     }
-    match size {
-        1..=128 => Some(((size - 1) / 16, size.next_multiple_of(16))),
-        129..=512 => Some((8 + (size - 129) / 64, size.next_multiple_of(64))),
-        513..=2048 => Some((14 + (size - 513) / 256, size.next_multiple_of(256))),
-        _ => None,
+    // Blocks lie one after the other in whole grains: the power of two that their size is a multiple of is what they are aligned to.
+    let size = layout.size().next_multiple_of(layout.align());
+    let (class, bytes) = match size {
+        ..=128 => ((size - 1) / 16, size.next_multiple_of(16)),
+        129..=512 => (8 + (size - 129) / 64, size.next_multiple_of(64)),
+        _ => (14 + (size - 513) / 256, size.next_multiple_of(256)),
+    };
+    if bytes.is_multiple_of(layout.align()) { Some((class, bytes)) } else { None }
+}
+
+/// The grains that are taken for small blocks of so many bytes at a time: the fewest of which at most an eighth is left over.
+const fn portion_of(bytes: usize) -> usize {
+    let mut grains = bytes.div_ceil(GRAIN);
+    while grains * GRAIN % bytes * 8 > grains * GRAIN {
+        grains += 1;
     }
+    grains
+}
+
+/// What is taken from the list of holes for a large block; `None` when that is more than there can be.
+fn whole_grains(layout: Layout) -> Option<Layout> {
+    let bytes = layout.size().checked_next_multiple_of(GRAIN)?;
+    Layout::from_size_align(bytes, layout.align().max(GRAIN)).ok()
 }
 
 impl Blocks {
+    const fn empty() -> Blocks {
+        Blocks { heap: Heap::empty(), free: [0; CLASSES], listed: 0 }
+    }
+
+    /// Gives the heap its first memory: the whole grains of it.
+    ///
+    /// # Safety
+    /// `bytes` bytes at `start` are mapped and nobody's; called once.
+    unsafe fn init(&mut self, start: usize, bytes: usize) {
+        let first = start.next_multiple_of(GRAIN);
+        let bytes = bytes.saturating_sub(first - start);
+        // SAFETY: the caller's.
+        unsafe { self.heap.init(first as *mut u8, bytes) };
+    }
+
+    fn take_grains(&mut self, grains: usize) -> Option<NonNull<u8>> {
+        self.heap.allocate_first_fit(Layout::from_size_align(grains * GRAIN, GRAIN).ok()?).ok()
+    }
+
+    /// Takes a portion of small blocks for a list. A heap that is nearly full gives a smaller one.
+    fn refill(&mut self, class: usize, bytes: usize) -> Option<()> {
+        let grains = (bytes.div_ceil(GRAIN)..=portion_of(bytes)).rev();
+        let (portion, grains) =
+            grains.into_iter().find_map(|grains| Some((self.take_grains(grains)?, grains)))?;
+        let first = self.free.get_mut(class)?;
+        let count = grains * GRAIN / bytes;
+        for index in (0..count).rev() {
+            let block = portion.as_ptr() as usize + index * bytes;
+            // SAFETY: inside the portion, which is ours, and aligned for a word.
+            unsafe { (block as *mut usize).write(*first) };
+            *first = block;
+        }
+        self.listed += bytes * count;
+        Some(())
+    }
+
     fn take(&mut self, layout: Layout) -> Option<NonNull<u8>> {
         let Some((class, bytes)) = class_of(layout) else {
-            return self.heap.allocate_first_fit(layout).ok();
+            return self.heap.allocate_first_fit(whole_grains(layout)?).ok();
         };
-        let first = self.free.get_mut(class)?;
-        if *first == 0 {
-            let count = (PORTION / bytes).max(1);
-            let portion = |count| Layout::from_size_align(bytes * count, SMALL_ALIGN).ok();
-            let many = portion(count).and_then(|layout| self.heap.allocate_first_fit(layout).ok());
-            let (chunk, count) = match many {
-                Some(chunk) => (chunk, count),
-                None => (self.heap.allocate_first_fit(portion(1)?).ok()?, 1),
-            };
-            for index in (0..count).rev() {
-                let block = chunk.as_ptr() as usize + index * bytes;
-                // SAFETY: inside the chunk, which is ours, and aligned for a word.
-                unsafe { (block as *mut usize).write(*first) };
-                *first = block;
-            }
-            self.listed += bytes * count;
+        if *self.free.get(class)? == 0 {
+            self.refill(class, bytes)?;
         }
+        let first = self.free.get_mut(class)?;
         let block = *first as *mut u8;
         // SAFETY: a free block of the list begins with the address of the next.
         *first = unsafe { block.cast::<usize>().read() };
@@ -80,8 +124,12 @@ impl Blocks {
                 self.free[class] = block.as_ptr() as usize;
                 self.listed += bytes;
             }
-            // SAFETY: the caller's: it came from there.
-            _ => unsafe { self.heap.deallocate(block, layout) },
+            _ => {
+                if let Some(layout) = whole_grains(layout) {
+                    // SAFETY: the caller's: it came from there, with this layout.
+                    unsafe { self.heap.deallocate(block, layout) };
+                }
+            }
         }
     }
 }
@@ -94,10 +142,10 @@ pub struct GuestHeap;
 /// # Safety
 /// `bytes` bytes at `start` are mapped and nobody's; called once.
 pub(crate) unsafe fn init(start: u64, bytes: u64) {
-    let heap = &mut HEAP.lock().heap;
+    let mut blocks = HEAP.lock();
     // SAFETY: the caller's.
-    unsafe { heap.init(start as *mut u8, bytes as usize) };
-    keep_reserve(heap);
+    unsafe { blocks.init(start as usize, bytes as usize) };
+    keep_reserve(&mut blocks.heap);
 }
 
 /// Sets pages aside for the tables that growing needs.
@@ -161,61 +209,4 @@ unsafe impl GlobalAlloc for GuestHeap {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Blocks, CLASSES, class_of};
-    use core::alloc::Layout;
-    use core::ptr::NonNull;
-    use linked_list_allocator::Heap;
-    use std::vec::Vec;
-
-    #[test]
-    fn classes_fit_what_they_are_for() {
-        let mut seen = [0; CLASSES];
-        for size in 1..=2048 {
-            let (class, bytes) = class_of(Layout::from_size_align(size, 8).unwrap()).unwrap();
-            assert!(bytes >= size && bytes.is_multiple_of(16) && bytes < size + 256, "{size}");
-            assert!(seen[class] == 0 || seen[class] == bytes, "{size}: class {class} has blocks of one size");
-            seen[class] = bytes;
-        }
-        assert!(seen.is_sorted() && seen[0] == 16 && seen[CLASSES - 1] == 2048);
-        assert_eq!(class_of(Layout::from_size_align(2049, 1).unwrap()), None);
-        assert_eq!(class_of(Layout::from_size_align(64, 32).unwrap()), None);
-    }
-
-    #[test]
-    fn blocks_are_apart_and_come_back() {
-        let mut memory = std::vec![0u128; 1 << 14];
-        let mut blocks = Blocks { heap: Heap::empty(), free: [0; CLASSES], listed: 0 };
-        // SAFETY: the vector outlives the heap, and nobody else uses it.
-        unsafe { blocks.heap.init(memory.as_mut_ptr().cast(), memory.len() * 16) };
-        let mut live: Vec<(NonNull<u8>, Layout, u8)> = Vec::new();
-        let (mut random, mut most) = (1u64, 0);
-        for round in 0..20_000u64 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let value = (random >> 33) as usize;
-            if value.is_multiple_of(2) && live.len() < 200 {
-                let align = 1 << (value / 2 % 7);
-                let layout = Layout::from_size_align(1 + value / 16 % 3000, align).unwrap();
-                let Some(block) = blocks.take(layout) else { continue };
-                assert!((block.as_ptr() as usize).is_multiple_of(align));
-                // SAFETY: taken with this size.
-                unsafe { block.as_ptr().write_bytes(round as u8, layout.size()) };
-                live.push((block, layout, round as u8));
-            } else if !live.is_empty() {
-                let (block, layout, mark) = live.swap_remove(value / 2 % live.len());
-                // SAFETY: it was filled when it was taken.
-                let bytes = unsafe { core::slice::from_raw_parts(block.as_ptr(), layout.size()) };
-                assert!(bytes.iter().all(|byte| *byte == mark), "somebody else wrote to it");
-                // SAFETY: taken with this layout, used no more.
-                unsafe { blocks.give(block, layout) };
-            }
-            most = most.max(live.len());
-        }
-        assert!(most > 100);
-        for (block, layout, _) in live {
-            // SAFETY: as above.
-            unsafe { blocks.give(block, layout) };
-        }
-        assert_eq!(blocks.heap.used(), blocks.listed, "all that is used is in the lists");
-    }
-}
+mod tests;

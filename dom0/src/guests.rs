@@ -10,8 +10,9 @@ use crate::description::{self, Description};
 use crate::hypervisor::{self, Refusal, Share};
 use crate::listeners::publish;
 use crate::machine::Machine;
+use crate::panics::Row;
 use crate::policy::{Decision, Ending, Supervisor};
-use crate::ring::ConsoleBack;
+use crate::ring::{ConsoleBack, Output};
 use crate::room::{self, New};
 use crate::schedule::Schedule;
 use crate::scrollback::{Lines, Scrollback, Text};
@@ -26,6 +27,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
+use guest_sdk::compartment::{self, Fuse, Panicked};
 use guest_sdk::control::{self, Foreign};
 use guest_sdk::events::{Channel, Events};
 use guest_sdk::memory::Access;
@@ -88,6 +90,8 @@ struct Link {
     stop: AtomicBool,
     stopped: AtomicBool,
     bell: Bell,
+    /// For tests: a step of a turn panics when it blows.
+    fuse: Fuse,
 }
 
 /// How a guest's output is shown in the shell as it comes.
@@ -222,8 +226,13 @@ pub struct Wanted {
 /// # Errors
 /// What to say when it does not.
 pub fn devices(name: &str) -> Result<Arc<Devices>, String> {
+    running(name).map(|run| run.devices)
+}
+
+/// The life of a guest that runs.
+fn running(name: &str) -> Result<Run, String> {
     match state(name) {
-        Some(State::Running(run)) => Ok(run.devices),
+        Some(State::Running(run)) => Ok(run),
         _ => domain(name).and(Err(format!("{name} does not run any more"))),
     }
 }
@@ -486,39 +495,163 @@ fn connect(name: &str, created: &Created) -> Result<Arc<Link>, String> {
         stop: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
         bell: Bell::new(),
+        fuse: Fuse::new(),
     });
-    executor::spawn(serve_console(name.to_string(), ConsoleBack::new(page), channel, Arc::clone(&link)));
+    executor::spawn(serve_console(name.to_string(), Arc::new(page), channel, Arc::clone(&link)));
     Ok(link)
 }
 
+/// A guest's console ring.
+type Console = ConsoleBack<Arc<Foreign>>;
+
+/// What a turn of a console works on. It moves into the turn's compartment, and comes back with what came of it.
+struct Turn {
+    back: Console,
+    /// What is to be typed; how much of that the guest took.
+    typed: Vec<u8>,
+    taken: usize,
+    output: Output,
+    /// For who follows the guest: the beginning of a line, and the lines that are complete.
+    lines: Option<Lines>,
+    complete: Vec<String>,
+    /// For who is attached: the beginning of a character, and the text that is complete.
+    text: Option<Text>,
+    shown: String,
+}
+
+impl Turn {
+    /// Moves bytes both ways, and makes of a guest's what is printed.
+    fn run(&mut self, fuse: &Fuse) {
+        fuse.reached();
+        self.taken = self.back.write(&self.typed);
+        fuse.reached();
+        self.output = self.back.read(OUTPUT_PER_TURN);
+        if self.output.lost > 0 {
+            self.show(lost(self.output.lost).as_bytes());
+        }
+        let bytes = core::mem::take(&mut self.output.bytes);
+        self.show(&bytes);
+        self.output.bytes = bytes;
+        fuse.reached();
+    }
+
+    fn show(&mut self, bytes: &[u8]) {
+        if let Some(lines) = &mut self.lines {
+            self.complete.extend(lines.push(bytes));
+        }
+        if let Some(text) = &mut self.text {
+            self.shown += &text.push(bytes);
+        }
+    }
+}
+
+fn lost(bytes: u32) -> String {
+    format!("\n[{bytes} bytes of output were lost]\n")
+}
+
+/// Takes a turn of a console in a compartment (design record 0066). Gives the console back, whether the guest took anything, and what it
+/// printed.
+fn turn(name: &str, back: Console, link: &Arc<Link>) -> Result<(Console, bool, Output), Panicked> {
+    let typed: Vec<u8> = link.input.lock().iter().copied().collect();
+    if typed.is_empty() && back.is_quiet() {
+        return Ok((back, false, Output::default()));
+    }
+    let text = match &mut *ATTACHED.lock() {
+        Some((attached, text)) if attached == name => Some(core::mem::take(text)),
+        _ => None,
+    };
+    let lines = match GUESTS.lock().get_mut(name) {
+        Some(guest) if guest.follow != Follow::Off => Some(core::mem::take(&mut guest.lines)),
+        _ => None,
+    };
+    let mut turn = Turn {
+        back,
+        typed,
+        taken: 0,
+        output: Output::default(),
+        lines,
+        complete: Vec::new(),
+        text,
+        shown: String::new(),
+    };
+    let link_there = Arc::clone(link);
+    let work = move || {
+        turn.run(&link_there.fuse);
+        turn
+    };
+    let Turn { back, taken, output, lines, complete, text, shown, .. } =
+        compartment::run(crate::backend::is_intact, work)?;
+    if taken > 0 {
+        link.input.lock().drain(..taken);
+    }
+    if let Some(text) = text {
+        if let Some((_, place)) = &mut *ATTACHED.lock() {
+            *place = text;
+        }
+        terminal::raw(&shown);
+    }
+    if let Some(guest) = GUESTS.lock().get_mut(name) {
+        if output.lost > 0 {
+            guest.log.push(lost(output.lost).as_bytes());
+        }
+        guest.log.push(&output.bytes);
+        if let Some(lines) = lines {
+            guest.lines = lines;
+        }
+        if shown.is_empty() {
+            guest.show(name, &complete);
+        }
+    }
+    Ok((back, taken > 0, output))
+}
+
 /// A guest's console, from start to end.
-async fn serve_console(name: String, mut back: ConsoleBack<Foreign>, mut channel: Channel, link: Arc<Link>) {
+///
+/// The page stays here, whatever becomes of a turn: after one that panicked, the next begins with what is printed from then on.
+async fn serve_console(name: String, page: Arc<Foreign>, mut channel: Channel, link: Arc<Link>) {
+    let mut back = Some(ConsoleBack::new(Arc::clone(&page)));
+    let mut panics = Row::default();
     loop {
         let seen = link.bell.rings();
         let stop = link.stop.load(Ordering::Acquire);
-        let typed: Vec<u8> = link.input.lock().iter().copied().collect();
-        let taken = back.write(&typed);
-        link.input.lock().drain(..taken);
-        let output = back.read(OUTPUT_PER_TURN);
-        if taken > 0 || !output.bytes.is_empty() {
+        let (mut moved, mut printed, mut more) = (false, false, false);
+        let place = back.as_ref().map_or(0, ConsoleBack::place);
+        match back.take().map(|back| turn(&name, back, &link)) {
+            Some(Ok((console, typed, output))) => {
+                back = Some(console);
+                (printed, more) = (!output.bytes.is_empty(), output.more);
+                moved = typed || printed;
+            }
+            Some(Err(panic)) => {
+                let borne = panics.bears_another(time::now_ns());
+                let then = if borne { "" } else { ": again and again, so nothing more is taken from it" };
+                say!("{name}: its console panicked: {panic}{then}");
+                let (console, skipped) = ConsoleBack::skipping(Arc::clone(&page), place);
+                if let Some(guest) = GUESTS.lock().get_mut(&name).filter(|_| skipped > 0) {
+                    guest.log.push(lost(skipped).as_bytes());
+                }
+                (back, moved) = (borne.then_some(console), true);
+            }
+            // Given up: the guest's end stays as it is.
+            None => {}
+        }
+        if moved {
             // It may have closed its end or be gone: then there is nobody to tell.
             let _ = channel.notify();
         }
-        if output.lost > 0 {
-            take_output(&name, format!("\n[{} bytes of output were lost]\n", output.lost).as_bytes());
-        }
-        take_output(&name, &output.bytes);
-        if stop && !output.more {
+        if stop && !more {
             break;
         }
-        if output.bytes.is_empty() {
-            first(channel.fired(), link.bell.after(seen)).await;
-        } else {
+        if printed {
             // More may have come meanwhile, but the others come first.
             executor::yield_now().await;
+        } else {
+            first(channel.fired(), link.bell.after(seen)).await;
         }
     }
     drop((back, channel));
+    // A turn that panicked keeps its reference for ever.
+    page.end();
     if let Some(guest) = GUESTS.lock().get_mut(&name) {
         let rest = guest.lines.rest();
         guest.show(&name, rest.as_slice());
@@ -527,21 +660,20 @@ async fn serve_console(name: String, mut back: ConsoleBack<Foreign>, mut channel
     CHANGED.ring();
 }
 
-fn take_output(name: &str, bytes: &[u8]) {
-    if bytes.is_empty() {
-        return;
-    }
-    let mut attached = ATTACHED.lock();
-    let attached = attached.as_mut().filter(|(attached, _)| attached == name);
-    let shown = attached.map(|(_, text)| text.push(bytes));
-    let mut guests = GUESTS.lock();
-    let Some(guest) = guests.get_mut(name) else { return };
-    guest.log.push(bytes);
-    let lines = if guest.follow == Follow::Off { Vec::new() } else { guest.lines.push(bytes) };
-    match shown {
-        Some(text) => terminal::raw(&text),
-        None => guest.show(name, &lines),
-    }
+/// Lets the `n`-th step from here on of a guest's console panic.
+///
+/// # Errors
+/// What to say when it does not run.
+pub fn panic_console(name: &str, n: u64) -> Result<(), String> {
+    running(name).map(|run| run.console.fuse.set(n))
+}
+
+/// Lets the `n`-th step from here on of what xenstore does for a guest panic.
+///
+/// # Errors
+/// What to say when it does not run.
+pub fn panic_store(name: &str, part: store::Part, n: u64) -> Result<(), String> {
+    running(name).map(|run| run.store.panic(part, n))
 }
 
 /// Takes what is left of a guest's output and lets go of its console.

@@ -40,6 +40,7 @@ mod hypervisor;
 mod listeners;
 mod machine;
 mod management;
+mod panics;
 pub mod policy;
 pub mod ring;
 mod room;

@@ -45,6 +45,26 @@ impl<M: SharedPage> ConsoleBack<M> {
         Self { page, out_cons, in_prod }
     }
 
+    /// Whether there is nothing to be read.
+    pub fn is_quiet(&self) -> bool {
+        self.page.word(OUT_PROD).load(Ordering::Acquire) == self.out_cons
+    }
+
+    /// How far it has read.
+    pub const fn place(&self) -> u32 {
+        self.out_cons
+    }
+
+    /// Takes over a ring whose output was read as far as `place`, and leaves out what was printed since; says how many bytes that is.
+    pub fn skipping(page: M, place: u32) -> (Self, u32) {
+        let mut back = Self::new(page);
+        let produced = back.page.word(OUT_PROD).load(Ordering::Acquire);
+        let skipped = produced.wrapping_sub(place).min(OUT_SIZE);
+        back.out_cons = produced;
+        back.page.word(OUT_CONS).store(produced, Ordering::Release);
+        (back, skipped)
+    }
+
     /// Takes at most `budget` bytes of output. The guest may be waiting for room: notify it when this gave any.
     pub fn read(&mut self, budget: usize) -> Output {
         let claimed = self.page.word(OUT_PROD).load(Ordering::Acquire).wrapping_sub(self.out_cons);
@@ -94,6 +114,19 @@ mod tests {
             at = at.wrapping_add(1);
         }
         page.word(OUT_PROD).store(at, Ordering::Release);
+    }
+
+    #[test]
+    fn what_was_not_read_can_be_left_out() {
+        let page = HostPages::new(1, 0);
+        print(&page, b"before");
+        let place = ConsoleBack::new(&page).place();
+        // Whether it was read and lost, or never read.
+        page.word(OUT_CONS).store(4, Ordering::Relaxed);
+        let (mut back, skipped) = ConsoleBack::skipping(&page, place);
+        assert_eq!((skipped, page.word(OUT_CONS).load(Ordering::Relaxed)), (6, 6));
+        print(&page, b"after");
+        assert_eq!(back.read(100).bytes, b"after");
     }
 
     #[test]

@@ -2,9 +2,15 @@
 //!
 //! What the store decides is in the package `xenstore`. Here bytes are moved, by means that any Xen offers: the ring is
 //! mapped by its reserved grant and signalled through an event channel. The store is never locked over an await.
+//!
+//! All that works on a guest's bytes runs in compartments (design record 0066): its requests on a copy of the store, which becomes the store
+//! when a request is done; what moves the bytes, with its end of the ring.
 
+use crate::backend;
 use crate::description::Description;
+use crate::panics::Row;
 use crate::room::{self, New};
+use crate::say;
 use crate::store_ring::{BadIndex, StoreBack};
 use crate::toolstack::{Created, STORE_GRANT};
 use crate::waiting::{Bell, first};
@@ -13,12 +19,13 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
+use guest_sdk::compartment::{self, Fuse, Panicked};
 use guest_sdk::events::Channel;
 use guest_sdk::grants::Mapping;
 use guest_sdk::{control, executor, time};
 use hashbrown::HashMap;
 use hypercall_abi::DomId;
-use hypercall_abi::io::xenstore::{ERROR_PROTO, ERROR_RINGIDX, MessageHeader, MessageType};
+use hypercall_abi::io::xenstore::{ERROR_COMM, ERROR_PROTO, ERROR_RINGIDX, MessageHeader, MessageType};
 use spin::{Lazy, Mutex};
 use xenstore::wire::{Decoder, TooLong};
 use xenstore::{ClientId, Error, NewNode, Path, Permission, Store};
@@ -233,9 +240,38 @@ pub fn home(domain: DomId) -> String {
 /// The connection to one guest.
 pub struct Link {
     domain: DomId,
+    guest: String,
+    /// Its node below `/vm`.
+    machine: Path,
     stop: AtomicBool,
     stopped: AtomicBool,
     bell: Arc<Bell>,
+    /// For tests: of its requests, and of what moves their bytes.
+    fuses: [Fuse; 2],
+}
+
+/// A part of what the store does for a guest, as tests let one panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The places where a request has changed something.
+    Request,
+    /// Turns of the ring.
+    Ring,
+}
+
+impl Link {
+    /// Lets the `n`-th step from here on of such a part panic.
+    pub fn panic(&self, part: Part, n: u64) {
+        self.fuse(part).set(n);
+    }
+
+    fn fuse(&self, part: Part) -> &Fuse {
+        let [request, ring] = &self.fuses;
+        match part {
+            Part::Request => request,
+            Part::Ring => ring,
+        }
+    }
 }
 
 /// Makes a new domain known: its nodes, and a task that serves its ring.
@@ -249,14 +285,19 @@ pub fn connect(description: &Description, created: &Created) -> Result<Arc<Link>
         .map_err(|error| format!("cannot map the xenstore ring of {name}: {error}"))?;
     let channel = control::connect(domain, created.store_port)
         .map_err(|errno| format!("cannot connect to the xenstore port of {name}: {errno}"))?;
+    let machine = machine(description, domain)
+        .map_err(|error| format!("cannot describe {name} in xenstore: {error}"))?;
     let link = Arc::new(Link {
         domain,
+        guest: name.clone(),
+        machine,
+        fuses: [const { Fuse::new() }; 2],
         stop: AtomicBool::new(false),
         stopped: AtomicBool::new(false),
         bell: Arc::new(Bell::new()),
     });
     with(|state| state.store.add_domain(domain, time::now_ns()));
-    let introduced = publish(description, created).and_then(|()| {
+    let introduced = publish(description, created, &link.machine).and_then(|()| {
         with(|state| {
             state.store.introduced(domain, time::now_ns())?;
             state.bells.insert(ClientId::of(domain), Arc::clone(&link.bell));
@@ -264,10 +305,10 @@ pub fn connect(description: &Description, created: &Created) -> Result<Arc<Link>
         })
     });
     if let Err(error) = introduced {
-        forget(domain);
+        forget(&link);
         return Err(format!("cannot describe {name} in xenstore: {error}"));
     }
-    executor::spawn(serve(StoreBack::new(page), channel, Arc::clone(&link)));
+    executor::spawn(serve(Arc::new(page), channel, Arc::clone(&link)));
     Ok(link)
 }
 
@@ -282,17 +323,16 @@ pub async fn disconnect(link: &Link) {
         }
         link.bell.after(seen + 1).await;
     }
-    forget(link.domain);
+    forget(link);
 }
 
-fn forget(domain: DomId) {
-    // Neither of them has to be there. With them goes nearly all that is the domain's own.
-    if let Ok(machine) = read(&format!("{}/vm", home(domain))) {
-        let _ = remove(&String::from_utf8_lossy(&machine));
-    }
-    let _ = remove(&home(domain));
+fn forget(link: &Link) {
+    let (domain, now_ns) = (link.domain, time::now_ns());
     with(|state| {
-        state.store.remove_domain(domain, time::now_ns());
+        // With them goes nearly all that is the domain's own.
+        state.store.unset(link.machine.clone(), now_ns);
+        state.store.unset(Path::home(domain), now_ns);
+        state.store.remove_domain(domain, now_ns);
         state.bells.remove(&ClientId::of(domain));
     });
 }
@@ -307,20 +347,29 @@ pub fn listens(domain: DomId) -> bool {
     STATE.lock().store.usage(domain).is_some_and(|usage| usage.watches > 0)
 }
 
-/// Writes what a guest expects to find, as Xen's toolstack does (Xen's docs/misc/xenstore-paths).
-fn publish(description: &Description, created: &Created) -> Result<(), Error> {
-    let domain = created.domain;
-    let home = Path::home(domain);
-    // The handle that the domain is made with is its name, too.
-    let mut uuid = String::with_capacity(36);
+/// A guest's node below `/vm`: the handle that the domain is made with, which is its name, too, and its number.
+fn machine(description: &Description, domain: DomId) -> Result<Path, Error> {
+    let mut path = String::from(MACHINES);
     for at in 0..16 {
         if matches!(at, 4 | 6 | 8 | 10) {
-            uuid.push('-');
+            path.push('-');
         }
         let byte = description.name.as_bytes().get(at).copied().unwrap_or(0);
-        uuid.extend([byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0')));
+        path.extend([byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0')));
     }
-    let machine = Path::absolute(&format!("/vm/{uuid}-{domain}"))?;
+    path += &format!("-{domain}");
+    Path::absolute(&path)
+}
+
+/// Where they are, and how long the handle behind it is.
+const MACHINES: &str = "/vm/";
+const UUID: usize = 36;
+
+/// Writes what a guest expects to find, as Xen's toolstack does (Xen's docs/misc/xenstore-paths).
+fn publish(description: &Description, created: &Created, machine: &Path) -> Result<(), Error> {
+    let domain = created.domain;
+    let home = Path::home(domain);
+    let uuid = machine.as_str().get(MACHINES.len()..MACHINES.len() + UUID).unwrap_or_default();
     let readable = [permission("n0")?, permission(&format!("r{domain}"))?];
     let own = [permission(&format!("n{domain}"))?];
     let memory_kib = (description.memory.pages() * 4).to_string();
@@ -362,11 +411,11 @@ fn publish(description: &Description, created: &Created) -> Result<(), Error> {
     let cpus = vcpus.iter().map(|below| new(below, "online", None));
     let home_nodes: Vec<NewNode<'_>> = tops.into_iter().chain(plain).chain(cpus).chain(owned).collect();
     let machine_nodes =
-        [new("", "", Some(&readable)), new("uuid", &uuid, None), new("name", &description.name, None)];
+        [new("", "", Some(&readable)), new("uuid", uuid, None), new("name", &description.name, None)];
     let now_ns = time::now_ns();
     with(|state| {
         state.store.plant(&home, &home_nodes, now_ns)?;
-        state.store.plant(&machine, &machine_nodes, now_ns)
+        state.store.plant(machine, &machine_nodes, now_ns)
     })
 }
 
@@ -395,26 +444,27 @@ impl From<TooLong> for Broken {
 }
 
 /// A guest's ring, from start to end.
-async fn serve(mut back: StoreBack<Mapping>, mut channel: Channel, link: Arc<Link>) {
-    let mut stream =
-        Stream { client: ClientId::of(link.domain), decoder: Decoder::default(), output: Vec::new() };
+async fn serve(page: Arc<Mapping>, mut channel: Channel, link: Arc<Link>) {
+    // A turn that panicked keeps its reference to the page for ever.
+    let lease = page.lease();
+    let mut stream = Stream::new(page, Arc::clone(&link));
     let mut broken = false;
     loop {
         let seen = link.bell.rings();
         if link.stop.load(Ordering::Acquire) {
             break;
         }
-        if back.wants_reconnection() {
+        if stream.is_borne && stream.wants_reconnection() {
             with(|state| state.store.reset(stream.client));
-            (stream.decoder, stream.output, broken) = (Decoder::default(), Vec::new(), false);
-            back.reconnect();
+            stream.begin_anew().back.reconnect();
+            broken = false;
             // It may have closed its end or be gone: then there is nobody to tell.
             let _ = channel.notify();
         }
         let mut turn = Turn::default();
-        if !broken && let Err(Broken(error)) = stream.turn(&mut back, &mut turn) {
+        if !broken && let Err(Broken(error)) = stream.turn(&mut turn) {
             // It is told, and stays as it is until it begins anew or ends; nobody else notices.
-            back.fail(error);
+            stream.begin_anew().back.fail(error);
             with(|state| state.store.reset(stream.client));
             (broken, turn.moved) = (true, true);
         }
@@ -427,7 +477,8 @@ async fn serve(mut back: StoreBack<Mapping>, mut channel: Channel, link: Arc<Lin
             first(channel.fired(), link.bell.after(seen)).await;
         }
     }
-    drop((back, channel));
+    drop((stream, channel));
+    lease.end();
     link.stopped.store(true, Ordering::Release);
     link.bell.ring();
 }
@@ -440,53 +491,155 @@ struct Turn {
     requests: usize,
 }
 
-struct Stream {
-    client: ClientId,
+type Message = (MessageHeader, Vec<u8>);
+
+/// One end of a ring, and what is half-way through it. It moves into each turn's compartment, and comes back unless that panics.
+struct Wire {
+    back: StoreBack<Arc<Mapping>>,
     decoder: Decoder,
     /// The rest of a message that is being sent.
     output: Vec<u8>,
 }
 
-impl Stream {
-    /// Moves what can be moved, and serves what has come.
-    fn turn(&mut self, back: &mut StoreBack<Mapping>, turn: &mut Turn) -> Result<(), Broken> {
-        while turn.requests < REQUESTS_PER_TURN {
-            self.send(back, turn)?;
-            if !with(|state| state.store.may_request(self.client)) {
-                return Ok(());
-            }
-            let bytes = back.read(self.decoder.wanted()?)?;
-            if bytes.is_empty() {
-                return Ok(());
-            }
-            turn.moved = true;
-            if let Some((header, payload)) = self.decoder.feed(&bytes)? {
-                turn.requests += 1;
-                let action = with(|state| {
-                    state.store.set_full(!room::is_for(New::Node));
-                    state.store.request(self.client, header, &payload, time::now_ns())
-                });
-                // Only the control domain's requests have any.
-                debug_assert!(action.is_none());
-            }
-        }
-        self.send(back, turn)
+impl Wire {
+    fn new(page: &Arc<Mapping>) -> Self {
+        Self { back: StoreBack::new(Arc::clone(page)), decoder: Decoder::default(), output: Vec::new() }
     }
 
-    fn send(&mut self, back: &mut StoreBack<Mapping>, turn: &mut Turn) -> Result<(), Broken> {
-        loop {
-            if self.output.is_empty() {
-                match with(|state| state.store.next_output(self.client)) {
-                    Some(bytes) => self.output = bytes,
-                    None => return Ok(()),
-                }
+    /// Sends as much as there is room for and, if it `hears`, reads as far as the end of a request. Says whether any bytes moved.
+    fn turn(&mut self, hears: bool) -> Result<(bool, Option<Message>), Broken> {
+        let count = self.back.write(&self.output)?;
+        self.output.drain(..count);
+        let mut moved = count > 0;
+        while hears {
+            let bytes = self.back.read(self.decoder.wanted()?)?;
+            if bytes.is_empty() {
+                break;
             }
-            let count = back.write(&self.output)?;
-            if count == 0 {
+            moved = true;
+            if let Some(message) = self.decoder.feed(&bytes)? {
+                return Ok((moved, Some(message)));
+            }
+        }
+        Ok((moved, None))
+    }
+}
+
+struct Stream {
+    client: ClientId,
+    link: Arc<Link>,
+    page: Arc<Mapping>,
+    /// Not there after a turn that panicked.
+    wire: Option<Wire>,
+    panics: Row,
+    /// It has not panicked too often.
+    is_borne: bool,
+}
+
+impl Stream {
+    fn new(page: Arc<Mapping>, link: Arc<Link>) -> Self {
+        let wire = Some(Wire::new(&page));
+        Self { client: ClientId::of(link.domain), link, page, wire, panics: Row::default(), is_borne: true }
+    }
+
+    fn wants_reconnection(&self) -> bool {
+        self.wire.as_ref().is_some_and(|wire| wire.back.wants_reconnection())
+    }
+
+    /// Forgets what is half-way through.
+    fn begin_anew(&mut self) -> &mut Wire {
+        self.wire.insert(Wire::new(&self.page))
+    }
+
+    /// Moves what can be moved, and serves what has come.
+    fn turn(&mut self, turn: &mut Turn) -> Result<(), Broken> {
+        loop {
+            let (hears, waiting) = with(|state| {
+                if let Some(wire) = self.wire.as_mut().filter(|wire| wire.output.is_empty()) {
+                    wire.output = state.store.next_output(self.client).unwrap_or_default();
+                }
+                (state.store.may_request(self.client), state.store.has_output(self.client))
+            });
+            let (moved, message) = self.exchange(hears && turn.requests < REQUESTS_PER_TURN)?;
+            turn.moved |= moved;
+            if let Some((header, payload)) = message {
+                turn.requests += 1;
+                self.request(header, payload)?;
+            } else if !waiting || self.wire.as_ref().is_none_or(|wire| !wire.output.is_empty()) {
                 return Ok(());
             }
-            turn.moved = true;
-            self.output.drain(..count);
         }
     }
+
+    /// Counts a panic; what to say of it.
+    fn panicked(&mut self, what: &str, panic: &Panicked) {
+        self.is_borne = self.panics.bears_another(time::now_ns());
+        let then = if self.is_borne { "" } else { ": again and again, so it is not heard any more" };
+        say!("{} (domain {}): {what} panicked: {panic}{then}", self.link.guest, self.link.domain);
+    }
+
+    /// A turn of the ring.
+    fn exchange(&mut self, hears: bool) -> Result<(bool, Option<Message>), Broken> {
+        let Some(mut wire) = self.wire.take_if(|wire| !wire.output.is_empty() || !wire.back.is_quiet())
+        else {
+            return if self.wire.is_some() { Ok((false, None)) } else { Err(Broken(ERROR_COMM)) };
+        };
+        let link = Arc::clone(&self.link);
+        let work = move || {
+            link.fuse(Part::Ring).reached();
+            let result = wire.turn(hears);
+            (wire, result)
+        };
+        match compartment::run(backend::is_intact, work) {
+            Ok((wire, result)) => {
+                self.wire = Some(wire);
+                result
+            }
+            Err(panic) => {
+                self.panicked("its xenstore ring", &panic);
+                Err(Broken(ERROR_COMM))
+            }
+        }
+    }
+
+    /// Makes a request on a copy of the store, which becomes the store when it is done. The copy is some references.
+    fn request(&mut self, header: MessageHeader, payload: Vec<u8>) -> Result<(), Broken> {
+        let (client, now_ns, link) = (self.client, time::now_ns(), Arc::clone(&self.link));
+        let mut store = STATE.lock().store.clone();
+        let work = move || {
+            let fuse = link.fuse(Part::Request);
+            PROBED.set(fuse.left());
+            store.set_probe((fuse.left() > 0).then_some(probe));
+            // It stays so if this panics.
+            fuse.set(0);
+            store.set_full(!room::is_for(New::Node));
+            let action = store.request(client, header, &payload, now_ns);
+            // Only the control domain's requests have any.
+            debug_assert!(action.is_none());
+            store.set_probe(None);
+            fuse.set(PROBED.left());
+            store
+        };
+        match compartment::run(backend::is_intact, work) {
+            Ok(store) => {
+                with(|state| state.store = store);
+                Ok(())
+            }
+            Err(panic) => {
+                self.panicked("its request to xenstore", &panic);
+                if !self.is_borne {
+                    return Err(Broken(ERROR_COMM));
+                }
+                with(|state| state.store.answer(client, header, Err(Error::Failed)));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// For tests: of the request that is being made.
+static PROBED: Fuse = Fuse::new();
+
+fn probe() {
+    PROBED.reached();
 }

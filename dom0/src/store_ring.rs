@@ -47,6 +47,11 @@ impl<M: SharedPage> StoreBack<M> {
         Self { page, req_cons, rsp_prod }
     }
 
+    /// Whether there is nothing to be read.
+    pub fn is_quiet(&self) -> bool {
+        self.page.word(REQ_PROD).load(Ordering::Acquire) == self.req_cons
+    }
+
     /// Takes at most `most` bytes of requests.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use crate::hypercall::stub;
 use crate::memory::{self, Access, Range, Shared};
 use crate::ring::SharedPage;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 use hypercall_abi::control::{
     AllocateMessage, ControlOp, CpuInfo, CreateDomain, Destroy, DomainInfo, GetVcpuContext, GrantSeed,
     HypercallPage, InterruptInfo, ListDomains, MessagePermission, Pause, Payload, PhysInfo, ReadLog,
@@ -424,28 +425,44 @@ pub fn pin_table_for(domain: DomId, level: u32, frame: Mfn) -> Result<(), Errno>
 pub struct Foreign {
     range: Range,
     shared: Shared,
+    ended: AtomicBool,
 }
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        let places = (0..self.range.pages()).map(|index| memory::leaf_address(self.range.address(index)));
-        let requests: Option<Vec<MmuUpdate>> = places
-            .map(|place| Some(MmuUpdate::new(MmuCommand::NormalPtUpdate, MachAddr::new(place?), 0)))
-            .collect();
-        let Some(requests) = requests else { return };
-        // SAFETY: as many requests as it says; they end the mappings of a range that nobody uses any more.
-        let ended = unsafe {
-            stub::mmu_update(requests.as_ptr() as u64, requests.len() as u64, 0, u64::from(DomId::SELF.get()))
-        };
-        // mmu_update leaves stale translations of level-1 entries to its caller.
-        memory::flush_tlb();
-        if ended.is_ok() {
+        if self.unmap() {
             self.range.set_empty();
         }
     }
 }
 
 impl Foreign {
+    /// Ends the mapping while somebody still has it: one who panicked in a [compartment](crate::compartment). The addresses stay reserved as
+    /// long as this value lives, so whoever uses the frames by it afterwards faults.
+    pub fn end(&self) {
+        self.unmap();
+    }
+
+    /// Ends the mapping, if it has not ended; true when nothing is mapped afterwards.
+    fn unmap(&self) -> bool {
+        if self.ended.load(Ordering::Acquire) {
+            return true;
+        }
+        let places = (0..self.range.pages()).map(|index| memory::leaf_address(self.range.address(index)));
+        let requests: Option<Vec<MmuUpdate>> = places
+            .map(|place| Some(MmuUpdate::new(MmuCommand::NormalPtUpdate, MachAddr::new(place?), 0)))
+            .collect();
+        let Some(requests) = requests else { return false };
+        // SAFETY: as many requests as it says; they end the mappings of a range that nobody uses any more, or who does is to fault.
+        let ended = unsafe {
+            stub::mmu_update(requests.as_ptr() as u64, requests.len() as u64, 0, u64::from(DomId::SELF.get()))
+        };
+        // mmu_update leaves stale translations of level-1 entries to its caller.
+        memory::flush_tlb();
+        self.ended.store(ended.is_ok(), Ordering::Release);
+        ended.is_ok()
+    }
+
     /// Maps frames of `domain`.
     ///
     /// # Errors
@@ -465,7 +482,7 @@ impl Foreign {
         }
         // SAFETY: mapped, for as long as the range lives.
         let shared = unsafe { Shared::new(range.start(), frames.len() * PAGE_SIZE) };
-        Ok(Foreign { range, shared })
+        Ok(Foreign { range, shared, ended: AtomicBool::new(false) })
     }
 
     /// Where the first frame is mapped.

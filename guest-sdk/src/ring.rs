@@ -12,6 +12,7 @@
 pub mod host;
 
 use crate::memory::Shared;
+use alloc::sync::Arc;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 use hypercall_abi::io::ring::{
@@ -89,6 +90,24 @@ macro_rules! shared_by_field {
 pub(crate) use shared_by_field;
 
 impl<T: SharedPage + ?Sized> SharedPage for &T {
+    fn size(&self) -> usize {
+        (**self).size()
+    }
+    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
+        (**self).read_bytes(offset, to);
+    }
+    fn write_bytes(&self, offset: usize, from: &[u8]) {
+        (**self).write_bytes(offset, from);
+    }
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        (**self).word(offset)
+    }
+    fn memory(&self) -> Option<&Shared> {
+        (**self).memory()
+    }
+}
+
+impl<T: SharedPage + ?Sized> SharedPage for Arc<T> {
     fn size(&self) -> usize {
         (**self).size()
     }

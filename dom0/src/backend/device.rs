@@ -5,6 +5,7 @@
 
 use crate::channel::Event;
 use crate::listeners::publish;
+use crate::panics::MOST_FUTILE;
 use crate::room::{self, New};
 use crate::say;
 use crate::store;
@@ -21,9 +22,6 @@ use hypercall_abi::DomId;
 use hypercall_abi::io::xenbus::XenbusState;
 use spin::Mutex;
 use xenstore::Error;
-
-/// So many panics of a back end in a row, without anything done between them, and it is given up.
-const MOST_FUTILE: u32 = 3;
 
 /// Nodes and their values.
 pub type Nodes = Vec<(&'static str, String)>;

@@ -73,7 +73,7 @@ pub fn start_network(cards: Vec<Arc<NetDevice>>) {
 }
 
 /// Whether dom0 can go on when a back end panics: it holds nothing that others need. The panic handler asks this.
-fn is_intact() -> bool {
+pub(crate) fn is_intact() -> bool {
     held::none() && crate::store::is_intact() && crate::terminal::is_intact()
 }
 

@@ -11,6 +11,7 @@ use super::device::{Device, Kind, Link, Nodes};
 use crate::accounts::Traffic;
 use crate::cards::{CardSpec, mac_text};
 use crate::devices::NetDevice;
+use crate::panics::{CALM_NS, MOST_FUTILE};
 use crate::say;
 use crate::switches::{self, SwitchSpec};
 use crate::table::{Align, Table};
@@ -98,9 +99,6 @@ fn about(head: &[u8], unfinished: Unfinished) -> Option<About> {
     }
     Some(about)
 }
-
-/// Panics in a row, with nothing done between them, after which a task is not worth another try.
-const MOST_FUTILE: u32 = 3;
 
 /// A frame that a card has received, for a switch.
 fn arrived(frame: &CardFrame<DmaPage>) -> Arrived<'_> {
@@ -564,10 +562,6 @@ pub struct Card {
 /// How often it is noted what went through a card: of a life that ends by a panic, no more is missing than what came since, ns.
 const COUNTED_EVERY_NS: u64 = 10_000_000;
 
-/// A panic so long after the one before is the first of a row, ns. What was sent between them does not count: others lose their connections
-/// by each, so a guest that knows how to bring it about is not to have it for a frame.
-const CALM: u64 = 10_000_000_000;
-
 /// Why a card cannot have its addresses: another card of its switch has one of them.
 fn taken(spec: &CardSpec, address: EthernetAddress) -> Option<String> {
     let seats = SEATS.lock();
@@ -616,7 +610,7 @@ impl Card {
     fn row(&self) -> u64 {
         let (last, row) = &mut *self.panics.lock();
         let now = time::now_ns();
-        if *row == 0 || now.saturating_sub(*last) > CALM {
+        if *row == 0 || now.saturating_sub(*last) > CALM_NS {
             *row += 1;
         }
         *last = now;

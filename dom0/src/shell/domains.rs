@@ -81,6 +81,17 @@ impl Shell {
             say!("the output of {name} {verb}");
             return Ok(Next::Go);
         }
+        if let [verb, name, n @ ..] = arguments
+            && verb == "panic"
+        {
+            let n = match n {
+                [] => 1,
+                [n] => number(n)?,
+                _ => return Err(usage("console")),
+            };
+            guests::panic_console(&guests::resolve(name)?, n)?;
+            return Ok(Next::Go);
+        }
         let name = guests::resolve(one("console", arguments)?)?;
         guests::domain(&name)?;
         if self.scripted {

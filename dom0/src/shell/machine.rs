@@ -79,7 +79,7 @@ impl Shell {
             "dom0's heap",
             format!("{} KiB in use of {} MiB memory", memory.heap_used.div_ceil(1024), memory.total >> 20),
         );
-        row("panics of back ends", guest_sdk::compartment::abandoned().to_string());
+        row("panics of services", guest_sdk::compartment::abandoned().to_string());
         row("domains", info.domains.to_string());
         if let Some(own) = info.own {
             row("dropped interrupts", own.dropped_interrupts.to_string());

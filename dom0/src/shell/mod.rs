@@ -135,14 +135,16 @@ commands! {
          says what one cost; `write` puts zeros over what is there.\n\
          `device arp net0 10.0.2.2 10.0.2.15` asks a card's network who has the first address, in the name of the second;\n\
          `device ping net0 10.0.2.2 10.0.2.15 DEPTH COUNT` has COUNT packets of 1500 bytes echoed, DEPTH at a time, and says how fast."
-    "xenstore" "ls|read|write|rm|watch|control ..." xenstore "look into xenstore, or change it"
+    "xenstore" "ls|read|write|rm|watch|control|panic ..." xenstore "look into xenstore, or change it"
         "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\
          `watch PATH [SECONDS]` shows what changes, until a key is pressed. PATH begins with / or is below dom0's own.\n\
          `control quota`, `control quota NUMBER` and `control quota set NAME VALUE` show or set what domains may have kept there,\n\
-         `control check` looks whether its accounts are right, `control help` lists all."
-    "console" "[-f] NAME" console "type to a domain and see its output; ctrl-] leaves"
+         `control check` looks whether its accounts are right, `control help` lists all.\n\
+         `xenstore panic NAME [N]` lets the next request of a domain panic, or the N-th place where its requests have changed something;\n\
+         `xenstore panic NAME ring` lets what moves their bytes panic."
+    "console" "[-f|panic] NAME [N]" console "type to a domain and see its output; ctrl-] leaves"
         "With -f the shell stays, and the domain's output is shown in it as it comes, each line with the name before it;\n\
-         `console -f NAME` again ends that."
+         `console -f NAME` again ends that. `console panic NAME [N]` lets its next turn panic, or the N-th step of its turns."
     "logs" "NAME [LINES]" logs "show the last output of a domain, also of one that is gone (20 lines unless said)" ""
     "wait" "NAME [SECONDS]" wait "wait until a domain has ended for good (at most 60 seconds unless said)" ""
     "images" "" images "list the guest images and descriptions in the boot archive" ""

@@ -1,9 +1,10 @@
 //! The command that looks into xenstore, and changes it.
 
-use super::{Next, Outcome, Shell, deadline, duration, print_block, usage};
+use super::{Next, Outcome, Shell, deadline, duration, number, print_block, usage};
+use crate::guests;
 use crate::say;
 use crate::scrollback::printable;
-use crate::store;
+use crate::store::{self, Part};
 use crate::waiting::{First, first};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -23,6 +24,11 @@ impl Shell {
             ["rm", _] => store::remove(path).map_err(because)?,
             ["watch", _] => self.watch_store(path, None).await?,
             ["watch", _, limit] => self.watch_store(path, Some(duration(limit)?)).await?,
+            ["panic", name] => guests::panic_store(&guests::resolve(name)?, Part::Request, 1)?,
+            ["panic", name, "ring"] => guests::panic_store(&guests::resolve(name)?, Part::Ring, 1)?,
+            ["panic", name, n] => {
+                guests::panic_store(&guests::resolve(name)?, Part::Request, number(n)?)?;
+            }
             ["control", command, ..] => {
                 let answer = store::control(words.get(1..).unwrap_or(&[]));
                 let answer = answer.map_err(|error| format!("xenstore answers {error} to {command:?}"))?;

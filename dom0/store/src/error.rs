@@ -25,6 +25,8 @@ pub enum Error {
     TooBig,
     /// `EPERM`: only the control domain gives nodes away.
     NotOwner,
+    /// `EIO`: the store failed in the middle of the request, and all is as it was before.
+    Failed,
 }
 
 impl Error {
@@ -43,6 +45,7 @@ impl Error {
             Self::Conflict => "EAGAIN",
             Self::TooBig => "E2BIG",
             Self::NotOwner => "EPERM",
+            Self::Failed => "EIO",
         }
     }
 }

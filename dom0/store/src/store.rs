@@ -1,4 +1,7 @@
 //! The store: domains, clients, and what is on its way to them.
+//!
+//! All that it knows is in persistent maps, so a clone of the whole store is some references: a request can be made on a clone, which
+//! then takes the place of the store, or never does.
 
 mod control;
 mod events;
@@ -9,12 +12,14 @@ use crate::transaction::{Change, Transaction};
 use crate::tree::{Effects, Found, Plant, Tree};
 use crate::watches::Watches;
 use crate::{Error, Path, Quota, Usage};
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use hashbrown::{HashMap, HashSet};
+use core::hash::{BuildHasherDefault, Hasher};
+use hashbrown::HashMap;
 use hypercall_abi::DomId;
 use hypercall_abi::io::xenstore::MessageHeader;
+use rpds::{HashTrieMapSync, QueueSync, RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 /// How much of what was replaced open transactions may keep alive, in bytes, for the whole store.
 const PINNED_MAX: u64 = 8 << 20;
@@ -78,7 +83,7 @@ pub struct NewNode<'a> {
     pub permissions: Option<&'a [Permission]>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Domain {
     life: Life,
     introduced: bool,
@@ -88,18 +93,19 @@ struct Domain {
     target: Option<Life>,
     usage: Usage,
     quota: Quota,
-    tops: BTreeSet<Path>,
+    /// Hardly ever changed by a guest, so copied whole then.
+    tops: Arc<BTreeSet<Path>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Client {
-    home: Path,
-    watches: BTreeSet<(Arc<str>, Arc<[u8]>)>,
-    transactions: HashMap<u32, Transaction>,
+    home: Arc<Path>,
+    watches: RedBlackTreeSetSync<(Arc<str>, Arc<[u8]>)>,
+    transactions: RedBlackTreeMapSync<u32, Transaction>,
     next_transaction: u32,
-    queue: VecDeque<Output>,
+    queue: QueueSync<Output>,
     /// Watch events in the queue: one that waits says all that a second could.
-    waiting: HashSet<Arc<[u8]>>,
+    waiting: RedBlackTreeSetSync<Arc<[u8]>>,
     /// Bytes of watch events in the queue.
     queued: usize,
     replies: u32,
@@ -107,7 +113,7 @@ struct Client {
     expiry_ns: Option<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Output {
     header: MessageHeader,
     payload: Arc<[u8]>,
@@ -115,28 +121,53 @@ struct Output {
     event: Option<(u64, Option<DomId>)>,
 }
 
+/// A persistent map by small numbers: as deep for a thousand as for ten.
+type ByNumber<K, V> = HashTrieMapSync<K, V, BuildHasherDefault<Number>>;
+
+/// The number itself is its hash: nobody chooses numbers that collide, and those of one time lie side by side.
+#[derive(Clone, Copy, Debug, Default)]
+struct Number(u64);
+
+impl Hasher for Number {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0 << 8 | u64::from(*byte));
+    }
+    fn write_u16(&mut self, number: u16) {
+        self.0 = number.into();
+    }
+    fn write_u32(&mut self, number: u32) {
+        self.0 = number.into();
+    }
+}
+
 /// The whole store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Store {
     tree: Tree,
     stamp: u64,
     watches: Watches,
     introduce: Permissions,
     release: Permissions,
-    domains: HashMap<DomId, Domain>,
-    clients: HashMap<ClientId, Client>,
+    domains: ByNumber<DomId, Domain>,
+    /// What the control domain has taken: beside its entry among the domains, since most nodes are its own.
+    own: Usage,
+    clients: ByNumber<ClientId, Client>,
     next_client: u32,
     lives: u32,
     quota: Quota,
     /// Open transactions, from the oldest.
-    open: BTreeMap<u64, (ClientId, u32)>,
+    open: RedBlackTreeMapSync<u64, (ClientId, u32)>,
     orders: u64,
     /// Bytes that changes have replaced while transactions were open.
     replaced: u64,
-    expiries: BTreeSet<(u64, ClientId)>,
+    expiries: RedBlackTreeSetSync<(u64, ClientId)>,
     woken: Vec<ClientId>,
     /// Nothing more is kept for domains.
     full: bool,
+    probe: Option<fn()>,
 }
 
 impl Default for Store {
@@ -157,20 +188,21 @@ impl Store {
             watches: Watches::default(),
             introduce: nobody.clone(),
             release: nobody,
-            domains: HashMap::new(),
-            clients: HashMap::new(),
+            domains: ByNumber::default(),
+            own: Usage { nodes: 1, ..Usage::default() },
+            clients: ByNumber::default(),
             next_client: u32::from(u16::MAX) + 1,
             lives: 1,
             quota: Quota::default(),
-            open: BTreeMap::new(),
+            open: RedBlackTreeMapSync::new_sync(),
             orders: 0,
             replaced: 0,
-            expiries: BTreeSet::new(),
+            expiries: RedBlackTreeSetSync::new_sync(),
             woken: Vec::new(),
             full: false,
+            probe: None,
         };
-        let usage = Usage { nodes: 1, ..Usage::default() };
-        store.domains.insert(DomId::ZERO, Domain { introduced: true, usage, ..store.domain(control) });
+        store.domains.insert_mut(DomId::ZERO, Domain { introduced: true, ..store.domain(control) });
         let asker = store.control();
         if let Ok(path) = Path::absolute("/tool/xenstored") {
             let _ = store.apply(Change::Make(path), &asker, None, 0);
@@ -186,7 +218,7 @@ impl Store {
             target: None,
             usage: Usage::default(),
             quota: self.quota,
-            tops: BTreeSet::new(),
+            tops: Arc::default(),
         }
     }
 
@@ -201,7 +233,7 @@ impl Store {
         self.remove_domain(domain, now_ns);
         self.lives = self.lives.wrapping_add(1).max(2);
         let made = self.domain(Life { domain, number: self.lives });
-        self.domains.insert(domain, made);
+        self.domains.insert_mut(domain, made);
     }
 
     /// A domain that exists is connected: it may send requests as [`ClientId::of`] it.
@@ -217,7 +249,7 @@ impl Store {
         let known = self.domains.get_mut(&domain).ok_or(Error::NotFound)?;
         let first = !core::mem::replace(&mut known.introduced, true);
         self.disconnect(ClientId::of(domain));
-        self.clients.insert(ClientId::of(domain), Client::new(Path::home(domain)));
+        self.clients.insert_mut(ClientId::of(domain), Client::new(Arc::new(Path::home(domain))));
         if first {
             self.tell_special(INTRODUCE, domain, now_ns);
         }
@@ -239,12 +271,13 @@ impl Store {
         }
         self.disconnect(ClientId::of(domain));
         let control = self.control();
-        let tops = self.domains.get_mut(&domain).map(|known| core::mem::take(&mut known.tops));
+        let tops = self.domains.get_mut(&domain).map(|known| core::mem::take(Arc::make_mut(&mut known.tops)));
         for path in tops.into_iter().flatten() {
             // One that was below another is gone already.
             let _ = self.apply(Change::Remove(path), &control, None, now_ns);
         }
-        let introduced = self.domains.remove(&domain).is_some_and(|known| known.introduced);
+        let introduced = self.is_introduced(domain);
+        self.domains.remove_mut(&domain);
         if introduced {
             self.tell_special(RELEASE, domain, now_ns);
         }
@@ -254,16 +287,16 @@ impl Store {
     pub fn connect(&mut self) -> ClientId {
         let client = ClientId(self.next_client);
         self.next_client = self.next_client.checked_add(1).unwrap_or(u32::from(u16::MAX) + 1);
-        self.clients.insert(client, Client::new(Path::home(DomId::ZERO)));
+        self.clients.insert_mut(client, Client::new(Arc::new(Path::home(DomId::ZERO))));
         client
     }
 
     /// A client begins anew: no watches, no transactions, nothing on its way.
     pub fn reset(&mut self, client: ClientId) {
         let Some(old) = self.clients.get(&client) else { return };
-        let home = old.home.clone();
+        let home = Arc::clone(&old.home);
         self.disconnect(client);
-        self.clients.insert(client, Client::new(home));
+        self.clients.insert_mut(client, Client::new(home));
     }
 
     /// A client is gone.
@@ -271,15 +304,16 @@ impl Store {
         self.drop_watches(client);
         self.drop_transactions(client);
         self.drop_output(client);
-        self.clients.remove(&client);
+        self.clients.remove_mut(&client);
     }
 
     fn drop_watches(&mut self, client: ClientId) {
         let Some(gone) = self.clients.get_mut(&client) else { return };
         let mut bytes = 0;
-        for (path, token) in core::mem::take(&mut gone.watches) {
-            self.watches.remove(&path, client, &token);
-            bytes += watch_bytes(&path, &token);
+        let watches = core::mem::replace(&mut gone.watches, RedBlackTreeSetSync::new_sync());
+        for (path, token) in watches.iter() {
+            self.watches.remove(path, client, token);
+            bytes += watch_bytes(path, token);
         }
         if let Some(usage) = self.usage_of(client) {
             usage.watches = 0;
@@ -289,14 +323,15 @@ impl Store {
 
     fn drop_transactions(&mut self, client: ClientId) {
         let Some(gone) = self.clients.get_mut(&client) else { return };
-        for (_, transaction) in core::mem::take(&mut gone.transactions) {
-            self.forget_transaction(client, &transaction);
+        let transactions = core::mem::replace(&mut gone.transactions, RedBlackTreeMapSync::new_sync());
+        for transaction in transactions.values() {
+            self.forget_transaction(client, transaction);
         }
     }
 
     /// Takes a transaction out of the accounts.
     fn forget_transaction(&mut self, client: ClientId, transaction: &Transaction) {
-        self.open.remove(&transaction.order);
+        self.open.remove_mut(&transaction.order);
         if let Some(usage) = self.usage_of(client) {
             usage.transactions = usage.transactions.saturating_sub(1);
             usage.memory = usage.memory.saturating_sub(transaction.bytes as u32);
@@ -304,13 +339,17 @@ impl Store {
     }
 
     fn usage_of(&mut self, client: ClientId) -> Option<&mut Usage> {
-        Some(&mut self.domains.get_mut(&client.domain()?)?.usage)
+        match client.domain()? {
+            DomId::ZERO => Some(&mut self.own),
+            domain => Some(&mut self.domains.get_mut(&domain)?.usage),
+        }
     }
 
     /// What a domain has taken.
     #[must_use]
     pub fn usage(&self, domain: DomId) -> Option<Usage> {
-        self.domains.get(&domain).map(|known| known.usage)
+        let known = self.domains.get(&domain)?;
+        Some(if domain == DomId::ZERO { self.own } else { known.usage })
     }
 
     /// Whether a domain has been introduced.
@@ -394,10 +433,28 @@ impl Store {
         Ok(())
     }
 
+    /// Removes a node and all below it, as the control domain does, without a message; it need not be there.
+    pub fn unset(&mut self, path: Path, now_ns: u64) {
+        let control = self.control();
+        let _ = self.apply(Change::Remove(path), &control, None, now_ns);
+    }
+
     /// Says whether there is no memory for more than is kept now. While it is so, what would have something kept for a domain is
     /// [`Error::Memory`]; its quotas count beside.
     pub fn set_full(&mut self, full: bool) {
         self.full = full;
+    }
+
+    /// For tests of what becomes of a store whose request fails in its middle: `probe` is called at the places where a request has
+    /// changed a part of what it changes.
+    pub fn set_probe(&mut self, probe: Option<fn()>) {
+        self.probe = probe;
+    }
+
+    fn probe(&self) {
+        if let Some(probe) = self.probe {
+            probe();
+        }
     }
 
     fn asker(&self, client: ClientId) -> Asker {
@@ -469,6 +526,7 @@ impl Store {
         let mut effects = Effects { silent, ..Effects::default() };
         let bytes = change.bytes();
         change.apply(&mut self.tree, asker, stamp, &mut effects)?;
+        self.probe();
         self.settle(effects, asker, bytes, now_ns);
         Ok(())
     }
@@ -511,27 +569,34 @@ impl Store {
 
     /// Does what follows from a change of the tree.
     fn settle(&mut self, effects: Effects, asker: &Asker, bytes: usize, now_ns: u64) {
+        let add = |usage: &mut Usage, nodes: i64, bytes: i64| {
+            let add =
+                |to: &mut u32, more: i64| *to = (i64::from(*to) + more).clamp(0, i64::from(u32::MAX)) as u32;
+            add(&mut usage.nodes, nodes);
+            add(&mut usage.memory, bytes);
+        };
         for (life, nodes, bytes) in effects.accounts {
-            if let Some(known) = self.domains.get_mut(&life.domain).filter(|known| known.life == life) {
-                let add = |to: &mut u32, more: i64| {
-                    *to = (i64::from(*to) + more).clamp(0, i64::from(u32::MAX)) as u32
-                };
-                add(&mut known.usage.nodes, nodes);
-                add(&mut known.usage.memory, bytes);
+            // There is but one life of the control domain.
+            if life.domain == DomId::ZERO {
+                add(&mut self.own, nodes, bytes);
+            } else if let Some(known) = self.domains.get_mut(&life.domain).filter(|known| known.life == life)
+            {
+                add(&mut known.usage, nodes, bytes);
             }
         }
         for (life, path, added) in effects.tops {
             if let Some(known) = self.domains.get_mut(&life.domain).filter(|known| known.life == life) {
                 if added {
-                    known.tops.insert(path);
+                    Arc::make_mut(&mut known.tops).insert(path);
                 } else {
-                    known.tops.remove(&path);
+                    Arc::make_mut(&mut known.tops).remove(&path);
                 }
             }
         }
         self.count_replaced(effects.events.len() as u64 * PATH_BYTES + bytes as u64);
         let cause = (!asker.privileged).then_some(asker.life.domain);
         for event in &effects.events {
+            self.probe();
             self.tell(event, cause, now_ns);
         }
     }
@@ -544,11 +609,11 @@ impl Store {
             return;
         }
         self.replaced += bytes;
-        while let Some((&order, &(client, id))) = self.open.first_key_value() {
+        while let Some((&order, &(client, id))) = self.open.first() {
             let Some(oldest) =
                 self.clients.get_mut(&client).and_then(|client| client.transactions.get_mut(&id))
             else {
-                self.open.remove(&order);
+                self.open.remove_mut(&order);
                 continue;
             };
             if self.replaced - oldest.replaced_before <= PINNED_MAX {
@@ -557,8 +622,8 @@ impl Store {
             self.orders += 1;
             let charged = oldest.bytes as u32;
             oldest.doom(&self.tree, self.orders, self.replaced);
-            self.open.remove(&order);
-            self.open.insert(self.orders, (client, id));
+            self.open.remove_mut(&order);
+            self.open.insert_mut(self.orders, (client, id));
             if let Some(usage) = self.usage_of(client) {
                 usage.memory = usage.memory.saturating_sub(charged);
             }
@@ -585,11 +650,10 @@ impl Store {
             }
             left.extend(node.children().map(|(name, child)| (path.child(name), child, Some(owner))));
         }
-        if self
-            .domains
-            .values()
-            .any(|known| nodes.get(&known.life).copied().unwrap_or(0) != known.usage.nodes)
-        {
+        if self.domains.values().any(|known| {
+            Some(nodes.get(&known.life).copied().unwrap_or(0))
+                != self.usage(known.life.domain).map(|usage| usage.nodes)
+        }) {
             return Some("a domain's nodes are miscounted");
         }
         if self.domains.values().map(|known| known.tops.len()).sum::<usize>() != tops {
@@ -600,14 +664,14 @@ impl Store {
 }
 
 impl Client {
-    fn new(home: Path) -> Self {
+    fn new(home: Arc<Path>) -> Self {
         Self {
             home,
-            watches: BTreeSet::new(),
-            transactions: HashMap::new(),
+            watches: RedBlackTreeSetSync::new_sync(),
+            transactions: RedBlackTreeMapSync::new_sync(),
             next_transaction: 1,
-            queue: VecDeque::new(),
-            waiting: HashSet::new(),
+            queue: QueueSync::new_sync(),
+            waiting: RedBlackTreeSetSync::new_sync(),
             queued: 0,
             replies: 0,
             expiry_ns: None,

@@ -12,6 +12,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hashbrown::HashMap;
 use hypercall_abi::DomId;
+use rpds::{QueueSync, RedBlackTreeMapSync};
 
 /// Bytes that each entry of a transaction's records is charged with, beside what it holds.
 const RECORD_BYTES: usize = 256;
@@ -75,12 +76,39 @@ impl Aspect {
     }
 }
 
-#[derive(Debug)]
+/// Which aspects of one node were seen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    itself: bool,
+    children: bool,
+    subtree: bool,
+}
+
+impl Seen {
+    fn add(&mut self, aspect: Aspect) {
+        match aspect {
+            Aspect::Itself => self.itself = true,
+            Aspect::Children => self.children = true,
+            Aspect::Subtree => self.subtree = true,
+        }
+    }
+
+    fn aspects(self) -> impl Iterator<Item = Aspect> {
+        let all = [
+            (self.itself, Aspect::Itself),
+            (self.children, Aspect::Children),
+            (self.subtree, Aspect::Subtree),
+        ];
+        all.into_iter().filter_map(|(seen, aspect)| seen.then_some(aspect))
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(crate) struct Transaction {
     base: Tree,
     tree: Tree,
-    seen: HashMap<Path, Vec<Aspect>>,
-    log: Vec<Change>,
+    seen: RedBlackTreeMapSync<Path, Seen>,
+    log: QueueSync<Change>,
     /// Nodes that its owner would own more at the end.
     pub nodes: i64,
     /// What its records are charged with.
@@ -98,8 +126,8 @@ impl Transaction {
         Self {
             base: tree.clone(),
             tree: tree.clone(),
-            seen: HashMap::new(),
-            log: Vec::new(),
+            seen: RedBlackTreeMapSync::new_sync(),
+            log: QueueSync::new_sync(),
             nodes: 0,
             bytes: 0,
             order,
@@ -120,7 +148,7 @@ impl Transaction {
 
     /// Nodes that it has looked at.
     pub fn seen(&self) -> usize {
-        self.seen.len()
+        self.seen.size()
     }
 
     /// Changes that it has made.
@@ -130,14 +158,13 @@ impl Transaction {
 
     /// Notes that something was looked at.
     pub fn saw(&mut self, path: &Path, aspect: Aspect) {
-        let bytes = &mut self.bytes;
-        let aspects = self.seen.entry(path.clone()).or_insert_with(|| {
-            *bytes += path.as_str().len() + RECORD_BYTES;
-            Vec::new()
-        });
-        if !aspects.contains(&aspect) {
-            aspects.push(aspect);
+        if let Some(seen) = self.seen.get_mut(path) {
+            return seen.add(aspect);
         }
+        let mut seen = Seen::default();
+        seen.add(aspect);
+        self.seen.insert_mut(path.clone(), seen);
+        self.bytes += path.as_str().len() + RECORD_BYTES;
     }
 
     /// Notes that a node was asked for. If it is missing, the answer depends on the nearest one above that is there, and on
@@ -167,7 +194,7 @@ impl Transaction {
         let own = effects.accounts.iter().filter(|(life, ..)| *life == asker.life);
         self.nodes += own.map(|(_, nodes, _)| nodes).sum::<i64>();
         self.bytes += change.bytes() + RECORD_BYTES;
-        self.log.push(change);
+        self.log.enqueue_mut(change);
         Ok(())
     }
 
@@ -186,8 +213,7 @@ impl Transaction {
             let stamp = |tree: &Tree| tree.get(path).map(|node| aspect.stamp(node));
             stamp(&self.base) == stamp(tree)
         };
-        let unchanged =
-            self.seen.iter().all(|(path, aspects)| aspects.iter().all(|aspect| still(path, *aspect)));
+        let unchanged = self.seen.iter().all(|(path, seen)| seen.aspects().all(|aspect| still(path, aspect)));
         let named = self.log.iter().filter_map(|change| match change {
             Change::Permit(_, list) => Some(list),
             _ => None,
@@ -197,7 +223,7 @@ impl Transaction {
             return Err(Error::Conflict);
         }
         let (mut tree, mut effects) = (tree.clone(), Effects::default());
-        for change in &self.log {
+        for change in self.log.iter() {
             // It was possible in the snapshot, and all that decided it is the same.
             change.apply(&mut tree, asker, stamp, &mut effects).map_err(|_| Error::Conflict)?;
         }

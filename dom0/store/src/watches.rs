@@ -5,9 +5,8 @@
 
 use crate::Path;
 use crate::store::ClientId;
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
-use hashbrown::HashMap;
+use rpds::RedBlackTreeMapSync;
 
 /// One watch.
 #[derive(Clone, Copy, Debug)]
@@ -19,20 +18,32 @@ pub(crate) struct Watch {
 }
 
 /// The watches on one path, by client and token.
-type Here = BTreeMap<(ClientId, Arc<[u8]>), Watch>;
+type Here = RedBlackTreeMapSync<(ClientId, Arc<[u8]>), Watch>;
 
 /// The watches on a path, and below it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug)]
 struct Level {
     here: Here,
-    below: BTreeMap<Arc<str>, Level>,
+    below: RedBlackTreeMapSync<Arc<str>, Level>,
 }
 
-#[derive(Debug, Default)]
+impl Default for Level {
+    fn default() -> Self {
+        Self { here: Here::new_sync(), below: RedBlackTreeMapSync::new_sync() }
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(crate) struct Watches {
     root: Level,
     /// Those on special paths, which are no nodes'.
-    special: HashMap<Arc<str>, Here>,
+    special: RedBlackTreeMapSync<Arc<str>, Here>,
+}
+
+impl Default for Watches {
+    fn default() -> Self {
+        Self { root: Level::default(), special: RedBlackTreeMapSync::new_sync() }
+    }
 }
 
 /// The names of a path.
@@ -43,22 +54,14 @@ fn names(path: &str) -> impl Iterator<Item = &str> {
 impl Watches {
     /// Adds a watch; false if the client has it already.
     pub fn add(&mut self, path: &Arc<str>, client: ClientId, token: &Arc<[u8]>, watch: Watch) -> bool {
-        let here = if path.starts_with('/') {
-            let mut level = &mut self.root;
-            for name in names(path) {
-                level = level.below.entry(Arc::from(name)).or_default();
-            }
-            &mut level.here
-        } else {
-            self.special.entry(Arc::clone(path)).or_default()
-        };
-        match here.entry((client, Arc::clone(token))) {
-            alloc::collections::btree_map::Entry::Vacant(entry) => {
-                entry.insert(watch);
-                true
-            }
-            alloc::collections::btree_map::Entry::Occupied(_) => false,
+        let key = (client, Arc::clone(token));
+        if path.starts_with('/') {
+            return self.root.add(&mut names(path), key, watch);
         }
+        if !self.special.contains_key(&**path) {
+            self.special.insert_mut(Arc::clone(path), Here::new_sync());
+        }
+        self.special.get_mut(&**path).is_some_and(|here| insert(here, key, watch))
     }
 
     /// Takes a watch away; false if there is none.
@@ -68,9 +71,9 @@ impl Watches {
             return self.root.remove(&mut names(path), &key);
         }
         let Some(here) = self.special.get_mut(path) else { return false };
-        let removed = here.remove(&key).is_some();
+        let removed = here.remove_mut(&key);
         if here.is_empty() {
-            self.special.remove(path);
+            self.special.remove_mut(path);
         }
         removed
     }
@@ -78,7 +81,7 @@ impl Watches {
     /// The watches on exactly this special path.
     pub fn at(&self, path: &str) -> impl Iterator<Item = (ClientId, &Arc<[u8]>, Watch)> {
         let here = self.special.get(path);
-        here.into_iter().flatten().map(|((client, token), watch)| (*client, token, *watch))
+        here.into_iter().flat_map(|here| here.iter()).map(|((client, token), watch)| (*client, token, *watch))
     }
 
     /// Whether there are any watches on a node's path, above it or below it.
@@ -114,14 +117,37 @@ impl Watches {
     }
 }
 
+/// Adds a watch to those on a path; false if it is there.
+fn insert(here: &mut Here, key: (ClientId, Arc<[u8]>), watch: Watch) -> bool {
+    let new = !here.contains_key(&key);
+    if new {
+        here.insert_mut(key, watch);
+    }
+    new
+}
+
 impl Level {
+    /// Adds a watch as far below as there are names; false if it is there. Paths have a bounded number of them.
+    fn add<'n>(
+        &mut self,
+        names: &mut impl Iterator<Item = &'n str>,
+        key: (ClientId, Arc<[u8]>),
+        watch: Watch,
+    ) -> bool {
+        let Some(name) = names.next() else { return insert(&mut self.here, key, watch) };
+        if !self.below.contains_key(name) {
+            self.below.insert_mut(Arc::from(name), Level::default());
+        }
+        self.below.get_mut(name).is_some_and(|next| next.add(names, key, watch))
+    }
+
     /// Takes a watch away that is as far below as there are names. Paths have a bounded number of them.
     fn remove<'n>(&mut self, names: &mut impl Iterator<Item = &'n str>, key: &(ClientId, Arc<[u8]>)) -> bool {
-        let Some(name) = names.next() else { return self.here.remove(key).is_some() };
+        let Some(name) = names.next() else { return self.here.remove_mut(key) };
         let Some(next) = self.below.get_mut(name) else { return false };
         let removed = next.remove(names, key);
         if next.here.is_empty() && next.below.is_empty() {
-            self.below.remove(name);
+            self.below.remove_mut(name);
         }
         removed
     }

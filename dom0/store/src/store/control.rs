@@ -12,6 +12,7 @@ use crate::{Error, Quota, Usage};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use hypercall_abi::DomId;
 
 /// The commands, and what they take.
 const COMMANDS: [(&str, &str); 4] =
@@ -55,8 +56,10 @@ impl Store {
             return Err(Error::Invalid);
         }
         *self.quota.by_name(name).ok_or(Error::Invalid)? = value;
-        for known in self.domains.values_mut() {
-            known.quota.by_name(name).into_iter().for_each(|limit| *limit = value);
+        let domains: Vec<DomId> = self.domains.keys().copied().collect();
+        for domain in domains {
+            let limit = self.domains.get_mut(&domain).and_then(|known| known.quota.by_name(name));
+            limit.into_iter().for_each(|limit| *limit = value);
         }
         Ok(())
     }

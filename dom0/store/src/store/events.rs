@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hypercall_abi::DomId;
 use hypercall_abi::io::xenstore::{MessageHeader, MessageType, PAYLOAD_MAX};
+use rpds::{QueueSync, RedBlackTreeSetSync};
 
 /// How long an event waits for a domain that takes nothing from its ring.
 const PATIENCE_NS: u64 = 20_000_000_000;
@@ -19,7 +20,8 @@ impl Store {
     /// The next message for a client, taken out, as bytes.
     pub fn next_output(&mut self, client: ClientId) -> Option<Vec<u8>> {
         let sender = self.clients.get_mut(&client)?;
-        let output = sender.queue.pop_front()?;
+        let output = sender.queue.peek()?.clone();
+        sender.queue.dequeue_mut();
         let bytes = wire::encode(output.header, &output.payload);
         sender.left(&output);
         match output.event {
@@ -67,17 +69,17 @@ impl Store {
             if at > now_ns {
                 return Some(at.max(now_ns + EXPIRY_STEP_NS));
             }
-            self.expiries.pop_first();
+            self.expiries.remove_mut(&(at, client));
             let Some(slow) = self.clients.get_mut(&client) else { continue };
             slow.expiry_ns = None;
             let due = |output: &Output| output.event.is_some_and(|(deadline, _)| deadline <= now_ns);
-            let (gone, kept): (Vec<_>, Vec<_>) = slow.queue.drain(..).partition(due);
-            slow.queue = kept.into();
+            let (gone, kept): (Vec<_>, Vec<_>) = slow.queue.iter().cloned().partition(due);
+            slow.queue = kept.into_iter().collect();
             gone.iter().for_each(|output| slow.left(output));
             if let Some(next) = slow.queue.iter().filter_map(|output| output.event).map(|(at, _)| at).min() {
                 // Not once for each event: those that end within a second end together.
                 slow.expiry_ns = Some(next.max(now_ns + EXPIRY_STEP_NS));
-                self.expiries.extend(slow.expiry_ns.map(|at| (at, client)));
+                slow.expiry_ns.into_iter().for_each(|at| self.expiries.insert_mut((at, client)));
             }
             gone.iter().filter_map(|output| output.event).for_each(|(_, cause)| self.uncause(cause));
         }
@@ -88,7 +90,7 @@ impl Store {
     pub(super) fn reply(&mut self, client: ClientId, header: MessageHeader, payload: &[u8]) {
         let Some(to) = self.clients.get_mut(&client) else { return };
         to.replies += 1;
-        to.queue.push_back(Output { header, payload: Arc::from(payload), event: None });
+        to.queue.enqueue_mut(Output { header, payload: Arc::from(payload), event: None });
         self.woken.push(client);
     }
 
@@ -154,7 +156,7 @@ impl Store {
             return;
         }
         if !special {
-            to.waiting.insert(Arc::clone(&payload));
+            to.waiting.insert_mut(Arc::clone(&payload));
         }
         to.queued += bytes;
         let deadline = now_ns.saturating_add(PATIENCE_NS);
@@ -162,11 +164,11 @@ impl Store {
         let cause = cause.filter(|_| client.domain().is_some());
         if client.domain().is_some() && to.expiry_ns.is_none() {
             to.expiry_ns = Some(deadline);
-            self.expiries.insert((deadline, client));
+            self.expiries.insert_mut((deadline, client));
         }
         let deadline = if client.domain().is_some() { deadline } else { u64::MAX };
         let header = MessageHeader { kind: MessageType::WatchEvent.number(), ..MessageHeader::default() };
-        to.queue.push_back(Output { header, payload, event: Some((deadline, cause)) });
+        to.queue.enqueue_mut(Output { header, payload, event: Some((deadline, cause)) });
         if let Some(causing) = cause.and_then(|cause| self.domains.get_mut(&cause)) {
             causing.usage.caused += 1;
         }
@@ -192,12 +194,12 @@ impl Store {
     pub(super) fn drop_output(&mut self, client: ClientId) {
         let Some(gone) = self.clients.get_mut(&client) else { return };
         if let Some(at) = gone.expiry_ns.take() {
-            self.expiries.remove(&(at, client));
+            self.expiries.remove_mut(&(at, client));
         }
-        gone.waiting.clear();
+        gone.waiting = RedBlackTreeSetSync::new_sync();
         (gone.queued, gone.replies) = (0, 0);
-        let queue = core::mem::take(&mut gone.queue);
-        queue.into_iter().filter_map(|output| output.event).for_each(|(_, cause)| self.uncause(cause));
+        let queue = core::mem::replace(&mut gone.queue, QueueSync::new_sync());
+        queue.iter().filter_map(|output| output.event).for_each(|(_, cause)| self.uncause(cause));
     }
 }
 
@@ -205,7 +207,7 @@ impl Client {
     /// Keeps the counts when a message has left the queue.
     fn left(&mut self, output: &Output) {
         if output.event.is_some() {
-            self.waiting.remove(&output.payload);
+            self.waiting.remove_mut(&output.payload);
             self.queued = self.queued.saturating_sub(output.payload.len() + size_of::<Output>());
         } else {
             self.replies = self.replies.saturating_sub(1);

@@ -51,18 +51,21 @@ impl Store {
         now_ns: u64,
     ) -> Option<Action> {
         self.clients.get(&client)?;
+        self.probe();
         let (reply, action) = match self.handle(client, header, payload, now_ns) {
             Ok(Answer::Now(reply)) => (Ok(reply), None),
             Ok(Answer::With(reply, action)) => (Ok(reply), Some(action)),
             Ok(Answer::After(action)) => return Some(action),
             Ok(Answer::Watching(first)) => {
                 self.answer(client, header, Ok(OK.into()));
+                self.probe();
                 self.send_event(client, first, None, now_ns);
                 return None;
             }
             Err(error) => (Err(error), None),
         };
         self.answer(client, header, reply);
+        self.probe();
         action
     }
 
@@ -182,7 +185,7 @@ impl Store {
     }
 
     fn home(&self, client: ClientId) -> Result<&Path, Error> {
-        self.clients.get(&client).map(|client| &client.home).ok_or(Error::NotFound)
+        self.clients.get(&client).map(|client| &*client.home).ok_or(Error::NotFound)
     }
 
     fn open_transaction(&mut self, (client, id): (ClientId, u32)) -> Result<&mut Transaction, Error> {
@@ -327,7 +330,7 @@ impl Store {
         }
         self.watches.add(&path, client, &token, Watch { hidden, depth });
         if let Some(known) = self.clients.get_mut(&client) {
-            known.watches.insert((Arc::clone(&path), Arc::clone(&token)));
+            known.watches.insert_mut((Arc::clone(&path), Arc::clone(&token)));
         }
         if let Some(usage) = self.usage_of(client) {
             usage.watches += 1;
@@ -345,7 +348,7 @@ impl Store {
         let client = request.client;
         let (path, _) = self.watch_path(client, path).map_err(|_| Error::NotFound)?;
         let key = (path, Arc::from(token));
-        if !self.clients.get_mut(&client).is_some_and(|known| known.watches.remove(&key)) {
+        if !self.clients.get_mut(&client).is_some_and(|known| known.watches.remove_mut(&key)) {
             return Err(Error::NotFound);
         }
         self.watches.remove(&key.0, client, &key.1);
@@ -367,8 +370,8 @@ impl Store {
         let transaction = Transaction::new(&self.tree, self.orders, self.replaced);
         let known = self.clients.get_mut(&request.client).ok_or(Error::NotFound)?;
         let id = known.new_transaction_id();
-        known.transactions.insert(id, transaction);
-        self.open.insert(self.orders, (request.client, id));
+        known.transactions.insert_mut(id, transaction);
+        self.open.insert_mut(self.orders, (request.client, id));
         if let Some(usage) = self.usage_of(request.client) {
             usage.transactions += 1;
         }
@@ -383,8 +386,10 @@ impl Store {
         };
         let (client, id) = request.transaction.ok_or(Error::NotFound)?;
         let known = self.clients.get_mut(&client).ok_or(Error::NotFound)?;
-        let transaction = known.transactions.remove(&id).ok_or(Error::NotFound)?;
+        let transaction = known.transactions.get(&id).cloned().ok_or(Error::NotFound)?;
+        known.transactions.remove_mut(&id);
         self.forget_transaction(client, &transaction);
+        self.probe();
         if !keep {
             return ok();
         }
@@ -402,6 +407,7 @@ impl Store {
             }
         }
         self.tree = tree;
+        self.probe();
         self.settle(effects, &request.asker, transaction.bytes, request.now_ns);
         ok()
     }

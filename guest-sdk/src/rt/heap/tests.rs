@@ -186,7 +186,11 @@ fn holes_after(guests: usize, seed: u64) -> usize {
             let align = if random.below(30) == 0 { 4096 } else { 8 };
             let taken = arena.take(size, align, (guest + step) as u8).expect("the arena is large");
             // Few large blocks stay, as of a domain.
-            if size < 4000 && random.below(2) == 0 { kept.push(taken) } else { short.push(taken) }
+            if size < 4000 && random.below(2) == 0 {
+                kept.push(taken)
+            } else {
+                short.push(taken)
+            }
             if random.below(2) == 0 && !short.is_empty() {
                 let taken = short.swap_remove(random.below(short.len()));
                 arena.give(taken);

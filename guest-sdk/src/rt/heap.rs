@@ -34,17 +34,23 @@ const SMALL_ALIGN: usize = 512;
 
 /// The class of a small block and the bytes of its blocks; `None` for what is large, or aligned more than small blocks are.
 const fn class_of(layout: Layout) -> Option<(usize, usize)> {
-    if layout.size() == 0 || layout.size() > 2048 || layout.align() > SMALL_ALIGN {
+    let (mut size, align) = (layout.size(), layout.align());
+    if size == 0 || size > 2048 || align > SMALL_ALIGN {
         return None;
     }
-    // Blocks lie one after the other in whole grains: the power of two that their size is a multiple of is what they are aligned to.
-    let size = layout.size().next_multiple_of(layout.align());
+    if align > 16 {
+        // Blocks lie one after the other in whole grains: they are aligned to the power of two that their size is a multiple of.
+        size = size.next_multiple_of(align);
+    }
     let (class, bytes) = match size {
         ..=128 => ((size - 1) / 16, size.next_multiple_of(16)),
         129..=512 => (8 + (size - 129) / 64, size.next_multiple_of(64)),
         _ => (14 + (size - 513) / 256, size.next_multiple_of(256)),
     };
-    if bytes.is_multiple_of(layout.align()) { Some((class, bytes)) } else { None }
+    if align > 16 && !bytes.is_multiple_of(align) {
+        return None;
+    }
+    Some((class, bytes))
 }
 
 /// The grains that are taken for small blocks of so many bytes at a time: the fewest of which at most an eighth is left over.

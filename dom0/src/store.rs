@@ -511,17 +511,19 @@ impl Wire {
         let count = self.back.write(&self.output)?;
         self.output.drain(..count);
         let mut moved = count > 0;
-        while hears {
+        if !hears {
+            return Ok((moved, None));
+        }
+        loop {
             let bytes = self.back.read(self.decoder.wanted()?)?;
             if bytes.is_empty() {
-                break;
+                return Ok((moved, None));
             }
             moved = true;
             if let Some(message) = self.decoder.feed(&bytes)? {
                 return Ok((moved, Some(message)));
             }
         }
-        Ok((moved, None))
     }
 }
 

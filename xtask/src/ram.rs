@@ -5,11 +5,15 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 
 /// MiB of garbage there are. A machine with more has RAM as QEMU makes it.
 const MIB: u64 = 512;
+
+/// Tests run side by side: one of them writes the file.
+static WRITING: Mutex<()> = Mutex::new(());
 
 /// The file that a machine with `mem` of memory (as in QEMU's `-m`) begins with, if it is not larger than the file.
 ///
@@ -21,6 +25,7 @@ pub fn garbage(target_dir: &Path, mem: &str) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     let path = target_dir.join("image/garbage-ram");
+    let _alone = WRITING.lock();
     if std::fs::metadata(&path).is_ok_and(|file| file.len() == MIB << 20) {
         return Ok(Some(path));
     }

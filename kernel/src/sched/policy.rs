@@ -244,15 +244,10 @@ impl Policy for Fair {
         first: u64,
         affinity: Affinity,
     ) -> Option<CpuId> {
-        // Only one that would take it: whoever has somebody waiting that is as far behind looks around in vain and asks in turn, so that two
-        // ask each other until one of them may put off what it runs.
         let ahead = |view: &View| match view.running {
             None if view.waiting == 0 => Some(u64::MAX),
             None => None,
-            Some(running) => {
-                let own = view.first.map_or(running, |its| its.min(running));
-                Some(own).filter(|at| first.saturating_add(STEAL_NS) < *at)
-            }
+            Some(running) => Some(running).filter(|at| first.saturating_add(STEAL_NS) < *at),
         };
         cpus.filter(|(cpu, _)| *cpu != here && affinity.allows(*cpu))
             .filter_map(|(cpu, view)| ahead(&view).map(|at| (at, affinity.prefers(cpu), cpu)))

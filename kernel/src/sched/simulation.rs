@@ -63,6 +63,8 @@ struct Cpu {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Cpu(usize, u64),
+    /// Another CPU asks this one to look around.
+    Asked(usize),
     Wake(usize),
     /// A task has guaranteed time again.
     Anew(usize, u64),
@@ -189,7 +191,7 @@ impl<P: Policy> Simulation<P> {
         if it.anew == serial && self.cpus[cpu].queue.pop_where(|other| *other == task).is_some() {
             let standing = self.standing(&self.tasks[task], 0);
             self.cpus[cpu].queue.push(standing, task);
-            self.choose(cpu);
+            self.choose(cpu, false);
         }
     }
 
@@ -203,7 +205,7 @@ impl<P: Policy> Simulation<P> {
         let cpu = self.policy.place(views.into_iter(), it.virtual_ns, CpuId(it.last as u32), it.affinity);
         assert!(it.affinity.allows(cpu), "placed where it must not run");
         self.enqueue(cpu.0 as usize, task, Some(Arrival::Woken));
-        self.choose(cpu.0 as usize);
+        self.choose(cpu.0 as usize, false);
     }
 
     /// Counts what the running vCPU ran; returns whether it wants to go on.
@@ -239,7 +241,7 @@ impl<P: Policy> Simulation<P> {
     }
 
     /// What a CPU does when something happened: goes on with what it runs or takes another.
-    fn choose(&mut self, cpu: usize) {
+    fn choose(&mut self, cpu: usize, asked: bool) {
         let here = CpuId(cpu as u32);
         let stays = self.charge(cpu);
         let current = self.cpus[cpu].running.filter(|_| stays);
@@ -285,11 +287,12 @@ impl<P: Policy> Simulation<P> {
                 on.switches += 1;
             }
         }
-        self.plan(cpu, until);
+        // Who was asked and goes on as before has nothing new to tell.
+        self.plan(cpu, until, !asked || put_off && current.is_some());
     }
 
-    /// Says when this CPU has to look again, and asks another for help if somebody waits here.
-    fn plan(&mut self, cpu: usize, mut until: u64) {
+    /// Says when this CPU has to look again, and, if it `asks`, asks another for help if somebody waits here.
+    fn plan(&mut self, cpu: usize, mut until: u64, asks: bool) {
         let now = self.now;
         let on = &mut self.cpus[cpu];
         on.epoch += 1;
@@ -311,15 +314,12 @@ impl<P: Policy> Simulation<P> {
                 self.at(until.max(now), Event::Cpu(cpu, epoch));
             }
         }
-        if let Some((first, task)) = self.cpus[cpu].queue.peek() {
+        if let Some((first, task)) = self.cpus[cpu].queue.peek().filter(|_| asks) {
             let affinity = self.tasks[*task].affinity;
             let helper =
                 self.policy.call_for_help(self.views().into_iter(), CpuId(cpu as u32), first, affinity);
             if let Some(helper) = helper {
-                let helper = helper.0 as usize;
-                self.cpus[helper].epoch += 1;
-                let epoch = self.cpus[helper].epoch;
-                self.at(now, Event::Cpu(helper, epoch));
+                self.at(now, Event::Asked(helper.0 as usize));
             }
         }
     }
@@ -338,7 +338,8 @@ impl<P: Policy> Simulation<P> {
             match event {
                 Event::Wake(task) => self.wake(task),
                 Event::Anew(task, serial) => self.anew(task, serial),
-                Event::Cpu(cpu, epoch) if self.cpus[cpu].epoch == epoch => self.choose(cpu),
+                Event::Cpu(cpu, epoch) if self.cpus[cpu].epoch == epoch => self.choose(cpu, false),
+                Event::Asked(cpu) => self.choose(cpu, true),
                 Event::Cpu(..) => {}
             }
         }

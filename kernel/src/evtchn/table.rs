@@ -177,8 +177,9 @@ impl PortTable {
     /// How many frames the table has.
     pub fn frame_count<P: Platform>(&self, platform: &P) -> usize {
         // Most domains have no index, and its words are many.
-        let far = self.index.map_or(0, |_| {
-            (INDEX_PORTS..INDEX_ARRAY).filter(|at| self.indexed(platform, *at).is_some()).count()
+        let far = self.index.map_or(0, |index| {
+            let words = platform.frame(index).get(INDEX_PORTS..INDEX_ARRAY).unwrap_or_default();
+            words.iter().filter(|word| word.load(Ordering::Relaxed) & PRESENT != 0).count()
         });
         self.frames.iter().chain([&self.index, &self.tails]).flatten().count() + far
     }

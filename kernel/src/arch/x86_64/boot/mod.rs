@@ -9,13 +9,14 @@ use super::percpu::{self, CpuInfo, INFO_OFFSET};
 use super::{apic, clock, context, fpu, hpet, interrupts, ioapic, serial, tables};
 use arrayvec::ArrayVec;
 use core::cell::UnsafeCell;
+use core::cmp::Reverse;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hv::mm::FrameRecord;
 use hv::x86::acpi::{self, AcpiInfo};
 use hv::x86::layout::{self, PAGE_SIZE};
 use hv::x86::phys::PhysMemory;
-use hv::x86::ranges::FreeRanges;
+use hv::x86::ranges::{FreeRanges, MAX_RANGES};
 use hv::x86::start_info::{self, MAX_COMMAND_LINE, Module, Region, RegionKind};
 use x86_64::PhysAddr;
 use x86_64::registers::control::{Cr3, Cr3Flags};
@@ -48,7 +49,8 @@ pub struct Machine {
 impl Machine {
     /// Whether a frame is RAM, and so in the direct map.
     pub fn is_ram(&self, frame: u64) -> bool {
-        self.ram.iter().any(|(start, end)| (start >> 12..end >> 12).contains(&frame))
+        is_large_ram(1, frame)
+            || self.ram.iter().any(|(start, end)| (start >> 12..end >> 12).contains(&frame))
     }
 }
 
@@ -74,13 +76,20 @@ unsafe impl<T> Sync for BootCell<T> {}
 static COMMAND_LINE: BootCell<([u8; MAX_COMMAND_LINE], usize)> =
     BootCell(UnsafeCell::new(([0; MAX_COMMAND_LINE], 0)));
 static MACHINE: spin::Once<Machine> = spin::Once::new();
-/// The largest range of RAM: its first frame, and how many there are.
-static MAIN_RAM: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
+/// The two largest ranges of RAM, which are those below and above 4 GiB: the first frame of each, and how many there are.
+static LARGE_RAM: [(AtomicU64, AtomicU64); 2] = [const { (AtomicU64::new(0), AtomicU64::new(0)) }; 2];
 
-/// Whether a frame is of the largest range of RAM: what nearly every question is about. No frame is before boot has found it.
+/// Whether a frame is of the `n`-th largest range of RAM. No frame is before boot has found them.
+#[inline(always)]
+fn is_large_ram(n: usize, frame: u64) -> bool {
+    let [first, count] = [&LARGE_RAM[n].0, &LARGE_RAM[n].1].map(|word| word.load(Ordering::Relaxed));
+    frame.wrapping_sub(first) < count
+}
+
+/// Whether a frame is of the largest range of RAM: what nearly every question is about.
 #[inline(always)]
 pub fn is_main_ram(frame: u64) -> bool {
-    frame.wrapping_sub(MAIN_RAM.0.load(Ordering::Relaxed)) < MAIN_RAM.1.load(Ordering::Relaxed)
+    is_large_ram(0, frame)
 }
 
 /// The command line as the loader gave it.
@@ -175,7 +184,8 @@ extern "C" fn start(info: u32) -> ! {
     let cpus = (0..acpi.cpus.len().clamp(1, layout::MAX_CPUS)).map(|n| make_cpu(&mut space, n)).collect();
     let heap_len = (ram.total() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(PAGE_SIZE - 1);
     let heap = space.frames(heap_len / PAGE_SIZE);
-    let largest = ram.iter().max_by_key(|(start, end)| end - start).unwrap_or((0, 0));
+    let mut by_size = ram.iter().collect::<ArrayVec<_, MAX_RANGES>>();
+    by_size.sort_unstable_by_key(|(start, end)| Reverse(end - start));
     let frames = ram.iter().map(|(_, end)| end / PAGE_SIZE).max().unwrap_or(0);
     let m2p = map_frame_tables(&mut space, frames);
     apic::map(&mut space, acpi.local_apic);
@@ -197,8 +207,10 @@ extern "C" fn start(info: u32) -> ! {
         cpus,
     });
 
-    MAIN_RAM.0.store(largest.0 >> 12, Ordering::Relaxed);
-    MAIN_RAM.1.store((largest.1 >> 12) - (largest.0 >> 12), Ordering::Relaxed);
+    for ((first, count), (start, end)) in LARGE_RAM.iter().zip(by_size) {
+        first.store(start >> 12, Ordering::Relaxed);
+        count.store((end >> 12) - (start >> 12), Ordering::Relaxed);
+    }
 
     let frame = PhysFrame::containing_address(PhysAddr::new(root));
     // SAFETY: the new tables show the image where it runs, this stack (part of the image's data), and the direct map.

@@ -65,64 +65,44 @@ pub fn copy_between(from: &dyn SharedPage, at: usize, to: &dyn SharedPage, to_at
     }
 }
 
+/// The functions of a [`SharedPage`] that is one through another: `$page`, of the value `$of`.
+macro_rules! shared_through {
+    ($of:ident, $page:expr) => {
+        fn size(&$of) -> usize {
+            $crate::ring::SharedPage::size($page)
+        }
+        fn read_bytes(&$of, offset: usize, to: &mut [u8]) {
+            $crate::ring::SharedPage::read_bytes($page, offset, to);
+        }
+        fn write_bytes(&$of, offset: usize, from: &[u8]) {
+            $crate::ring::SharedPage::write_bytes($page, offset, from);
+        }
+        fn word(&$of, offset: usize) -> &::core::sync::atomic::AtomicU32 {
+            $crate::ring::SharedPage::word($page, offset)
+        }
+        fn memory(&$of) -> Option<&$crate::memory::Shared> {
+            $crate::ring::SharedPage::memory($page)
+        }
+    };
+}
+pub(crate) use shared_through;
+
 /// Makes a type a [`SharedPage`] through its field `shared`: values that differ in what their end gives back.
 macro_rules! shared_by_field {
     ($type:ty) => {
         impl $crate::ring::SharedPage for $type {
-            fn size(&self) -> usize {
-                $crate::ring::SharedPage::size(&self.shared)
-            }
-            fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-                $crate::ring::SharedPage::read_bytes(&self.shared, offset, to);
-            }
-            fn write_bytes(&self, offset: usize, from: &[u8]) {
-                $crate::ring::SharedPage::write_bytes(&self.shared, offset, from);
-            }
-            fn word(&self, offset: usize) -> &::core::sync::atomic::AtomicU32 {
-                $crate::ring::SharedPage::word(&self.shared, offset)
-            }
-            fn memory(&self) -> Option<&$crate::memory::Shared> {
-                $crate::ring::SharedPage::memory(&self.shared)
-            }
+            $crate::ring::shared_through!(self, &self.shared);
         }
     };
 }
 pub(crate) use shared_by_field;
 
 impl<T: SharedPage + ?Sized> SharedPage for &T {
-    fn size(&self) -> usize {
-        (**self).size()
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        (**self).read_bytes(offset, to);
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        (**self).write_bytes(offset, from);
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        (**self).word(offset)
-    }
-    fn memory(&self) -> Option<&Shared> {
-        (**self).memory()
-    }
+    shared_through!(self, &**self);
 }
 
 impl<T: SharedPage + ?Sized> SharedPage for Arc<T> {
-    fn size(&self) -> usize {
-        (**self).size()
-    }
-    fn read_bytes(&self, offset: usize, to: &mut [u8]) {
-        (**self).read_bytes(offset, to);
-    }
-    fn write_bytes(&self, offset: usize, from: &[u8]) {
-        (**self).write_bytes(offset, from);
-    }
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        (**self).word(offset)
-    }
-    fn memory(&self) -> Option<&Shared> {
-        (**self).memory()
-    }
+    shared_through!(self, &**self);
 }
 
 const REQ_PROD: usize = RingHeader::REQ_PROD;

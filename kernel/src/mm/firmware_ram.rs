@@ -38,19 +38,19 @@ impl FirmwareRam {
         };
         let (at, block) =
             self.ranges.iter().enumerate().rev().find_map(|(at, range)| Some((at, block(range)?)))?;
+        let is_full = self.ranges.is_full();
         let range = self.ranges.get_mut(at)?;
         let (below, above) = (range.start..block.start, block.end..range.end);
         if below.is_empty() {
             *range = above;
+        } else if above.is_empty() {
+            *range = below;
+        } else if is_full {
+            // No place for a hole.
+            return None;
         } else {
             *range = below;
-            if !above.is_empty() && self.ranges.try_push(above.clone()).is_err() {
-                // No place for a hole: as it was.
-                if let Some(range) = self.ranges.get_mut(at) {
-                    range.end = above.end;
-                }
-                return None;
-            }
+            self.ranges.push(above);
         }
         self.ranges.retain(|range| !range.is_empty());
         Some(block)

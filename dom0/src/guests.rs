@@ -747,8 +747,8 @@ pub async fn destroy(name: &str, deadline_ns: u64) -> Result<bool, String> {
     }
 }
 
-/// Asks a guest to power itself off, as Xen's tools do; what does not listen, or does not end before `deadline_ns`, is ended
-/// as if it had. Gives what to say of it, when it was not the guest that did it.
+/// Asks a guest to power itself off, as Xen's tools do, and waits until it has and its memory and devices are back; what does not
+/// listen, or does not end before `deadline_ns`, is ended as if it had. Gives what to say of it, when it was not the guest that did it.
 ///
 /// # Errors
 /// What to say.
@@ -759,13 +759,22 @@ pub async fn shut_down(name: &str, deadline_ns: u64) -> Result<Option<String>, S
     if asked {
         loop {
             let seen = CHANGED.rings();
-            // It may run again by now, as another domain.
-            if !matches!(state(name), Some(State::Running(run)) if run.domain == domain) {
-                return Ok(None);
+            let ended = match state(name) {
+                Some(State::Running(run)) if run.domain == domain => false,
+                Some(State::Ended(run)) if run.domain == domain => true,
+                Some(State::Leaving) => true,
+                // By now it may run again, as another domain.
+                _ => return Ok(None),
+            };
+            if let First::One(()) = first(CHANGED.after(seen), time::until_ns(deadline_ns)).await {
+                continue;
             }
-            if let First::Other(()) = first(CHANGED.after(seen), time::until_ns(deadline_ns)).await {
-                break;
+            if ended {
+                return Ok(Some(format!(
+                    "{name} has ended, and not all of its memory is back: others use it"
+                )));
             }
+            break;
         }
     }
     control::remote_shutdown(domain, ShutdownReason::Poweroff)

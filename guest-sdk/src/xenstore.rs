@@ -440,11 +440,14 @@ fn names(reply: &[u8]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Client, REQ_CONS, REQ_PROD, RSP, RSP_CONS, RSP_PROD, Signal, StoreError};
+    use super::{Client, REQ_CONS, REQ_PROD, RSP, RSP_CONS, RSP_PROD, SharedStore, Signal, StoreError};
     use crate::ring::SharedPage;
     use crate::ring::host::HostPages;
+    use crate::shutdown::{self, Request};
+    use crate::sync::Bell;
     use alloc::collections::BTreeMap;
     use alloc::string::{String, ToString};
+    use alloc::sync::Arc;
     use alloc::vec::Vec;
     use core::future::{Future, ready};
     use core::pin::pin;
@@ -464,10 +467,13 @@ mod tests {
         copy: Option<BTreeMap<String, Vec<u8>>>,
         conflict: bool,
         ended: Vec<(u32, Vec<u8>)>,
+        /// The token of the last watch: all events have it.
+        token: Vec<u8>,
         /// How often it was waited for.
         waits: u32,
     }
 
+    #[derive(Clone, Copy)]
     struct Host<'a> {
         page: &'a HostPages,
         server: &'a Mutex<Server>,
@@ -535,6 +541,7 @@ mod tests {
                     }
                     M::Watch => {
                         event = Some(path);
+                        self.token = value;
                         Ok(b"OK\0".to_vec())
                     }
                     M::TransactionStart => {
@@ -550,10 +557,7 @@ mod tests {
                 *(if header.tx_id == 0 { &mut self.nodes } else { self.copy.as_mut().unwrap() }) = nodes;
                 // An event may come before the reply as well as after it.
                 if let Some(path) = event {
-                    let text = [path.as_bytes(), b"\0t\0"].concat();
-                    let header =
-                        MessageHeader { kind: 15, len: text.len() as u32, ..MessageHeader::default() };
-                    self.output.extend([header.as_bytes(), &text].concat());
+                    self.tell(&path);
                 }
                 let (kind, reply) = match reply {
                     Ok(reply) => (header.kind, reply),
@@ -562,6 +566,15 @@ mod tests {
                 let header = MessageHeader { kind, len: reply.len() as u32, ..header };
                 self.output.extend([header.as_bytes(), &reply].concat());
             }
+        }
+    }
+
+    impl Server {
+        /// Sends an event about a path.
+        fn tell(&mut self, path: &str) {
+            let text = [path.as_bytes(), b"\0", &self.token].concat();
+            let header = MessageHeader { kind: 15, len: text.len() as u32, ..MessageHeader::default() };
+            self.output.extend([header.as_bytes(), &text].concat());
         }
     }
 
@@ -640,6 +653,37 @@ mod tests {
             assert_eq!(store.read("a").await, Err(StoreError::Refused(Errno::ENOENT)));
             assert_eq!(server.lock().ended, [(7, b"F\0".to_vec())], "before the next request");
         });
+    }
+
+    #[test]
+    fn a_request_to_end_is_heard_and_confirmed() {
+        const NODE: &str = "control/shutdown";
+        let (page, server) = (HostPages::new(1, 0), Mutex::new(Server::default()));
+        let (bell, host) = (Arc::new(Bell::new()), Host { page: &page, server: &server });
+        let store = SharedStore::over(Client::new(&page, host), Arc::clone(&bell));
+        let mut context = Context::from_waker(Waker::noop());
+        for (word, request) in [
+            ("poweroff", Request::Poweroff),
+            ("reboot", Request::Reboot),
+            ("halt", Request::Halt),
+            ("suspend", Request::Suspend),
+            ("s3", Request::Other("s3".to_string())),
+        ] {
+            let mut asked = pin!(shutdown::requested(&store));
+            assert_eq!(asked.as_mut().poll(&mut context), Poll::Pending, "nobody wants anything");
+            server.lock().nodes.insert(NODE.to_string(), word.into());
+            server.lock().tell(NODE);
+            host.step();
+            bell.ring();
+            assert_eq!(asked.as_mut().poll(&mut context), Poll::Ready(Ok(request)));
+            assert_eq!(server.lock().nodes[NODE], b"");
+        }
+        server.lock().nodes.insert(NODE.to_string(), b"poweroff".to_vec());
+        assert_eq!(
+            run(shutdown::requested(&store)),
+            Ok(Request::Poweroff),
+            "what was there before it listened"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Disks: several tasks write to each disk of this guest and read again what they wrote. `rounds=` says how often.
+//! Disks: several tasks write to each disk of this guest and read again what they wrote. `rounds=` says how often; with `busy` they go
+//! on until the guest is asked to power off (dom0's `shutdown`).
 //!
 //! With `grow` it waits until each of its disks has become larger, and writes its name to the new last sector; with `last` it shows what is
 //! there.
@@ -9,15 +10,46 @@ extern crate alloc;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use guest_sdk::block::{self, BlockError, Disk};
 use guest_sdk::sync::Bell;
 use guest_sdk::xenstore::SharedStore;
-use guest_sdk::{Domain, entry, executor, println, time};
+use guest_sdk::{Domain, entry, executor, println, shutdown, time};
 
 const TASKS: u64 = 4;
 const SECTORS: usize = 16;
+
+/// How long to work.
+#[derive(Clone)]
+struct Shift {
+    rounds: u64,
+    ends: Arc<AtomicBool>,
+}
+
+impl Shift {
+    /// Some rounds.
+    fn of(rounds: u64) -> Self {
+        Self { rounds, ends: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// Until the toolstack asks the guest to end.
+    fn until_asked(store: &SharedStore) -> Self {
+        let (store, shift) = (store.clone(), Self::of(u64::MAX));
+        let ends = Arc::clone(&shift.ends);
+        executor::spawn(async move {
+            let request = shutdown::requested(&store).await;
+            println!("  asked to end: {request:?}");
+            ends.store(true, Ordering::Relaxed);
+        });
+        shift
+    }
+
+    /// Whether there is a round after so many; the first there always is.
+    fn goes_on(&self, rounds: u64) -> bool {
+        rounds == 0 || rounds < self.rounds && !self.ends.load(Ordering::Relaxed)
+    }
+}
 
 #[entry]
 async fn main(mut domain: Domain) -> Result<(), BlockError> {
@@ -25,9 +57,13 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
         println!("the first domain has no xenstore, and no disks");
         return Ok(());
     };
-    let rounds = domain.command_line.number("rounds").unwrap_or(4);
-    let (grow, last) = (domain.command_line.has("grow"), domain.command_line.has("last"));
-    let (mut wrong, mut growing) = (0, Vec::new());
+    let words = &domain.command_line;
+    let shift = match words.has("busy") {
+        true => Shift::until_asked(&store),
+        false => Shift::of(words.number("rounds").unwrap_or(4)),
+    };
+    let (grow, last) = (words.has("grow"), words.has("last"));
+    let (mut wrong, mut growing, mut writable) = (0, Vec::new(), Vec::new());
     for name in block::disks(&store).await? {
         let disk = Disk::open(&store, &name).await?;
         println!("disk {name}: {:?}", disk.info());
@@ -42,22 +78,27 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
             println!("  its last sector begins with {:?}", first_line(&sector));
             continue;
         }
-        wrong += if disk.info().readonly { show(&disk).await? } else { work(&disk, rounds).await? };
+        if disk.info().readonly {
+            show(&disk).await?;
+        } else {
+            writable.push(disk);
+        }
     }
     for (disk, name, before) in &growing {
         use_what_is_new(disk, name, *before).await?;
     }
+    wrong += work(&writable, &shift).await;
     println!("{wrong} sectors were wrong");
     if wrong == 0 { Ok(()) } else { Err(BlockError::Failed) }
 }
 
 /// Shows the first line of a disk of text.
-async fn show(disk: &Disk) -> Result<u64, BlockError> {
+async fn show(disk: &Disk) -> Result<(), BlockError> {
     let mut sector = [0; 512];
     disk.read(0, &mut sector).await?;
     println!("  it begins with {:?}", first_line(&sector));
     println!("  writing to it: {:?}", disk.write(0, &sector).await);
-    Ok(0)
+    Ok(())
 }
 
 fn first_line(sector: &[u8]) -> &str {
@@ -81,15 +122,15 @@ async fn use_what_is_new(disk: &Disk, name: &str, before: u64) -> Result<(), Blo
     disk.flush().await
 }
 
-/// Lets the tasks work on parts of the disk; gives the number of sectors that were not as they were written.
-async fn work(disk: &Disk, rounds: u64) -> Result<u64, BlockError> {
+/// Lets the tasks work on parts of all the disks; gives the number of sectors that were not as they were written.
+async fn work(disks: &[Disk], shift: &Shift) -> u64 {
     let wrong = Arc::new(AtomicU64::new(0));
     let done = Arc::new((AtomicU64::new(0), Bell::new()));
-    let part = disk.info().sectors / TASKS;
-    for task in 0..TASKS {
-        let (disk, wrong, done) = (disk.clone(), Arc::clone(&wrong), Arc::clone(&done));
+    for (disk, task) in disks.iter().flat_map(|disk| (0..TASKS).map(move |task| (disk, task))) {
+        let part = disk.info().sectors / TASKS;
+        let (disk, wrong, done, shift) = (disk.clone(), Arc::clone(&wrong), Arc::clone(&done), shift.clone());
         executor::spawn(async move {
-            match write_and_read(&disk, task * part, part, rounds).await {
+            match write_and_read(&disk, task * part, part, &shift).await {
                 Ok(found) => wrong.fetch_add(found, Ordering::Relaxed),
                 Err(error) => {
                     println!("  task {task}: {error}");
@@ -102,19 +143,21 @@ async fn work(disk: &Disk, rounds: u64) -> Result<u64, BlockError> {
     }
     loop {
         let seen = done.1.rings();
-        if done.0.load(Ordering::Acquire) == TASKS {
+        if done.0.load(Ordering::Acquire) == TASKS * disks.len() as u64 {
             break;
         }
         done.1.after(seen).await;
     }
-    println!("  flush: {:?}, discard: {:?}", disk.flush().await, disk.discard(0, 8).await);
-    println!("  beyond its end: {:?}", disk.read(disk.info().sectors, &mut [0; 512]).await);
-    Ok(wrong.load(Ordering::Relaxed))
+    for disk in disks {
+        println!("  flush: {:?}, discard: {:?}", disk.flush().await, disk.discard(0, 8).await);
+        println!("  beyond its end: {:?}", disk.read(disk.info().sectors, &mut [0; 512]).await);
+    }
+    wrong.load(Ordering::Relaxed)
 }
 
-async fn write_and_read(disk: &Disk, first: u64, sectors: u64, rounds: u64) -> Result<u64, BlockError> {
-    let mut wrong = 0;
-    for round in 0..rounds {
+async fn write_and_read(disk: &Disk, first: u64, sectors: u64, shift: &Shift) -> Result<u64, BlockError> {
+    let (mut wrong, mut round) = (0, 0);
+    while shift.goes_on(round) {
         for sector in (first..first + sectors - sectors % SECTORS as u64).step_by(SECTORS) {
             disk.write(sector, &content(sector, round)).await?;
         }
@@ -124,6 +167,7 @@ async fn write_and_read(disk: &Disk, first: u64, sectors: u64, rounds: u64) -> R
             disk.read(sector, &mut bytes).await?;
             wrong += u64::from(bytes[..] != content(sector, round)[..]);
         }
+        round += 1;
     }
     Ok(wrong)
 }

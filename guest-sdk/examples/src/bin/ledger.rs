@@ -14,6 +14,8 @@ use guest_sdk::xenstore::{StoreError, Xenstore};
 use guest_sdk::{Domain, entry, println, time};
 
 const SUM: u64 = 1000;
+/// Between two bookings: however fast the machine is, `rounds=` says how long it takes at least.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What was seen of the store's failures.
 #[derive(Default)]
@@ -68,9 +70,7 @@ async fn main(mut domain: Domain) -> Result<(), StoreError> {
             }
             Err(error) => return Err(error),
         }
-        if round % 8 == 0 {
-            time::after(Duration::from_millis(1)).await;
-        }
+        time::after(PAUSE).await;
     }
     println!("{rounds} rounds, {} failures, {} wrong", seen.failures, seen.wrong);
     Ok(())

@@ -92,8 +92,8 @@ pub struct Scenario {
     pub end: End,
     /// What the guest's last line must say; test guests say SUCCESS unless told otherwise.
     pub verdict: Option<Verdict>,
-    /// Patterns that must be printed, in this order.
-    pub expect: Vec<String>,
+    /// Patterns that must be printed, in this order; those of an array within it in any.
+    pub expect: Vec<Expected>,
     /// Patterns that must not be printed.
     pub never: Vec<String>,
     /// Patterns with one group each, which must match at least twice, with the same text in the group each time.
@@ -141,6 +141,25 @@ impl Default for Scenario {
             never: Vec::new(),
             same: Vec::new(),
             growth: Vec::new(),
+        }
+    }
+}
+
+/// What must be printed at some place of the order.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Expected {
+    /// A pattern.
+    One(String),
+    /// Patterns that things which run side by side print, each behind what was expected before all of them.
+    AnyOrder(Vec<String>),
+}
+
+impl Expected {
+    fn patterns(&self) -> &[String] {
+        match self {
+            Self::One(pattern) => core::slice::from_ref(pattern),
+            Self::AnyOrder(patterns) => patterns,
         }
     }
 }
@@ -464,6 +483,7 @@ fn load(path: &Path) -> Result<Scenario> {
     let patterns = scenario
         .expect
         .iter()
+        .flat_map(Expected::patterns)
         .chain(&scenario.never)
         .chain(&scenario.same)
         .chain(scenario.growth.iter().map(|growth| &growth.pattern))
@@ -679,18 +699,20 @@ impl Scenario {
             _ = writeln!(wrong, "{end} (expected: {})", self.end);
         }
         let mut rest = text;
-        for pattern in &self.expect {
-            // Patterns were compiled once already, when the file was read.
-            let Ok(regex) = regex(pattern) else { continue };
-            match regex.find(rest) {
-                Some(found) => rest = rest.get(found.end()..).unwrap_or_default(),
-                None => {
+        'order: for expected in &self.expect {
+            let mut behind = 0;
+            for pattern in expected.patterns() {
+                // Patterns were compiled once already, when the file was read.
+                let Ok(regex) = regex(pattern) else { continue };
+                let Some(found) = regex.find(rest) else {
                     let known =
                         if regex.is_match(text) { "; it is there, but not in this order" } else { "" };
                     _ = writeln!(wrong, "not printed: `{pattern}`{known}");
-                    break;
-                }
+                    break 'order;
+                };
+                behind = behind.max(found.end());
             }
+            rest = rest.get(behind..).unwrap_or_default();
         }
         for pattern in &self.never {
             if let Some(found) = regex(pattern).ok().and_then(|regex| regex.find(text)) {
@@ -800,9 +822,14 @@ mod tests {
 
     #[test]
     fn patterns_hold_in_order_and_forbidden_ones_are_named() {
-        let mut scenario = Scenario { expect: vec!["^a".into(), "b$".into()], ..Scenario::default() };
-        assert_eq!(judge(&scenario, "a\nb\n", End::Poweroff), "passed");
-        assert!(judge(&scenario, "b\na\n", End::Poweroff).contains("not in this order"));
+        let mut scenario: Scenario =
+            toml::from_str("about = ''\nexpect = ['^a', 'b$', ['c', 'd'], 'e']").unwrap();
+        assert_eq!(judge(&scenario, "a\nb\nc\nd\ne\n", End::Poweroff), "passed");
+        assert_eq!(judge(&scenario, "a\nb\nd\nc\ne\n", End::Poweroff), "passed");
+        assert!(judge(&scenario, "b\na\nc\nd\ne\n", End::Poweroff).contains("not in this order"));
+        assert!(judge(&scenario, "a\nc\nb\nd\ne\n", End::Poweroff).contains("`c`; it is there"));
+        assert!(judge(&scenario, "a\nb\nc\ne\nd\n", End::Poweroff).contains("`e`; it is there"));
+        scenario.expect.truncate(2);
         scenario.never = vec!["lea+k".into()];
         assert!(judge(&scenario, "a\nb\nleaak\n", End::Poweroff).contains("`leaak`"));
     }

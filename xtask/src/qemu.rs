@@ -145,8 +145,7 @@ impl Machine {
         if self.icount {
             // Disks take real time: an idle clock that jumps to the next timer would have them be late for everything.
             let sleep = if self.disks.is_empty() { "off" } else { "on" };
-            qemu.args(["-icount", &format!("shift=0,sleep={sleep}")]);
-            qemu.args(["-rtc", "clock=vm,base=2024-01-01T00:00:00"]);
+            qemu.args(virtual_clock(0, sleep));
         }
         qemu.args(&self.qemu_args);
         Ok(qemu)
@@ -210,6 +209,13 @@ impl Machine {
         qemu.arg("-kernel").arg(image).args(["-initrd", &initrd, "-append", &append]);
         Ok(qemu)
     }
+}
+
+/// Words that let the machine's clocks advance 2^`shift` ns with each instruction. While no CPU has anything to do they wait for real
+/// time (`sleep` is `on`), or jump to the next timer (`off`).
+pub fn virtual_clock(shift: u32, sleep: &str) -> [String; 4] {
+    let clock = format!("shift={shift},sleep={sleep}");
+    ["-icount".into(), clock, "-rtc".into(), "clock=vm,base=2024-01-01T00:00:00".into()]
 }
 
 /// QEMU's program: `QEMU` in the environment overrides it.

@@ -29,6 +29,9 @@ pub struct Args {
     /// CPUs of the machine in scenarios that do not say how many, nor count instructions
     #[arg(long, value_name = "N", default_value_t = qemu::TEST_SMP)]
     smp: u32,
+    /// Only scenarios, on CPUs that take 2^SHIFT ns for each instruction, however fast this host is: 0 is a fast machine, 5 a slow one
+    #[arg(long, value_name = "SHIFT", value_parser = clap::value_parser!(u32).range(..=10))]
+    pace: Option<u32>,
     /// Only list the scenarios
     #[arg(long)]
     list: bool,
@@ -82,6 +85,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
         .map(|(host, mut scenario)| {
             if !scenario.icount {
                 scenario.smp.get_or_insert(args.smp);
+                // Disks and networks answer in real time, so an idle clock waits for it.
+                scenario
+                    .qemu_args
+                    .extend(args.pace.into_iter().flat_map(|pace| qemu::virtual_clock(pace, "on")));
             }
             (host, scenario)
         })
@@ -103,12 +110,13 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     install_in_ci()?;
     let mut tally = Tally::default();
-    if args.on.is_none() {
+    let scenarios_only = args.on.is_some() || args.pace.is_some();
+    if !scenarios_only {
         host_side(&workspace, &args.filter, &mut tally)?;
     }
-    let audits = args.on.is_none() && ("audit".contains(&args.filter) || args.filter.starts_with("audit"));
-    let suite = suite_filter(&workspace, &args.filter);
-    let kills = args.on.is_none() && !args.quick && KILLS.contains(&args.filter);
+    let audits = !scenarios_only && ("audit".contains(&args.filter) || args.filter.starts_with("audit"));
+    let suite = suite_filter(&workspace, &args.filter).filter(|_| args.pace.is_none());
+    let kills = !scenarios_only && !args.quick && KILLS.contains(&args.filter);
     if audits || kills || suite.is_some() || !scenarios.is_empty() {
         let built = if audits || kills || suite.is_some() {
             build::everything(&workspace)

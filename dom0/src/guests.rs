@@ -676,6 +676,14 @@ pub fn panic_store(name: &str, part: store::Part, n: u64) -> Result<(), String> 
     running(name).map(|run| run.store.panic(part, n))
 }
 
+/// Keeps what crosses a guest's xenstore ring from here on, for [`store::take_trace`].
+///
+/// # Errors
+/// What to say when it does not run.
+pub fn trace_store(name: &str) -> Result<(), String> {
+    running(name).map(|run| run.store.trace())
+}
+
 /// Takes what is left of a guest's output and lets go of its console.
 async fn close_console(run: &Run) {
     run.console.stop.store(true, Ordering::Release);

@@ -27,6 +27,7 @@ use hashbrown::HashMap;
 use hypercall_abi::DomId;
 use hypercall_abi::io::xenstore::{ERROR_COMM, ERROR_PROTO, ERROR_RINGIDX, MessageHeader, MessageType};
 use spin::{Lazy, Mutex};
+use xenstore::trace::Trace;
 use xenstore::wire::{Decoder, TooLong};
 use xenstore::{ClientId, Error, NewNode, Path, Permission, Store};
 
@@ -40,6 +41,15 @@ struct State {
     /// dom0 itself.
     own: ClientId,
     bells: HashMap<ClientId, Arc<Bell>>,
+    /// Of one guest at most, so that it is bounded. It outlives the guest.
+    trace: Option<Trace>,
+}
+
+impl State {
+    /// The trace that a client's messages are kept in.
+    fn trace_of(&mut self, client: ClientId) -> Option<&mut Trace> {
+        self.trace.as_mut().filter(|trace| trace.follows(client))
+    }
 }
 
 static STATE: Lazy<Mutex<State>> = Lazy::new(|| {
@@ -49,7 +59,7 @@ static STATE: Lazy<Mutex<State>> = Lazy::new(|| {
     for (path, value) in [("domid", "0"), ("name", "Domain-0")] {
         let _ = store.ask(own, header(MessageType::Write), format!("{path}\0{value}").as_bytes(), 0);
     }
-    Mutex::new(State { store, own, bells: HashMap::new() })
+    Mutex::new(State { store, own, bells: HashMap::new(), trace: None })
 });
 /// Whether a task waits to give up events that nobody takes.
 static EXPIRING: AtomicBool = AtomicBool::new(false);
@@ -153,7 +163,15 @@ impl Drop for Own {
 
 /// A request of one of dom0's clients; events stay in its queue.
 fn request(client: ClientId, kind: MessageType, payload: &[u8]) -> Result<Vec<u8>, Error> {
-    with(|state| state.store.ask(client, header(kind), payload, time::now_ns()))
+    with(|state| {
+        let result = state.store.ask(client, header(kind), payload, time::now_ns());
+        if let Some(trace) = &mut state.trace
+            && result.is_ok()
+        {
+            trace.changed(kind, payload);
+        }
+        result
+    })
 }
 
 /// A request of dom0's.
@@ -265,6 +283,11 @@ impl Link {
         self.fuse(part).set(n);
     }
 
+    /// Keeps what crosses its ring from here on, in place of what was kept of another guest's or before.
+    pub fn trace(&self) {
+        with(|state| state.trace = Some(Trace::new(&state.store, self.domain, &self.machine)));
+    }
+
     fn fuse(&self, part: Part) -> &Fuse {
         let [request, ring] = &self.fuses;
         match part {
@@ -272,6 +295,16 @@ impl Link {
             Part::Ring => ring,
         }
     }
+}
+
+/// Takes what was kept of a guest's messages; `None` when none are kept.
+pub fn take_trace() -> Option<String> {
+    STATE.lock().trace.as_mut().map(Trace::take)
+}
+
+/// Keeps no messages any more, nor those that were.
+pub fn end_trace() {
+    STATE.lock().trace = None;
 }
 
 /// Makes a new domain known: its nodes, and a task that serves its ring.
@@ -334,6 +367,7 @@ fn forget(link: &Link) {
         state.store.unset(Path::home(domain), now_ns);
         state.store.remove_domain(domain, now_ns);
         state.bells.remove(&ClientId::of(domain));
+        state.trace_of(ClientId::of(domain)).into_iter().for_each(Trace::end);
     });
 }
 
@@ -491,7 +525,12 @@ struct Turn {
     requests: usize,
 }
 
-type Message = (MessageHeader, Vec<u8>);
+struct Message {
+    header: MessageHeader,
+    payload: Vec<u8>,
+    /// The lengths in which it came, for a trace.
+    pieces: Vec<u16>,
+}
 
 /// One end of a ring, and what is half-way through it. It moves into each turn's compartment, and comes back unless that panics.
 struct Wire {
@@ -499,11 +538,14 @@ struct Wire {
     decoder: Decoder,
     /// The rest of a message that is being sent.
     output: Vec<u8>,
+    /// The lengths in which the message has come that is being read; when there is a trace.
+    pieces: Option<Vec<u16>>,
 }
 
 impl Wire {
     fn new(page: &Arc<Mapping>) -> Self {
-        Self { back: StoreBack::new(Arc::clone(page)), decoder: Decoder::default(), output: Vec::new() }
+        let back = StoreBack::new(Arc::clone(page));
+        Self { back, decoder: Decoder::default(), output: Vec::new(), pieces: None }
     }
 
     /// Sends as much as there is room for and, if it `hears`, reads as far as the end of a request. Says whether any bytes moved.
@@ -520,8 +562,12 @@ impl Wire {
                 return Ok((moved, None));
             }
             moved = true;
-            if let Some(message) = self.decoder.feed(&bytes)? {
-                return Ok((moved, Some(message)));
+            if let Some(pieces) = &mut self.pieces {
+                pieces.push(bytes.len() as u16);
+            }
+            if let Some((header, payload)) = self.decoder.feed(&bytes)? {
+                let pieces = self.pieces.take().unwrap_or_default();
+                return Ok((moved, Some(Message { header, payload, pieces })));
             }
         }
     }
@@ -559,14 +605,20 @@ impl Stream {
             let (hears, waiting) = with(|state| {
                 if let Some(wire) = self.wire.as_mut().filter(|wire| wire.output.is_empty()) {
                     wire.output = state.store.next_output(self.client).unwrap_or_default();
+                    if let Some(trace) = state.trace_of(self.client) {
+                        trace.goes(&wire.output);
+                        if !wire.decoder.is_midway() {
+                            wire.pieces.get_or_insert_default();
+                        }
+                    }
                 }
                 (state.store.may_request(self.client), state.store.has_output(self.client))
             });
             let (moved, message) = self.exchange(hears && turn.requests < REQUESTS_PER_TURN)?;
             turn.moved |= moved;
-            if let Some((header, payload)) = message {
+            if let Some(message) = message {
                 turn.requests += 1;
-                self.request(header, payload)?;
+                self.request(message)?;
             } else if !waiting || self.wire.as_ref().is_none_or(|wire| !wire.output.is_empty()) {
                 return Ok(());
             }
@@ -605,9 +657,14 @@ impl Stream {
     }
 
     /// Makes a request on a copy of the store, which becomes the store when it is done. The copy is some references.
-    fn request(&mut self, header: MessageHeader, payload: Vec<u8>) -> Result<(), Broken> {
+    fn request(&mut self, Message { header, payload, pieces }: Message) -> Result<(), Broken> {
         let (client, now_ns, link) = (self.client, time::now_ns(), Arc::clone(&self.link));
-        let mut store = STATE.lock().store.clone();
+        let mut state = STATE.lock();
+        if let Some(trace) = state.trace_of(client) {
+            trace.came(header, &payload, pieces);
+        }
+        let mut store = state.store.clone();
+        drop(state);
         let work = move || {
             let fuse = link.fuse(Part::Request);
             PROBED.set(fuse.left());

@@ -135,9 +135,11 @@ commands! {
          says what one cost; `write` puts zeros over what is there.\n\
          `device arp net0 10.0.2.2 10.0.2.15` asks a card's network who has the first address, in the name of the second;\n\
          `device ping net0 10.0.2.2 10.0.2.15 DEPTH COUNT` has COUNT packets of 1500 bytes echoed, DEPTH at a time, and says how fast."
-    "xenstore" "ls|read|write|rm|watch|control|panic ..." xenstore "look into xenstore, or change it"
+    "xenstore" "ls|read|write|rm|watch|trace|control|panic ..." xenstore "look into xenstore, or change it"
         "`xenstore ls [PATH]` shows a tree with its values; `read PATH`, `write PATH VALUE` and `rm PATH` do what they say;\n\
          `watch PATH [SECONDS]` shows what changes, until a key is pressed. PATH begins with / or is below dom0's own.\n\
+         `trace NAME` keeps all that a domain asks and gets from here on, until `trace off`, and `trace` shows what was kept, at most 256 KiB\n\
+         at a time. For all of it: `create --paused`, `xenstore trace`, `unpause`.\n\
          `control quota`, `control quota NUMBER` and `control quota set NAME VALUE` show or set what domains may have kept there,\n\
          `control check` looks whether its accounts are right, `control help` lists all.\n\
          `xenstore panic NAME [N]` lets the next request of a domain panic, or the N-th place where its requests have changed something;\n\

@@ -29,6 +29,9 @@ impl Shell {
             ["panic", name, n] => {
                 guests::panic_store(&guests::resolve(name)?, Part::Request, number(n)?)?;
             }
+            ["trace"] => print_block(&store::take_trace().ok_or("nothing is traced: `xenstore trace NAME`")?),
+            ["trace", "off"] => store::end_trace(),
+            ["trace", name] => guests::trace_store(&guests::resolve(name)?)?,
             ["control", command, ..] => {
                 let answer = store::control(words.get(1..).unwrap_or(&[]));
                 let answer = answer.map_err(|error| format!("xenstore answers {error} to {command:?}"))?;

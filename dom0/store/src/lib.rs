@@ -23,6 +23,7 @@ mod path;
 mod permissions;
 mod quota;
 mod store;
+pub mod trace;
 mod transaction;
 mod tree;
 mod watches;

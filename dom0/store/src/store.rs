@@ -9,7 +9,7 @@ mod requests;
 
 use crate::permissions::{Access, Asker, Life, Permission, Permissions};
 use crate::transaction::{Change, Transaction};
-use crate::tree::{Effects, Found, Plant, Tree};
+use crate::tree::{Effects, Found, Node, Plant, Tree};
 use crate::watches::Watches;
 use crate::{Error, Path, Quota, Usage};
 use alloc::collections::BTreeSet;
@@ -160,6 +160,7 @@ pub struct Store {
     quota: Quota,
     /// Open transactions, from the oldest.
     open: RedBlackTreeMapSync<u64, (ClientId, u32)>,
+    /// Counts transactions and watches.
     orders: u64,
     /// Bytes that changes have replaced while transactions were open.
     replaced: u64,
@@ -628,6 +629,11 @@ impl Store {
                 usage.memory = usage.memory.saturating_sub(charged);
             }
         }
+    }
+
+    /// A node as it is.
+    pub(crate) fn node(&self, path: &Path) -> Option<&Node> {
+        self.tree.get(path)
     }
 
     /// Compares the accounts and indexes with the tree; what is wrong, if anything. It takes as long as there are nodes.

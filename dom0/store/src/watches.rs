@@ -15,6 +15,8 @@ pub(crate) struct Watch {
     pub hidden: usize,
     /// How many names below the path count.
     pub depth: Option<u32>,
+    /// Greater than that of all that were there before.
+    pub order: u64,
 }
 
 /// The watches on one path, by client and token.

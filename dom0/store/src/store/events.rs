@@ -96,18 +96,16 @@ impl Store {
 
     /// Tells everybody who watches for what has happened and may know.
     pub(super) fn tell(&mut self, event: &Event, cause: Option<DomId>, now_ns: u64) {
-        let mut messages: Vec<(ClientId, Arc<[u8]>)> = Vec::new();
+        let mut messages = Vec::new();
         self.watches.on_the_way(&event.path, |names, client, token, watch| {
             let below = event.path.names().count() - names;
             let near = watch.depth.is_none_or(|depth| below <= depth as usize);
             if near && (below == 0 || !event.exact) && self.may_hear(client, &event.readable) {
-                messages
-                    .push((client, payload(event.path.as_str().get(watch.hidden..).unwrap_or(""), token)));
+                let told = event.path.as_str().get(watch.hidden..).unwrap_or("");
+                messages.push((watch.order, client, payload(told, token)));
             }
         });
-        for (client, message) in messages {
-            self.send_event(client, message, cause, now_ns);
-        }
+        self.send_events(messages, cause, now_ns);
     }
 
     fn may_hear(&self, client: ClientId, readable: &[Permissions]) -> bool {
@@ -125,12 +123,23 @@ impl Store {
                 if self.may_hear(client, &list) {
                     // Depth 1 asks for the domain's number.
                     let told = if one || watch.depth == Some(1) { &of_domain } else { name };
-                    messages.push((client, payload(told, token)));
+                    messages.push((watch.order, client, payload(told, token)));
                 }
             }
         }
-        for (client, message) in messages {
-            self.send_event(client, message, None, now_ns);
+        self.send_events(messages, None, now_ns);
+    }
+
+    /// Puts the events of one change on their way, in the order in which their watches were made, as Xen's xenstored does.
+    fn send_events(
+        &mut self,
+        mut messages: Vec<(u64, ClientId, Arc<[u8]>)>,
+        cause: Option<DomId>,
+        now_ns: u64,
+    ) {
+        messages.sort_unstable_by_key(|(order, ..)| *order);
+        for (_, client, message) in messages {
+            self.send_event(client, message, cause, now_ns);
         }
     }
 

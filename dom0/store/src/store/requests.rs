@@ -328,7 +328,8 @@ impl Store {
                 return Err(Error::Memory);
             }
         }
-        self.watches.add(&path, client, &token, Watch { hidden, depth });
+        self.orders += 1;
+        self.watches.add(&path, client, &token, Watch { hidden, depth, order: self.orders });
         if let Some(known) = self.clients.get_mut(&client) {
             known.watches.insert_mut((Arc::clone(&path), Arc::clone(&token)));
         }

@@ -227,7 +227,7 @@ impl Transaction {
             // It was possible in the snapshot, and all that decided it is the same.
             change.apply(&mut tree, asker, stamp, &mut effects).map_err(|_| Error::Conflict)?;
         }
-        merge_events(&mut effects);
+        merge_events(&mut effects, &self.base, &tree);
         Ok((tree, effects))
     }
 
@@ -239,22 +239,24 @@ impl Transaction {
     }
 }
 
-/// One event for each path, at its first place, for everybody who may hear of one of them.
-fn merge_events(effects: &mut Effects) {
-    let mut places: HashMap<(Path, bool), usize> = HashMap::new();
+/// One event for each path, at its first place. As with Xen's xenstored it is for those who might read the node before, or may now, or may
+/// read the one above it if it is there still; what was meanwhile does not count, nor what was there only meanwhile.
+fn merge_events(effects: &mut Effects, before: &Tree, after: &Tree) {
+    let mut places: HashMap<Path, usize> = HashMap::new();
     let mut merged: Vec<crate::tree::Event> = Vec::new();
     for event in effects.events.drain(..) {
-        let place = *places.entry((event.path.clone(), event.exact)).or_insert(merged.len());
+        let place = *places.entry(event.path.clone()).or_insert(merged.len());
         match merged.get_mut(place) {
-            Some(first) => {
-                for list in event.readable {
-                    if !first.readable.contains(&list) {
-                        first.readable.push(list);
-                    }
-                }
-            }
+            Some(first) => first.exact &= event.exact,
             None => merged.push(event),
         }
     }
+    for event in &mut merged {
+        let node = after.get(&event.path);
+        let above = node.and_then(|_| after.get(&event.path.split_last()?.0));
+        let readers = [before.get(&event.path), node, above].into_iter().flatten();
+        event.readable = readers.map(|node| node.permissions.clone()).collect();
+    }
+    merged.retain(|event| !event.readable.is_empty());
     effects.events = merged;
 }

@@ -13,6 +13,8 @@
 //! byte whatever follows). PIECES are the lengths in which a request came, when that is known: the store itself asks for a header, then
 //! for the rest, so shorter pieces are the domain's. Domain 0 stands for all of the control domain's own parts.
 //!
+//! A connection that begins anew, or ends because of a message that cannot be, is not said.
+//!
 //! A [`Trace`] begins with requests that make the nodes that the domain finds, so it can be replayed against any store.
 
 use crate::tree::Node;

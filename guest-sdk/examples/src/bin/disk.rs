@@ -10,44 +10,31 @@ extern crate alloc;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use guest_examples::asked::Asked;
 use guest_sdk::block::{self, BlockError, Disk};
 use guest_sdk::sync::Bell;
 use guest_sdk::xenstore::SharedStore;
-use guest_sdk::{Domain, entry, executor, println, shutdown, time};
+use guest_sdk::{Domain, entry, executor, println, time};
 
 const TASKS: u64 = 4;
 const SECTORS: usize = 16;
 
 /// How long to work.
 #[derive(Clone)]
-struct Shift {
-    rounds: u64,
-    ends: Arc<AtomicBool>,
+enum Shift {
+    Rounds(u64),
+    UntilAsked(Asked),
 }
 
 impl Shift {
-    /// Some rounds.
-    fn of(rounds: u64) -> Self {
-        Self { rounds, ends: Arc::new(AtomicBool::new(false)) }
-    }
-
-    /// Until the toolstack asks the guest to end.
-    fn until_asked(store: &SharedStore) -> Self {
-        let (store, shift) = (store.clone(), Self::of(u64::MAX));
-        let ends = Arc::clone(&shift.ends);
-        executor::spawn(async move {
-            let request = shutdown::requested(&store).await;
-            println!("  asked to end: {request:?}");
-            ends.store(true, Ordering::Relaxed);
-        });
-        shift
-    }
-
     /// Whether there is a round after so many; the first there always is.
     fn goes_on(&self, rounds: u64) -> bool {
-        rounds == 0 || rounds < self.rounds && !self.ends.load(Ordering::Relaxed)
+        match self {
+            Self::Rounds(most) => rounds < *most,
+            Self::UntilAsked(asked) => rounds == 0 || !asked.to_end(),
+        }
     }
 }
 
@@ -59,8 +46,8 @@ async fn main(mut domain: Domain) -> Result<(), BlockError> {
     };
     let words = &domain.command_line;
     let shift = match words.has("busy") {
-        true => Shift::until_asked(&store),
-        false => Shift::of(words.number("rounds").unwrap_or(4)),
+        true => Shift::UntilAsked(Asked::listen(&store)),
+        false => Shift::Rounds(words.number("rounds").unwrap_or(4)),
     };
     let (grow, last) = (words.has("grow"), words.has("last"));
     let (mut wrong, mut growing, mut writable) = (0, Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
 //! A TCP stream from one guest to another, and what it takes: `role=take` listens, `role=send peer=10.0.0.1` connects and sends
-//! `megabytes=16`. `ip=10.0.0.2/24` is the guest's address, or it comes by DHCP. Both say what 1500 bytes took. Under `--icount` a nanosecond is an
+//! `megabytes=16`, or with `busy` until the guest is asked to power off. `ip=10.0.0.2/24` is the guest's address, or it comes by DHCP. Both say what 1500 bytes took. Under `--icount` a nanosecond is an
 //! instruction, and they are those of both guests with their stacks, hypervisor and dom0 together.
 //!
 //! `offload=none` makes checksums and sends segments one by one, `offload=checksums` leaves only checksums out.
@@ -11,6 +11,7 @@ extern crate alloc;
 
 use alloc::vec;
 use core::time::Duration;
+use guest_examples::asked::Asked;
 use guest_examples::host::{self, Host};
 use guest_sdk::net::NetError;
 use guest_sdk::xenstore::SharedStore;
@@ -30,7 +31,10 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
     let mut stream = Stream::open(&store, words).await?;
     match (words.value("role"), words.number::<Ipv4Address>("peer")) {
         (Some("take"), _) => stream.take(words.number("pattern").is_some_and(|on: u8| on != 0)).await?,
-        (Some("send"), Some(peer)) => stream.send(peer, words).await?,
+        (Some("send"), Some(peer)) => {
+            let asked = words.has("busy").then(|| Asked::listen(&store));
+            stream.send(peer, words, asked).await?;
+        }
         _ => println!("role=take, or role=send peer=ADDRESS?"),
     }
     println!("{:?}", stream.host.device.card().counters());
@@ -106,8 +110,16 @@ impl Stream {
         self.finish().await
     }
 
-    async fn send(&mut self, peer: Ipv4Address, words: CommandLine) -> Result<(), NetError> {
-        let total = words.number("megabytes").unwrap_or(16u64) << 20;
+    async fn send(
+        &mut self,
+        peer: Ipv4Address,
+        words: CommandLine,
+        asked: Option<Asked>,
+    ) -> Result<(), NetError> {
+        let mut total = match asked {
+            Some(_) => u64::MAX,
+            None => words.number("megabytes").unwrap_or(16u64) << 20,
+        };
         let fill = words.number("pattern").is_some_and(|on: u8| on != 0);
         let port = 49152 | (time::now_ns() as u16 & 0x3fff);
         let Host { sockets, interface, .. } = &mut self.host;
@@ -132,7 +144,7 @@ impl Stream {
             let socket = self.socket();
             while bytes < total && socket.can_send() {
                 let put = socket.send(|room| {
-                    let count = room.len().min((total - bytes) as usize);
+                    let count = (total - bytes).min(room.len() as u64) as usize;
                     if fill {
                         (bytes..).zip(room.iter_mut().take(count)).for_each(|(at, byte)| *byte = pattern(at));
                     }
@@ -143,6 +155,9 @@ impl Stream {
             if !self.socket().may_send() {
                 println!("the connection ended at {bytes} bytes");
                 return Ok(());
+            }
+            if asked.as_ref().is_some_and(Asked::to_end) {
+                total = bytes;
             }
             self.poll();
             if bytes < total && !self.socket().can_send() {

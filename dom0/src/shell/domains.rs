@@ -20,8 +20,13 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Shell {
     pub(super) async fn destroy(&mut self, arguments: &[String]) -> Outcome {
-        let name = guests::resolve(one("destroy", arguments)?)?;
-        if guests::destroy(&name, deadline(DESTROY_PATIENCE)).await? {
+        let (name, patience) = match arguments {
+            [name] => (name, DESTROY_PATIENCE),
+            [name, patience] => (name, duration(patience)?),
+            _ => return Err(usage("destroy")),
+        };
+        let name = guests::resolve(name)?;
+        if guests::destroy(&name, deadline(patience)).await? {
             return Ok(Next::Go);
         }
         Err(format!(

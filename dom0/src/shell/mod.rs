@@ -101,8 +101,9 @@ commands! {
     "run" "FILE|IMAGE|NAME [KEY=VALUE]... [+ ...]" run_to_end "the same, show their output, and wait until they have ended"
         "With several, each line has the name of its domain before it. It fails when one does not power off by itself within\n\
          60 seconds, or those that timeout=SECONDS says; what still runs then is destroyed. on_reboot is destroy here."
-    "destroy" "NAME" destroy "end a domain at once and give its memory back"
-        "Nothing in the domain can prevent this, and it is not asked. `logs NAME` still shows its last output."
+    "destroy" "NAME [SECONDS]" destroy "end a domain at once and give its memory back"
+        "Nothing in the domain can prevent this, and it is not asked. `logs NAME` still shows its last output. It waits until others have\n\
+         let go of the domain's memory, at most 3 seconds unless said."
     "pause" "NAME" pause "stop a domain's vCPUs until `unpause`" ""
     "unpause" "NAME" unpause "let a paused domain go on" ""
     "shutdown" "NAME|--all [SECONDS]" shutdown "ask a domain to power itself off (it has 10 seconds unless said)"

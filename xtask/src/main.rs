@@ -21,6 +21,7 @@ mod docs;
 mod doctor;
 mod images;
 mod kill;
+mod layers;
 mod neighbour;
 mod qemu;
 mod ram;
@@ -73,6 +74,8 @@ enum Command {
     Kill(kill::Args),
     /// Measure what operations cost on Xenolith and on real Xen, in instructions
     Bench(bench::Args),
+    /// Measure what disk requests and packets cost from end to end, and who executes it: guests, hypervisor, dom0
+    Layers(layers::Args),
     /// Boot any 64-bit PV ELF kernel as dom0 of Xenolith, or of Debian's Xen
     Boot(boot::Args),
 }
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Command::Conformance(args) => conformance::main(args),
         Command::Kill(args) => kill::main(args),
         Command::Bench(args) => bench::main(args),
+        Command::Layers(args) => layers::main(args),
         Command::Boot(args) => boot::main(args),
     };
     result.unwrap_or_else(|error| {

@@ -2,7 +2,7 @@
 //! has come for two seconds. Both say what a frame took. Under `--icount` a nanosecond is an instruction, and they are those of both
 //! guests, hypervisor and dom0 together.
 //!
-//! `frames=1000` of each length are sent, at most `batch=32` with one notification; `pause=` milliseconds between batches let a
+//! `frames=1000` of each length, or of `bytes=1514` only, are sent, at most `batch=32` with one notification; `pause=` milliseconds between batches let a
 //! receiver keep up. Who takes with `check=0` looks at the head of each frame only, where it is.
 //!
 //! `role=echo ip=10.0.2.60 peer=10.0.2.2` has `frames=` packets of 1500 bytes echoed, `depth=16` at a time, and says how fast, as dom0's
@@ -43,7 +43,7 @@ async fn main(mut domain: Domain) -> Result<(), NetError> {
             let pause = Duration::from_millis(words.number("pause").unwrap_or(0));
             let (frames, batch) =
                 (words.number("frames").unwrap_or(1000), words.number("batch").unwrap_or(32));
-            send(&card, frames, batch, pause).await?;
+            send(&card, frames, batch, pause, words.number("bytes")).await?;
         }
         Some("take") => take(&card, words.number("check") != Some(0)).await?,
         Some("echo") => match (words.number("ip"), words.number("peer")) {
@@ -78,10 +78,17 @@ fn content(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at ^ at >> 8 ^ bytes) as u8).collect()
 }
 
-async fn send(card: &Card, frames: u32, batch: u32, pause: Duration) -> Result<(), NetError> {
+async fn send(
+    card: &Card,
+    frames: u32,
+    batch: u32,
+    pause: Duration,
+    only: Option<usize>,
+) -> Result<(), NetError> {
     // Receivers come up meanwhile.
     time::after(Duration::from_secs(1)).await;
-    for (length, bytes) in LENGTHS.into_iter().enumerate().filter(|(_, bytes)| *bytes <= card.max_frame()) {
+    let wanted = |bytes| bytes <= card.max_frame() && only.is_none_or(|only| only == bytes);
+    for (length, bytes) in LENGTHS.into_iter().enumerate().filter(|(_, bytes)| wanted(*bytes)) {
         let mut frame = content(bytes);
         fill(&mut frame, card.mac(), length as u32);
         let mut sent = 0;

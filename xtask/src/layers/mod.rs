@@ -354,9 +354,8 @@ fn count(socket: &Path, fifo: &Path, reading: u64, over: &AtomicBool) -> Result<
             std::thread::sleep(Duration::from_millis(50));
             continue;
         };
-        periods.clear();
         let mut reader = Reader::default();
-        let Some(second) = second_return(&mut stub, reading)? else { continue };
+        let Ok(Some(second)) = second_return(&mut stub, reading) else { continue };
         while stub.run_to(reading)?.is_some() {
             let counts = std::thread::scope(|scope| -> Result<Option<Counts>> {
                 let counts = scope.spawn(|| {
@@ -376,6 +375,8 @@ fn count(socket: &Path, fifo: &Path, reading: u64, over: &AtomicBool) -> Result<
             })?;
             periods.extend(counts);
         }
+        // It ended, by itself or because Xen, which does not end QEMU, has said its last words.
+        break;
     }
     Ok(periods)
 }

@@ -449,8 +449,7 @@ pub fn all(workspace: &Workspace) -> Result<Vec<(Host, Scenario)>> {
         }
     }
     for image in &workspace.guests {
-        let has_file =
-            scenarios.iter().any(|scenario: &Scenario| scenario.image.as_ref() == Some(&image.name));
+        let has_file = scenarios.iter().any(|scenario: &Scenario| scenario.uses(&image.name));
         if image.kind != Kind::Scenario || has_file {
             continue;
         }
@@ -580,6 +579,12 @@ impl Scenario {
     fn web_port(&self) -> Option<u16> {
         let (_, ports) = self.net.as_ref()?.split_once("tcp:")?;
         ports.split_once('-')?.0.parse().ok()
+    }
+
+    /// Whether it boots an image, or has dom0 run it as a guest.
+    fn uses(&self, image: &str) -> bool {
+        let runs = |command: &String| command.split_whitespace().any(|word| word == image);
+        self.image.as_deref() == Some(image) || self.exec.iter().any(runs)
     }
 
     /// Whether it uses dom0's management channel.

@@ -449,8 +449,8 @@ pub fn all(workspace: &Workspace) -> Result<Vec<(Host, Scenario)>> {
         }
     }
     for image in &workspace.guests {
-        let has_file = scenarios.iter().any(|scenario: &Scenario| scenario.uses(&image.name));
-        if image.kind != Kind::Scenario || has_file {
+        let is_used = scenarios.iter().any(|scenario: &Scenario| scenario.uses(&image.name));
+        if image.kind != Kind::Scenario || is_used {
             continue;
         }
         let mut scenario = match &image.scenario {

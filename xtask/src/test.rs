@@ -93,16 +93,19 @@ pub fn main(args: Args) -> Result<ExitCode> {
             (host, scenario)
         })
         .collect();
+    let scenarios_only = args.on.is_some() || args.pace.is_some();
+    let suite = suite_filter(&workspace, &args.filter).filter(|_| args.pace.is_none());
+    let kills = !scenarios_only && !args.quick && KILLS.contains(&args.filter);
     if args.list {
         for (host, scenario) in &scenarios {
             println!("{:<44} {}", name(*host, scenario), scenario.about);
         }
-        if KILLS.contains(&args.filter) && args.on.is_none() && !args.quick {
+        if kills {
             println!(
                 "{KILLS:<44} QEMU is killed {KILL_ROUNDS} times while a guest writes to its disks; no flush is lost."
             );
         }
-        if suite_filter(&workspace, &args.filter).is_some() {
+        if suite.is_some() {
             let about = "The conformance suite: `cargo xtask conformance --list` names its cases.";
             println!("{SUITE:<44} {about}");
         }
@@ -110,13 +113,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     install_in_ci()?;
     let mut tally = Tally::default();
-    let scenarios_only = args.on.is_some() || args.pace.is_some();
     if !scenarios_only {
         host_side(&workspace, &args.filter, &mut tally)?;
     }
     let audits = !scenarios_only && ("audit".contains(&args.filter) || args.filter.starts_with("audit"));
-    let suite = suite_filter(&workspace, &args.filter).filter(|_| args.pace.is_none());
-    let kills = !scenarios_only && !args.quick && KILLS.contains(&args.filter);
     if audits || kills || suite.is_some() || !scenarios.is_empty() {
         let built = if audits || kills || suite.is_some() {
             build::everything(&workspace)

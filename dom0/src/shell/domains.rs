@@ -17,14 +17,12 @@ use hypercall_abi::DomId;
 const DETACH: u8 = 0x1d;
 /// How long `shutdown` waits for the domain.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long `wait` does.
+const WAIT_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Shell {
     pub(super) async fn destroy(&mut self, arguments: &[String]) -> Outcome {
-        let (name, patience) = match arguments {
-            [name] => (name, DESTROY_PATIENCE),
-            [name, patience] => (name, duration(patience)?),
-            _ => return Err(usage("destroy")),
-        };
+        let (name, patience) = name_and_patience("destroy", arguments, DESTROY_PATIENCE)?;
         let name = guests::resolve(name)?;
         if guests::destroy(&name, deadline(patience)).await? {
             return Ok(Next::Go);
@@ -56,12 +54,8 @@ impl Shell {
     }
 
     pub(super) async fn shutdown(&mut self, arguments: &[String]) -> Outcome {
-        let (name, patience) = match arguments {
-            [name] => (name, SHUTDOWN_PATIENCE),
-            [name, patience] => (name, duration(patience)?),
-            _ => return Err(usage("shutdown")),
-        };
-        let names = match name.as_str() {
+        let (name, patience) = name_and_patience("shutdown", arguments, SHUTDOWN_PATIENCE)?;
+        let names = match name {
             "--all" => guests::in_order_of_end(),
             name => Vec::from([guests::resolve(name)?]),
         };
@@ -143,16 +137,25 @@ impl Shell {
     }
 
     pub(super) async fn wait(&mut self, arguments: &[String]) -> Outcome {
-        let (name, limit) = match arguments {
-            [name] => (name, Duration::from_secs(60)),
-            [name, limit] => (name, duration(limit)?),
-            _ => return Err(usage("wait")),
-        };
+        let (name, limit) = name_and_patience("wait", arguments, WAIT_PATIENCE)?;
         let name = guests::resolve(name)?;
         match guests::wait_for_end(&name, deadline(limit)).await {
             Some(State::Kept(..) | State::Gone(_)) | None => Ok(Next::Go),
             Some(_) => Err(format!("{name} still runs after {} s", limit.as_secs_f32())),
         }
+    }
+}
+
+/// The words `NAME [SECONDS]` behind a command, which has so much patience unless told.
+fn name_and_patience<'a>(
+    command: &str,
+    arguments: &'a [String],
+    unless_told: Duration,
+) -> Result<(&'a str, Duration), String> {
+    match arguments {
+        [name] => Ok((name, unless_told)),
+        [name, patience] => Ok((name, duration(patience)?)),
+        _ => Err(usage(command)),
     }
 }
 

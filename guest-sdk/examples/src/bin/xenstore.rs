@@ -6,7 +6,8 @@ extern crate alloc;
 
 use alloc::string::String;
 use guest_sdk::abi::Errno;
-use guest_sdk::xenstore::StoreError;
+use guest_sdk::shutdown::{self, Request};
+use guest_sdk::xenstore::{SharedStore, StoreError};
 use guest_sdk::{Domain, entry, println};
 
 #[entry]
@@ -31,15 +32,8 @@ async fn main(mut domain: Domain) -> Result<(), StoreError> {
     }
     println!("a note is in data/note");
 
-    store.watch("control/shutdown", "power").await?;
-    loop {
-        let (path, _) = store.event().await?;
-        let wish = store.read(&path).await?;
-        if wish == b"poweroff" {
-            // Taking the wish away says that it was heard.
-            store.write(&path, b"").await?;
-            println!("asked to power off: good night");
-            return Ok(());
-        }
-    }
+    let store = SharedStore::new(store);
+    while shutdown::requested(&store).await? != Request::Poweroff {}
+    println!("asked to power off: good night");
+    Ok(())
 }
